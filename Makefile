@@ -1,0 +1,83 @@
+# Entry points for people and for CI. `make` alone lists them; each one sets up .venv by itself when that is needed.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.setup-stamp
+RUNS ?= 200
+SEED ?=
+ARGS ?=
+
+.PHONY: help setup run test test-fast test-chaos sim bench bench-recovery bench-overhead \
+        check format-check lint types layers drift format protos generate lock clean
+
+help: ## Print these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP) ## Create .venv from requirements.lock and install the project into it
+
+$(STAMP): requirements.lock pyproject.toml tools/setup.sh
+	@PYTHON="$(PYTHON)" tools/setup.sh
+	@touch $@
+
+run: setup ## Train the main job on 4 nodes + 1 spare, kill a node mid-step, compare with an undisturbed run
+	@$(BIN)/python -m bench.main_job $(ARGS)
+
+test: setup ## Run all tests (ARGS="-k name" narrows)
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-fast: setup ## Run the tests that need no Ray cluster
+	@$(BIN)/python -m pytest -m "not ray and not chaos and not slow" $(ARGS)
+
+test-chaos: setup ## Run the tests that kill, stop and cut off real processes
+	@$(BIN)/python -m pytest -m chaos $(ARGS)
+
+sim: setup ## Simulate RUNS=n seeds of faults, or replay one with SEED=n
+	@$(BIN)/python -m orchestrator.testkit.sim $(if $(SEED),--runs 1 --seed $(SEED),--runs $(RUNS)) $(ARGS)
+
+bench: bench-recovery bench-overhead ## Run all benchmarks
+
+bench-recovery: setup ## Time from kill -9 to the next step, ours beside torchrun and torchft
+	@$(BIN)/python -m bench.recovery $(ARGS)
+
+bench-overhead: setup ## Cost without faults, ours over a plain DDP loop
+	@$(BIN)/python -m bench.overhead $(ARGS)
+
+check: format-check lint types layers drift test ## Everything CI checks: format, lint, types, layers, drift, tests
+
+format-check: setup
+	@$(BIN)/ruff format --check .
+
+lint: setup ## Lint
+	@$(BIN)/ruff check .
+
+types: setup ## Check static types
+	@$(BIN)/mypy
+
+layers: setup ## Check the import contracts
+	@$(BIN)/lint-imports
+
+drift: setup ## Check that generated files are what their sources generate
+	@tools/drift.sh
+
+format: setup ## Format and fix what can be fixed
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format .
+
+protos: setup ## Generate Python from protos/orchestrator/v1
+	@tools/generate.sh protos .
+
+generate: setup ## Generate everything that is generated: protos, JSON Schema, state diagram
+	@tools/generate.sh all .
+
+lock: ## Write requirements.lock from what .venv holds
+	@tools/lock.sh
+
+clean: ## Remove .venv, caches and build leftovers
+	@rm -rf $(VENV) build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@find orchestrator bench tests examples -name __pycache__ -type d -prune -exec rm -rf {} +

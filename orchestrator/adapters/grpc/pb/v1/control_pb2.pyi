@@ -1,0 +1,304 @@
+from orchestrator.adapters.grpc.pb.v1 import types_pb2 as _types_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class SubmitJobRequest(_message.Message):
+    __slots__ = ("job_json", "yaml_text")
+    JOB_JSON_FIELD_NUMBER: _ClassVar[int]
+    YAML_TEXT_FIELD_NUMBER: _ClassVar[int]
+    job_json: str
+    yaml_text: str
+    def __init__(self, job_json: _Optional[str] = ..., yaml_text: _Optional[str] = ...) -> None: ...
+
+class SubmitJobResponse(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class GetJobRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class ListJobsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListJobsResponse(_message.Message):
+    __slots__ = ("jobs",)
+    JOBS_FIELD_NUMBER: _ClassVar[int]
+    jobs: _containers.RepeatedCompositeFieldContainer[JobStatus]
+    def __init__(self, jobs: _Optional[_Iterable[_Union[JobStatus, _Mapping]]] = ...) -> None: ...
+
+class WatchEventsRequest(_message.Message):
+    __slots__ = ("name", "after_seq", "follow")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    AFTER_SEQ_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    after_seq: int
+    follow: bool
+    def __init__(self, name: _Optional[str] = ..., after_seq: _Optional[int] = ..., follow: _Optional[bool] = ...) -> None: ...
+
+class ExplainEventRequest(_message.Message):
+    __slots__ = ("name", "seq")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    seq: int
+    def __init__(self, name: _Optional[str] = ..., seq: _Optional[int] = ...) -> None: ...
+
+class InjectFaultRequest(_message.Message):
+    __slots__ = ("name", "fault", "who")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    FAULT_FIELD_NUMBER: _ClassVar[int]
+    WHO_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    fault: _types_pb2.Fault
+    who: str
+    def __init__(self, name: _Optional[str] = ..., fault: _Optional[_Union[_types_pb2.Fault, _Mapping]] = ..., who: _Optional[str] = ...) -> None: ...
+
+class InjectFaultResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class CancelJobRequest(_message.Message):
+    __slots__ = ("name", "who")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    WHO_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    who: str
+    def __init__(self, name: _Optional[str] = ..., who: _Optional[str] = ...) -> None: ...
+
+class CancelJobResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DrainNodeRequest(_message.Message):
+    __slots__ = ("name", "node_id", "who")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    WHO_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    node_id: str
+    who: str
+    def __init__(self, name: _Optional[str] = ..., node_id: _Optional[str] = ..., who: _Optional[str] = ...) -> None: ...
+
+class DrainNodeResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class WatchStatusRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class TailLogsRequest(_message.Message):
+    __slots__ = ("name", "rank", "follow")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    rank: int
+    follow: bool
+    def __init__(self, name: _Optional[str] = ..., rank: _Optional[int] = ..., follow: _Optional[bool] = ...) -> None: ...
+
+class GetClusterRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ShutdownRequest(_message.Message):
+    __slots__ = ("who",)
+    WHO_FIELD_NUMBER: _ClassVar[int]
+    who: str
+    def __init__(self, who: _Optional[str] = ...) -> None: ...
+
+class ShutdownResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Record(_message.Message):
+    __slots__ = ("seq", "at_ms", "wall_s", "event_type", "event_json", "commands_json", "reason", "phase", "epoch", "committed_step")
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    AT_MS_FIELD_NUMBER: _ClassVar[int]
+    WALL_S_FIELD_NUMBER: _ClassVar[int]
+    EVENT_TYPE_FIELD_NUMBER: _ClassVar[int]
+    EVENT_JSON_FIELD_NUMBER: _ClassVar[int]
+    COMMANDS_JSON_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    COMMITTED_STEP_FIELD_NUMBER: _ClassVar[int]
+    seq: int
+    at_ms: int
+    wall_s: float
+    event_type: str
+    event_json: str
+    commands_json: _containers.RepeatedScalarFieldContainer[str]
+    reason: str
+    phase: str
+    epoch: int
+    committed_step: int
+    def __init__(self, seq: _Optional[int] = ..., at_ms: _Optional[int] = ..., wall_s: _Optional[float] = ..., event_type: _Optional[str] = ..., event_json: _Optional[str] = ..., commands_json: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ..., phase: _Optional[str] = ..., epoch: _Optional[int] = ..., committed_step: _Optional[int] = ...) -> None: ...
+
+class Explanation(_message.Message):
+    __slots__ = ("record", "lines")
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    LINES_FIELD_NUMBER: _ClassVar[int]
+    record: Record
+    lines: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, record: _Optional[_Union[Record, _Mapping]] = ..., lines: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class LogLine(_message.Message):
+    __slots__ = ("worker_id", "rank", "text")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    rank: int
+    text: str
+    def __init__(self, worker_id: _Optional[str] = ..., rank: _Optional[int] = ..., text: _Optional[str] = ...) -> None: ...
+
+class JobStatus(_message.Message):
+    __slots__ = ("name", "phase", "outcome", "last_word", "step", "steps", "loss", "eval_loss", "epoch", "tokens_per_s", "eta_s", "goodput", "recoveries", "steps_lost", "survivors_restarted", "budget", "budget_max", "workers", "nodes", "decision", "checkpoint", "plan")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    LAST_WORD_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    EVAL_LOSS_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    ETA_S_FIELD_NUMBER: _ClassVar[int]
+    GOODPUT_FIELD_NUMBER: _ClassVar[int]
+    RECOVERIES_FIELD_NUMBER: _ClassVar[int]
+    STEPS_LOST_FIELD_NUMBER: _ClassVar[int]
+    SURVIVORS_RESTARTED_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_MAX_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    DECISION_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    phase: str
+    outcome: str
+    last_word: str
+    step: int
+    steps: int
+    loss: float
+    eval_loss: float
+    epoch: int
+    tokens_per_s: float
+    eta_s: float
+    goodput: float
+    recoveries: int
+    steps_lost: int
+    survivors_restarted: int
+    budget: int
+    budget_max: int
+    workers: _containers.RepeatedCompositeFieldContainer[WorkerStatus]
+    nodes: _containers.RepeatedCompositeFieldContainer[NodeStatus]
+    decision: DecisionStatus
+    checkpoint: CheckpointStatus
+    plan: PlanStatus
+    def __init__(self, name: _Optional[str] = ..., phase: _Optional[str] = ..., outcome: _Optional[str] = ..., last_word: _Optional[str] = ..., step: _Optional[int] = ..., steps: _Optional[int] = ..., loss: _Optional[float] = ..., eval_loss: _Optional[float] = ..., epoch: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., eta_s: _Optional[float] = ..., goodput: _Optional[float] = ..., recoveries: _Optional[int] = ..., steps_lost: _Optional[int] = ..., survivors_restarted: _Optional[int] = ..., budget: _Optional[int] = ..., budget_max: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., nodes: _Optional[_Iterable[_Union[NodeStatus, _Mapping]]] = ..., decision: _Optional[_Union[DecisionStatus, _Mapping]] = ..., checkpoint: _Optional[_Union[CheckpointStatus, _Mapping]] = ..., plan: _Optional[_Union[PlanStatus, _Mapping]] = ...) -> None: ...
+
+class WorkerStatus(_message.Message):
+    __slots__ = ("worker_id", "node_id", "rank", "phase", "step", "doing", "doing_ms", "silence_ms", "connected", "suspect", "cause", "pid", "micro_batch_ms", "rss_bytes")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    DOING_FIELD_NUMBER: _ClassVar[int]
+    DOING_MS_FIELD_NUMBER: _ClassVar[int]
+    SILENCE_MS_FIELD_NUMBER: _ClassVar[int]
+    CONNECTED_FIELD_NUMBER: _ClassVar[int]
+    SUSPECT_FIELD_NUMBER: _ClassVar[int]
+    CAUSE_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    MICRO_BATCH_MS_FIELD_NUMBER: _ClassVar[int]
+    RSS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    node_id: str
+    rank: int
+    phase: str
+    step: int
+    doing: str
+    doing_ms: int
+    silence_ms: int
+    connected: bool
+    suspect: str
+    cause: str
+    pid: int
+    micro_batch_ms: int
+    rss_bytes: int
+    def __init__(self, worker_id: _Optional[str] = ..., node_id: _Optional[str] = ..., rank: _Optional[int] = ..., phase: _Optional[str] = ..., step: _Optional[int] = ..., doing: _Optional[str] = ..., doing_ms: _Optional[int] = ..., silence_ms: _Optional[int] = ..., connected: _Optional[bool] = ..., suspect: _Optional[str] = ..., cause: _Optional[str] = ..., pid: _Optional[int] = ..., micro_batch_ms: _Optional[int] = ..., rss_bytes: _Optional[int] = ...) -> None: ...
+
+class NodeStatus(_message.Message):
+    __slots__ = ("node_id", "address", "healthy", "schedulable", "slots", "workers")
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    HEALTHY_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULABLE_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    node_id: str
+    address: str
+    healthy: bool
+    schedulable: bool
+    slots: int
+    workers: int
+    def __init__(self, node_id: _Optional[str] = ..., address: _Optional[str] = ..., healthy: _Optional[bool] = ..., schedulable: _Optional[bool] = ..., slots: _Optional[int] = ..., workers: _Optional[int] = ...) -> None: ...
+
+class DecisionStatus(_message.Message):
+    __slots__ = ("seq", "wall_s", "event", "reason")
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    WALL_S_FIELD_NUMBER: _ClassVar[int]
+    EVENT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    seq: int
+    wall_s: float
+    event: str
+    reason: str
+    def __init__(self, seq: _Optional[int] = ..., wall_s: _Optional[float] = ..., event: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class CheckpointStatus(_message.Message):
+    __slots__ = ("step", "uri", "digest")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    URI_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    uri: str
+    digest: str
+    def __init__(self, step: _Optional[int] = ..., uri: _Optional[str] = ..., digest: _Optional[str] = ...) -> None: ...
+
+class PlanStatus(_message.Message):
+    __slots__ = ("epoch", "mesh", "ranks", "zero_stage", "copies", "micro_batches", "reason")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    MESH_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
+    ZERO_STAGE_FIELD_NUMBER: _ClassVar[int]
+    COPIES_FIELD_NUMBER: _ClassVar[int]
+    MICRO_BATCHES_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    mesh: _containers.RepeatedCompositeFieldContainer[_types_pb2.MeshAxis]
+    ranks: int
+    zero_stage: int
+    copies: int
+    micro_batches: int
+    reason: str
+    def __init__(self, epoch: _Optional[int] = ..., mesh: _Optional[_Iterable[_Union[_types_pb2.MeshAxis, _Mapping]]] = ..., ranks: _Optional[int] = ..., zero_stage: _Optional[int] = ..., copies: _Optional[int] = ..., micro_batches: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...

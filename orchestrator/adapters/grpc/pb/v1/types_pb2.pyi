@@ -1,0 +1,205 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class TensorView(_message.Message):
+    __slots__ = ("name", "shape", "start", "stop", "trainable")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    TRAINABLE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    start: int
+    stop: int
+    trainable: bool
+    def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., trainable: _Optional[bool] = ...) -> None: ...
+
+class GraphView(_message.Message):
+    __slots__ = ("tensors", "numel", "padded_numel", "block", "fingerprint")
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    NUMEL_FIELD_NUMBER: _ClassVar[int]
+    PADDED_NUMEL_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_FIELD_NUMBER: _ClassVar[int]
+    FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
+    tensors: _containers.RepeatedCompositeFieldContainer[TensorView]
+    numel: int
+    padded_numel: int
+    block: int
+    fingerprint: str
+    def __init__(self, tensors: _Optional[_Iterable[_Union[TensorView, _Mapping]]] = ..., numel: _Optional[int] = ..., padded_numel: _Optional[int] = ..., block: _Optional[int] = ..., fingerprint: _Optional[str] = ...) -> None: ...
+
+class Interval(_message.Message):
+    __slots__ = ("start", "stop")
+    START_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    start: int
+    stop: int
+    def __init__(self, start: _Optional[int] = ..., stop: _Optional[int] = ...) -> None: ...
+
+class Holding(_message.Message):
+    __slots__ = ("primary", "extra")
+    PRIMARY_FIELD_NUMBER: _ClassVar[int]
+    EXTRA_FIELD_NUMBER: _ClassVar[int]
+    primary: _containers.RepeatedCompositeFieldContainer[Interval]
+    extra: _containers.RepeatedCompositeFieldContainer[Interval]
+    def __init__(self, primary: _Optional[_Iterable[_Union[Interval, _Mapping]]] = ..., extra: _Optional[_Iterable[_Union[Interval, _Mapping]]] = ...) -> None: ...
+
+class StateLayout(_message.Message):
+    __slots__ = ("name", "numel", "holdings")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    NUMEL_FIELD_NUMBER: _ClassVar[int]
+    HOLDINGS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    numel: int
+    holdings: _containers.RepeatedCompositeFieldContainer[Holding]
+    def __init__(self, name: _Optional[str] = ..., numel: _Optional[int] = ..., holdings: _Optional[_Iterable[_Union[Holding, _Mapping]]] = ...) -> None: ...
+
+class MeshAxis(_message.Message):
+    __slots__ = ("name", "size")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    size: int
+    def __init__(self, name: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
+
+class Seat(_message.Message):
+    __slots__ = ("rank", "worker_id", "node_id")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    worker_id: str
+    node_id: str
+    def __init__(self, rank: _Optional[int] = ..., worker_id: _Optional[str] = ..., node_id: _Optional[str] = ...) -> None: ...
+
+class Plan(_message.Message):
+    __slots__ = ("job", "epoch", "parent", "mesh", "zero_stage", "copies", "micro_batches", "block", "seats", "layouts", "reason")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    MESH_FIELD_NUMBER: _ClassVar[int]
+    ZERO_STAGE_FIELD_NUMBER: _ClassVar[int]
+    COPIES_FIELD_NUMBER: _ClassVar[int]
+    MICRO_BATCHES_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_FIELD_NUMBER: _ClassVar[int]
+    SEATS_FIELD_NUMBER: _ClassVar[int]
+    LAYOUTS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    epoch: int
+    parent: int
+    mesh: _containers.RepeatedCompositeFieldContainer[MeshAxis]
+    zero_stage: int
+    copies: int
+    micro_batches: int
+    block: int
+    seats: _containers.RepeatedCompositeFieldContainer[Seat]
+    layouts: _containers.RepeatedCompositeFieldContainer[StateLayout]
+    reason: str
+    def __init__(self, job: _Optional[str] = ..., epoch: _Optional[int] = ..., parent: _Optional[int] = ..., mesh: _Optional[_Iterable[_Union[MeshAxis, _Mapping]]] = ..., zero_stage: _Optional[int] = ..., copies: _Optional[int] = ..., micro_batches: _Optional[int] = ..., block: _Optional[int] = ..., seats: _Optional[_Iterable[_Union[Seat, _Mapping]]] = ..., layouts: _Optional[_Iterable[_Union[StateLayout, _Mapping]]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Commit(_message.Message):
+    __slots__ = ("step", "loss", "grad_norm", "scale")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    GRAD_NORM_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    loss: float
+    grad_norm: float
+    scale: float
+    def __init__(self, step: _Optional[int] = ..., loss: _Optional[float] = ..., grad_norm: _Optional[float] = ..., scale: _Optional[float] = ...) -> None: ...
+
+class Held(_message.Message):
+    __slots__ = ("plan_epoch", "rank", "applied_step", "params_step", "prepared_step", "commit")
+    PLAN_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    APPLIED_STEP_FIELD_NUMBER: _ClassVar[int]
+    PARAMS_STEP_FIELD_NUMBER: _ClassVar[int]
+    PREPARED_STEP_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_FIELD_NUMBER: _ClassVar[int]
+    plan_epoch: int
+    rank: int
+    applied_step: int
+    params_step: int
+    prepared_step: int
+    commit: Commit
+    def __init__(self, plan_epoch: _Optional[int] = ..., rank: _Optional[int] = ..., applied_step: _Optional[int] = ..., params_step: _Optional[int] = ..., prepared_step: _Optional[int] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ...) -> None: ...
+
+class Transfer(_message.Message):
+    __slots__ = ("tensor", "src", "dst", "start", "stop")
+    TENSOR_FIELD_NUMBER: _ClassVar[int]
+    SRC_FIELD_NUMBER: _ClassVar[int]
+    DST_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    tensor: str
+    src: int
+    dst: int
+    start: int
+    stop: int
+    def __init__(self, tensor: _Optional[str] = ..., src: _Optional[int] = ..., dst: _Optional[int] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ...) -> None: ...
+
+class Resume(_message.Message):
+    __slots__ = ("source", "step", "commit", "transfers", "fresh", "checkpoint_uri")
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_FIELD_NUMBER: _ClassVar[int]
+    TRANSFERS_FIELD_NUMBER: _ClassVar[int]
+    FRESH_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_URI_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    step: int
+    commit: Commit
+    transfers: _containers.RepeatedCompositeFieldContainer[Transfer]
+    fresh: _containers.RepeatedScalarFieldContainer[int]
+    checkpoint_uri: str
+    def __init__(self, source: _Optional[str] = ..., step: _Optional[int] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., transfers: _Optional[_Iterable[_Union[Transfer, _Mapping]]] = ..., fresh: _Optional[_Iterable[int]] = ..., checkpoint_uri: _Optional[str] = ...) -> None: ...
+
+class Fault(_message.Message):
+    __slots__ = ("kind", "rank", "node_id", "at_step", "micro_batch", "amount_ms")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    AT_STEP_FIELD_NUMBER: _ClassVar[int]
+    MICRO_BATCH_FIELD_NUMBER: _ClassVar[int]
+    AMOUNT_MS_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    rank: int
+    node_id: str
+    at_step: int
+    micro_batch: int
+    amount_ms: int
+    def __init__(self, kind: _Optional[str] = ..., rank: _Optional[int] = ..., node_id: _Optional[str] = ..., at_step: _Optional[int] = ..., micro_batch: _Optional[int] = ..., amount_ms: _Optional[int] = ...) -> None: ...
+
+class NodeView(_message.Message):
+    __slots__ = ("node_id", "address", "device", "slots", "memory_bytes", "healthy", "schedulable")
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HEALTHY_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULABLE_FIELD_NUMBER: _ClassVar[int]
+    node_id: str
+    address: str
+    device: str
+    slots: int
+    memory_bytes: int
+    healthy: bool
+    schedulable: bool
+    def __init__(self, node_id: _Optional[str] = ..., address: _Optional[str] = ..., device: _Optional[str] = ..., slots: _Optional[int] = ..., memory_bytes: _Optional[int] = ..., healthy: _Optional[bool] = ..., schedulable: _Optional[bool] = ...) -> None: ...
+
+class ClusterView(_message.Message):
+    __slots__ = ("generation", "nodes")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    generation: int
+    nodes: _containers.RepeatedCompositeFieldContainer[NodeView]
+    def __init__(self, generation: _Optional[int] = ..., nodes: _Optional[_Iterable[_Union[NodeView, _Mapping]]] = ...) -> None: ...

@@ -1,0 +1,1 @@
+"""Pure decisions: standard library only, synchronous, no clock, no randomness, no I/O; time and seeds are arguments."""

@@ -1,0 +1,88 @@
+"""Commands are requests: what the supervisor's core wants done, carried out by the driver after they are in the journal.
+
+Each is safe to carry out twice: after a restart the driver repeats what may not have happened. Commands to workers carry the
+epoch; a worker refuses an older one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orchestrator.core.plan.plan import Plan
+from orchestrator.core.reshard.recovery import Resume
+from orchestrator.core.supervisor.events import Fault
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnWorker:
+    """Start a worker process on a node."""
+
+    worker_id: str
+    node_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class KillWorker:
+    """End a worker process by force, best effort; its id is fenced for ever and its stream refused."""
+
+    worker_id: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExitWorker:
+    """Ask a worker to end itself, politely."""
+
+    worker_id: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeWorker:
+    """Try its liveness port: refused means that the process is gone (WorkerGone); anything else means nothing."""
+
+    worker_id: str
+    endpoint: str
+
+
+@dataclass(frozen=True, slots=True)
+class FenceEpoch:
+    """Tell a worker to abort its groups of this epoch (and older), keep its state, and report what it holds."""
+
+    worker_id: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunEpoch:
+    """Tell a worker to take its seat in the plan, form groups at the store, get its state as `resume` says, and train."""
+
+    worker_id: str
+    plan: Plan
+    resume: Resume
+    store_endpoint: str
+
+
+@dataclass(frozen=True, slots=True)
+class DumpStacks:
+    """Ask for the stacks of all threads of a worker that stands still, before it is killed."""
+
+    worker_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class InjectFault:
+    """Hand a fault to a worker."""
+
+    worker_id: str
+    fault: Fault
+
+
+@dataclass(frozen=True, slots=True)
+class EndJob:
+    """The job has reached a terminal state; release what it holds."""
+
+    why: str
+
+
+Command = SpawnWorker | KillWorker | ExitWorker | ProbeWorker | FenceEpoch | RunEpoch | DumpStacks | InjectFault | EndJob

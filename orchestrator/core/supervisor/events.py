@@ -1,0 +1,249 @@
+"""Events are facts: what the supervisor's core is told, frozen, each with the time it was learned.
+
+`at_ms` is a monotonic clock in milliseconds given by the driver. Everything a decision needs is inside its event, so that the
+journal alone replays every decision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orchestrator.core.cluster.view import ClusterView
+from orchestrator.core.graph.view import GraphView
+from orchestrator.core.reshard.recovery import Held
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterChanged:
+    """The cluster looks different now (also the first look)."""
+
+    at_ms: int
+    view: ClusterView
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerHello:
+    """A worker's stream is up: for the first time, or again after a break or a supervisor restart."""
+
+    at_ms: int
+    worker_id: str
+    node_id: str
+    pid: int
+    endpoint: str  # host:port of its store and liveness socket
+    graph: GraphView
+    epoch: int  # the epoch it trains in (or trained in last); 0 when it never had a rank
+    running: bool  # whether it is inside that epoch now
+    held: Held | None  # what it holds, when it is not running and had a rank
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDisconnected:
+    """Its stream broke. That is no proof of anything: unreachable is not failed."""
+
+    at_ms: int
+    worker_id: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerGone:
+    """Positive evidence that the process has ended."""
+
+    at_ms: int
+    worker_id: str
+    evidence: str
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnFailed:
+    """The fleet could not start it."""
+
+    at_ms: int
+    worker_id: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class LeftEpoch:
+    """A worker left an epoch's groups: fenced, or because a collective broke. It keeps its state and waits."""
+
+    at_ms: int
+    worker_id: str
+    epoch: int
+    fenced: bool  # true: it was told to; false: its groups broke first
+    held: Held | None  # None when it held no state yet
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class EpochReady:
+    """Groups formed and state in place; the worker trains from here on."""
+
+    at_ms: int
+    worker_id: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepCommitted:
+    """A worker passed the commit of a step; the first to say so counts."""
+
+    at_ms: int
+    worker_id: str
+    epoch: int
+    step: int
+    loss: float  # nats, mean over the step's micro-batches
+    grad_norm: float  # global L2 norm before clipping
+    scale: float  # factor that clipping put on the gradient; with it survivors can roll forward to this step
+    lr: float
+    step_ms: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class EvalReported:
+    """Held-out loss of the state after `step`."""
+
+    at_ms: int
+    worker_id: str
+    epoch: int
+    step: int
+    loss: float
+
+
+@dataclass(frozen=True, slots=True)
+class DigestReported:
+    """Digest of params and optimizer state after `step`; equal on all ranks or something is corrupt."""
+
+    at_ms: int
+    worker_id: str
+    epoch: int
+    step: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointReported:
+    """A durable checkpoint was committed, or failed."""
+
+    at_ms: int
+    worker_id: str
+    epoch: int
+    step: int
+    uri: str
+    ok: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFailed:
+    """An exception in the user's code, or a check of ours that says the run must not go on (`fatal_check`)."""
+
+    at_ms: int
+    worker_id: str
+    epoch: int
+    step: int
+    fatal_check: bool
+    traceback: str
+
+
+@dataclass(frozen=True, slots=True)
+class RankFinished:
+    """A rank completed the last step, its final digest and its part of the last checkpoint."""
+
+    at_ms: int
+    worker_id: str
+    epoch: int
+    step: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRequested:
+    """Somebody wants the job to end."""
+
+    at_ms: int
+    who: str
+
+
+@dataclass(frozen=True, slots=True)
+class DrainRequested:
+    """Somebody wants a node to be emptied."""
+
+    at_ms: int
+    node_id: str
+    who: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A fault to inject, addressed by rank and step, never by a sleep."""
+
+    kind: str  # kill-worker | kill-node | kill-raylet | hang | slow | raise
+    rank: int  # -1: whoever sits on node_id
+    node_id: str  # "" when rank is given
+    at_step: int  # 0: now; else while computing this step
+    micro_batch: int  # index within the rank's own micro-batches, before which it strikes
+    amount_ms: int  # slow: added to each micro-batch; hang: how long it stays stopped (0: for ever)
+
+
+@dataclass(frozen=True, slots=True)
+class FaultRequested:
+    """Chaos, asked for by a person or a test; it is in the journal like everything else."""
+
+    at_ms: int
+    fault: Fault
+    who: str
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisorRestarted:
+    """A new supervisor process has replayed the journal and takes over."""
+
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What the driver sees of one worker at a tick.
+
+    Silence and standstill grow by at most twice the tick per tick, so that a supervisor that was itself stopped blames nobody.
+    """
+
+    worker_id: str
+    silence_ms: int  # since its last heartbeat (or since it was asked for, before its hello)
+    stalled_ms: int  # since its progress counter last moved
+    usual_ms: int  # longest time its present phase has taken on any worker; 0 when never completed
+    in_comm: bool  # waits inside a collective: not its own fault
+    orphaned: bool  # its Ray parent process is gone
+    micro_batch_ms: int  # moving average of its compute per micro-batch; 0 unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passed."""
+
+    at_ms: int
+    observations: tuple[Observation, ...]
+
+
+Event = (
+    ClusterChanged
+    | WorkerHello
+    | WorkerDisconnected
+    | WorkerGone
+    | SpawnFailed
+    | LeftEpoch
+    | EpochReady
+    | StepCommitted
+    | EvalReported
+    | DigestReported
+    | CheckpointReported
+    | TaskFailed
+    | RankFinished
+    | CancelRequested
+    | DrainRequested
+    | FaultRequested
+    | SupervisorRestarted
+    | Tick
+)

@@ -1,0 +1,72 @@
+"""Staffing: which workers to start where, and who may take a seat.
+
+The job wants one worker per rank plus its spares. A worker that is lost is replaced in the background when a node has room, one
+request per missing worker at once, not one after another; failures to start are retried with a growing pause.
+"""
+
+from __future__ import annotations
+
+from orchestrator.core.supervisor.commands import SpawnWorker
+from orchestrator.core.supervisor.state import Worker, WorkerPhase
+from orchestrator.core.supervisor.turn import Turn
+
+RETRY_FIRST_MS = 1_000
+RETRY_MAX_MS = 60_000
+
+
+def staff(turn: Turn) -> None:
+    """Ask for workers until ranks and spares are met or the nodes are full."""
+    state = turn.state
+    if state.cluster is None or state.phase.terminal or turn.at_ms < state.retry_spawn_ms:
+        return
+    wanted = state.job.parallel.data + state.job.cluster.spares
+    used: dict[str, int] = {}
+    alive = 0
+    for w in state.workers.values():
+        if w.phase.alive:
+            used[w.node_id] = used.get(w.node_id, 0) + 1
+            alive += w.node_id not in state.drained
+    nodes = [n for n in state.cluster.healthy() if n.node_id not in state.drained]
+    asked: list[str] = []
+    while alive < wanted:
+        room = [n for n in nodes if used.get(n.node_id, 0) < n.slots]
+        if not room:
+            break
+        node = min(room, key=lambda n: (used.get(n.node_id, 0), n.node_id))
+        worker_id = f"{state.job.name}/w{turn.state.next_worker}"
+        turn.add_worker(Worker(worker_id, node.node_id, WorkerPhase.REQUESTED, turn.at_ms))
+        turn.do(SpawnWorker(worker_id, node.node_id))
+        used[node.node_id] = used.get(node.node_id, 0) + 1
+        alive += 1
+        asked.append(f"{worker_id} on node {node.node_id[:12]}")
+    if asked:
+        turn.say(f"{alive - len(asked)} of {wanted} workers (ranks and spares) are there: starting {', '.join(asked)}")
+
+
+def back_off(turn: Turn) -> None:
+    """A worker failed to start: wait longer each time before asking again."""
+    failures = turn.state.spawn_failures + 1
+    pause = min(RETRY_MAX_MS, RETRY_FIRST_MS * 2 ** min(failures - 1, 10))
+    turn.set(spawn_failures=failures, retry_spawn_ms=turn.at_ms + pause)
+    turn.say(f"next attempt to start workers in {pause / 1000:.0f} s")
+
+
+def available(turn: Turn) -> list[tuple[str, str]]:
+    """(worker_id, node_id) of connected spares on nodes that may be used, those on the emptiest nodes first."""
+    state = turn.state
+    usable = {n.node_id for n in state.cluster.healthy()} if state.cluster else set()
+    busy: dict[str, int] = {}
+    for w in turn.seated():
+        if w.phase in (WorkerPhase.MEMBER, WorkerPhase.LEFT):
+            busy[w.node_id] = busy.get(w.node_id, 0) + 1
+    spares = [
+        w
+        for w in state.workers.values()
+        if w.phase is WorkerPhase.SPARE
+        and w.connected
+        and not w.suspect
+        and w.node_id in usable
+        and w.node_id not in state.drained
+    ]
+    spares.sort(key=lambda w: (busy.get(w.node_id, 0), w.node_id, w.worker_id))
+    return [(w.worker_id, w.node_id) for w in spares]

@@ -1,0 +1,168 @@
+"""The supervisor's whole state as a frozen value, and the vocabulary of its phases.
+
+A state is only ever made from another one by `machine.step`; nothing else changes it. What lives here is durable (it can be
+rebuilt from the journal); what changes ten times a second (heartbeats) stays in the driver and arrives as observations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from orchestrator.core.cluster.view import ClusterView
+from orchestrator.core.graph.view import GraphView
+from orchestrator.core.job import Job
+from orchestrator.core.plan.plan import Plan
+from orchestrator.core.reshard.recovery import Commit, Held, Resume
+from orchestrator.core.supervisor.commands import Command
+
+
+class JobPhase(StrEnum):
+    """Where the job is."""
+
+    WAITING = "waiting"  # for workers: at the start, or because a rank is lost and no spare is there
+    FORMING = "forming"  # an epoch was started; ranks form groups and get their state
+    RUNNING = "running"
+    FENCING = "fencing"  # the epoch was fenced; waiting for every member to leave it or to be lost
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the job is over."""
+        return self in (JobPhase.SUCCEEDED, JobPhase.FAILED, JobPhase.CANCELLED)
+
+
+class WorkerPhase(StrEnum):
+    """Where a worker is."""
+
+    REQUESTED = "requested"
+    SPARE = "spare"  # warm, without a rank
+    MEMBER = "member"  # has a rank in the current epoch
+    LEFT = "left"  # had a rank, left the epoch, keeps its state, waits for the next
+    LOST = "lost"  # fenced for ever: whatever it says is refused
+    ENDED = "ended"  # told to end, or never came up
+
+    @property
+    def alive(self) -> bool:
+        """Whether it counts as capacity."""
+        return self not in (WorkerPhase.LOST, WorkerPhase.ENDED)
+
+
+class FailureClass(StrEnum):
+    """What went wrong, in the words of the status."""
+
+    WORKER_EXITED = "worker-exited"
+    NODE_LOST = "node-lost"
+    WORKER_HUNG = "worker-hung"
+    WORKER_SLOW = "worker-slow"
+    USER_ERROR = "user-error"
+    UNREACHABLE = "unreachable"
+    SUPERVISOR_LOST = "supervisor-lost"
+    COLLECTIVE_BROKEN = "collective-broken"
+    CORRUPT_STATE = "corrupt-state"
+
+
+class Outcome(StrEnum):
+    """Why a finished job ended; the CLI's exit code follows from it."""
+
+    NONE = ""
+    COMPLETED = "completed"  # exit 0
+    USER_ERROR = "user-error"  # exit 1
+    BUDGET_SPENT = "budget-spent"  # exit 3
+    CORRUPT_STATE = "corrupt-state"  # exit 3
+    UNRECOVERABLE = "unrecoverable"  # exit 3
+    CANCELLED = "cancelled"  # exit 130
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """One worker process; ids are never used twice."""
+
+    worker_id: str
+    node_id: str
+    phase: WorkerPhase
+    since_ms: int  # when it got into this phase
+    pid: int = 0
+    endpoint: str = ""
+    connected: bool = False
+    suspect: str = ""  # why it is shown as unreachable or slow; empty: it is fine
+    ready_epoch: int = 0  # newest epoch in which it had its state in place
+    left_epoch: int = 0  # newest epoch that it left
+    held: Held | None = None
+    cause: str = ""  # why it was lost or ended
+    stacks_asked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """One failure and what became of it, for status, reports and the goodput ledger. Times are the driver's monotonic ms."""
+
+    number: int
+    epoch: int  # that broke
+    failure: FailureClass
+    lost: tuple[str, ...]
+    at_step: int  # last committed step when it began
+    began_ms: int
+    fenced_ms: int = 0
+    planned_ms: int = 0
+    ready_ms: int = 0
+    stepped_ms: int = 0  # first new step committed
+    steps_lost: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRef:
+    """A durable checkpoint that can be resumed from."""
+
+    step: int
+    uri: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Everything the supervisor knows that must survive it."""
+
+    job: Job
+    phase: JobPhase = JobPhase.WAITING
+    phase_since_ms: int = 0
+    outcome: Outcome = Outcome.NONE
+    last_word: str = ""  # the reason for the terminal state, or the traceback
+    cluster: ClusterView | None = None
+    graph: GraphView | None = None
+    drained: tuple[str, ...] = ()  # node ids
+    workers: Mapping[str, Worker] = field(default_factory=dict)
+    next_worker: int = 0
+    plan: Plan | None = None  # of the current (or broken) epoch
+    past_plans: tuple[Plan, ...] = ()  # older ones whose layout still describes what some survivor holds
+    resume: Resume | None = None  # what the current epoch was started with
+    epoch: int = 0  # newest epoch ever started
+    committed_step: int = 0
+    commit: Commit | None = None  # newest commit that was reported
+    loss: float | None = None
+    eval_loss: float | None = None
+    eval_step: int = -1
+    digests: Mapping[str, str] = field(default_factory=dict)  # rank -> digest, of digest_step
+    digest_step: int = -1
+    finished: Mapping[str, str] = field(default_factory=dict)  # worker id -> final digest
+    budget: int = 0
+    budget_step: int = 0  # committed step at which the budget was last refilled or spent
+    spawn_failures: int = 0
+    retry_spawn_ms: int = 0
+    recoveries: tuple[Recovery, ...] = ()
+    checkpoint: CheckpointRef | None = None
+    steps_lost: int = 0
+    survivors_restarted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What `step` makes of an event. `reason` is empty only when nothing changed and nothing is to be done."""
+
+    state: State
+    commands: tuple[Command, ...]
+    reason: str

@@ -1,0 +1,142 @@
+"""What a user writes to train a model here: one class that builds the model and draws the batch of a given
+micro-batch.
+
+The engine owns the loop, the ranks and the recovery; a task owns the mathematics. Exact recovery rests on one promise
+of the task: whatever it returns depends on its arguments (and, in the forward pass, on the RNG that `seed_everything`
+has set), never on the rank, on what was drawn before or on the clock. So there is no data-loader state to save and
+any rank can redo any micro-batch of a lost one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from orchestrator.core.job import OptimizerSettings
+from orchestrator.engine.task_options import TaskError, check_options, declared_options
+
+__all__ = ["NamedShard", "Task", "TaskError", "build_adamw", "seed_everything", "stable_seed"]
+
+
+@dataclass(frozen=True, slots=True)
+class NamedShard:
+    """The part of one model parameter that this rank updates.
+
+    `param` is 1-D fp32, a view of elements [start, stop) of the job's flat state vector: updating it in place updates
+    the model. An optimizer must therefore be elementwise (AdamW, SGD, Lion, ...); one that needs a whole matrix would
+    see only a piece.
+    """
+
+    name: str  # the parameter's name in `model.named_parameters()`, without commas
+    param: nn.Parameter
+    ndim: int  # dimensions of the whole parameter: 1 for biases and norms, 2 for matrices
+    start: int
+    stop: int
+
+
+class Task(ABC):
+    """Base class of everything that can be trained. Subclass it and name the class in job.yaml.
+
+    Options are annotated class attributes; job.yaml may set them, and one without a default must be set there:
+
+        class Digits(Task):
+            width: int = 32
+            batch_size: int = 64
+
+    Names that begin with `_` and ClassVars are no options. Override `setup` for work that needs the options.
+    """
+
+    def __init__(self, *, base_dir: str | Path = ".", **options: object) -> None:
+        """Checks and stores the options, then calls `setup`.
+
+        `base_dir` is the folder of job.yaml: relative paths in options start there (`self.base_dir / self.text`).
+        Raises TaskError for an unknown option (naming the nearest known one), a missing one or one of the wrong type.
+        """
+        self.base_dir = Path(base_dir).resolve()
+        for name, value in check_options(type(self).__name__, declared_options(type(self), Task), options).items():
+            setattr(self, name, value)
+        self.setup()
+
+    def setup(self) -> None:  # noqa: B027  (optional hook)
+        """Called once, after the options are set: check them further, read files. Raise TaskError for what the user
+        can fix.
+        """
+
+    @abstractmethod
+    def build_model(self) -> nn.Module:
+        """A new model on the CPU, all trainable parameters fp32. The RNG is seeded before the call, equally on every
+        rank.
+        """
+
+    def build_optimizer(self, params: Sequence[NamedShard], settings: OptimizerSettings) -> torch.optim.Optimizer:
+        """An elementwise optimizer over the shards; `params` may be empty. Before each step the engine sets the groups' `lr`.
+
+        The default is AdamW; parameters with fewer than two dimensions (biases, norms) are exempt from weight decay.
+        """
+        return build_adamw(params, settings)
+
+    @abstractmethod
+    def batch(self, *, seed: int, step: int, micro_batch: int) -> Any:
+        """The training micro-batch of these numbers: a pytree of CPU tensors, a pure function of them."""
+
+    @abstractmethod
+    def eval_batch(self, *, seed: int, index: int) -> Any:
+        """The held-out micro-batch number `index`: a pytree like `batch`'s, a pure function of the arguments."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """Mean loss of the micro-batch, a scalar tensor; every micro-batch of a step has the same weight."""
+
+    def metrics(self, mean_loss: float) -> dict[str, float]:
+        """Figures to show for a mean loss (of training or held-out batches), by name."""
+        return {"loss": mean_loss}
+
+    @property
+    @abstractmethod
+    def tokens_per_micro_batch(self) -> int:
+        """Tokens (or images, ...) in one micro-batch: the unit of the throughput. A class attribute will do."""
+
+
+def build_adamw(params: Sequence[NamedShard], settings: OptimizerSettings) -> torch.optim.AdamW:
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101), bit for bit the same on a shard as on the whole.
+
+    Measured with torch 2.13 on CPU over odd boundaries: the plain loop (`foreach=False`) and `foreach=True` are
+    bit-equal, and the plain loop is the faster (1.1 ms against 2.2 ms per million elements); `fused=True` (0.36 ms)
+    rounds the elements at the end of a shard differently from those inside it, so it must not be used where shards
+    can move.
+    """
+    decayed: list[nn.Parameter] = [p.param for p in params if p.ndim >= 2]
+    exempt: list[nn.Parameter] = [p.param for p in params if p.ndim < 2]
+    groups = [
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": exempt, "weight_decay": 0.0},
+    ]
+    betas = (settings.beta1, settings.beta2)
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=betas, eps=settings.eps, foreach=False, fused=False)
+
+
+def stable_seed(*parts: int | str) -> int:
+    """A 63-bit seed from the parts: the same in every process, on every machine and whatever PYTHONHASHSEED says."""
+    text = "\x1f".join(f"{type(p).__name__}:{p}" for p in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def seed_everything(*, seed: int, step: int, micro_batch: int) -> None:
+    """Seeds torch (all devices), `random` and numpy for one forward pass, so that there is no RNG state to save or to
+    move.
+
+    The engine calls it before each forward; for building the model it uses step -1.
+    """
+    value = stable_seed("forward", seed, step, micro_batch)
+    torch.manual_seed(value)
+    random.seed(value)
+    np.random.seed(value & 0xFFFFFFFF)

@@ -1,0 +1,105 @@
+"""What heartbeats add up to: per worker how long it was silent, how long it stood still, and what is usual for its phase.
+
+This is soft state: it changes ten times a second, is never journaled, and starts anew with a new supervisor. It does not know
+the time: each tick says how much of it passed, capped, so that a supervisor which was itself stopped (or waited for a slow disk)
+finds nobody silent for the time in which it did not listen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from orchestrator.core.supervisor.events import Observation
+from orchestrator.core.timeouts import Timeouts
+from orchestrator.runtime.ports import Beat
+
+# A step has all of these, so that a step which went by proves each of them completed, seen or not.
+STEP_PHASES = ("batch", "forward", "reduce", "commit", "update")
+USUAL_MIN_MS = 1
+
+
+@dataclass(slots=True)
+class _Slot:
+    """One worker. The newest beat overwrites the one before; beats are never queued."""
+
+    beat: Beat | None = None
+    heard: bool = False  # since the last tick
+    unheard_ms: int = 0  # time since the beat before, to be judged when the next one says whether it moved
+    silence_ms: int = 0
+    stalled_ms: int = 0
+    moved: bool = False  # progress moved since the last tick
+
+
+class Observer:
+    """Collects beats and makes observations of them."""
+
+    def __init__(self, timeouts: Timeouts) -> None:
+        self._tick_ms = timeouts.tick_ms
+        self._gap_ms = 4 * max(timeouts.heartbeat_ms, timeouts.tick_ms)  # a longer gap between beats is silence
+        self._slots: dict[str, _Slot] = {}
+        self._usual_ms: dict[str, int] = {}  # by phase
+        self._observed: dict[str, Observation] = {}
+
+    def heard(self, worker_id: str) -> None:
+        """A sign of life that is no beat: a hello, or a report."""
+        self._slots.setdefault(worker_id, _Slot()).heard = True
+
+    def beat(self, beat: Beat) -> None:
+        """A heartbeat came."""
+        slot = self._slots.setdefault(beat.worker_id, _Slot())
+        before = slot.beat
+        if before is None or (before.progress, before.step, before.phase) != (beat.progress, beat.step, beat.phase):
+            slot.moved = True
+        if before is not None and before.epoch == beat.epoch:
+            self._learn(before, beat, gap_ms=min(slot.unheard_ms, self._gap_ms))
+        slot.beat = beat
+        slot.heard = True
+
+    def tick(self, worker_ids: Sequence[str], dt_ms: int) -> tuple[Observation, ...]:
+        """Time passed (`dt_ms`, capped here to two ticks); observations of these workers, in their order. Others are forgotten."""
+        dt_ms = max(0, min(dt_ms, 2 * self._tick_ms))
+        self._slots = {w: self._slots.get(w) or _Slot() for w in worker_ids}
+        observations = tuple(self._observe(w, slot, dt_ms) for w, slot in self._slots.items())
+        self._observed = {o.worker_id: o for o in observations}
+        return observations
+
+    def beats(self) -> tuple[Beat, ...]:
+        """The newest beat of every worker that sent one, by worker id."""
+        return tuple(s.beat for _, s in sorted(self._slots.items()) if s.beat is not None)
+
+    def observed(self) -> dict[str, Observation]:
+        """What the last tick saw, by worker id."""
+        return dict(self._observed)
+
+    def _observe(self, worker_id: str, slot: _Slot, dt_ms: int) -> Observation:
+        slot.unheard_ms += dt_ms
+        slot.silence_ms = 0 if slot.heard else slot.silence_ms + dt_ms
+        if slot.moved:
+            slot.stalled_ms = 0
+        elif slot.heard:  # only a worker that is heard of is known to stand still; silence is counted by itself
+            slot.stalled_ms += min(slot.unheard_ms, self._gap_ms)
+        if slot.heard:
+            slot.unheard_ms = 0
+        slot.heard = slot.moved = False
+        beat = slot.beat
+        if beat is None:
+            return Observation(worker_id, slot.silence_ms, 0, 0, in_comm=False, orphaned=False, micro_batch_ms=0)
+        return Observation(
+            worker_id=worker_id,
+            silence_ms=slot.silence_ms,
+            stalled_ms=slot.stalled_ms,
+            usual_ms=self._usual_ms.get(beat.phase, 0),
+            in_comm=beat.in_comm,
+            orphaned=beat.orphaned,
+            micro_batch_ms=beat.micro_batch_ms,
+        )
+
+    def _learn(self, before: Beat, beat: Beat, *, gap_ms: int) -> None:
+        """A phase that was seen and is over took at least as long as it was seen to; beats between ticks add the gap."""
+        if (before.phase, before.step) != (beat.phase, beat.step):
+            took_ms = max(USUAL_MIN_MS, before.phase_ms + max(0, gap_ms - beat.phase_ms))
+            self._usual_ms[before.phase] = max(self._usual_ms.get(before.phase, 0), took_ms)
+        if beat.step > before.step + 1:  # one whole step at least lies between the two
+            for phase in STEP_PHASES:
+                self._usual_ms.setdefault(phase, USUAL_MIN_MS)

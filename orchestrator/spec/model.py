@@ -1,0 +1,162 @@
+"""The shape of job.yaml: one frozen model per section, each field with its bounds, its default and its explanation.
+
+The explanations are part of the product: they become the JSON Schema that editors show while a job file is written.
+What one field alone cannot tell (that there are at least as many micro-batches as ranks) is in rules.py.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+
+from orchestrator.core.job import Consistency, DeviceKind, Precision
+from orchestrator.spec.values import DetectWithin, JobName, Target, Uri
+
+NODES_MAX = 10_000
+SLOTS_MAX = 64
+STEPS_MAX = 1_000_000_000
+MICRO_BATCHES_MAX = 65_536
+
+
+class Section(BaseModel):
+    """What all sections share: unknown keys are refused, a value keeps its type, nothing changes after construction."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class TaskSpec(Section):
+    """What to train. In the file it may also be just the target."""
+
+    target: Target = Field(
+        default="gpt",
+        description="A ready task (gpt), package.module:Class, or path/to/file.py:Class (relative to the job file).",
+    )
+    options: dict[str, JsonValue] = Field(
+        default_factory=dict,
+        description="Arguments of the task's constructor; relative paths start at the job file's folder.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_target(cls, value: Any) -> Any:
+        return {"target": value} if isinstance(value, str) else value
+
+
+class OptimizerSpec(Section):
+    """AdamW with linear warm-up and cosine decay."""
+
+    lr: float = Field(default=3e-4, gt=0, le=1_000, description="Peak learning rate.")
+    betas: tuple[
+        Annotated[float, Field(ge=0, lt=1)],
+        Annotated[float, Field(ge=0, lt=1)],
+    ] = Field(default=(0.9, 0.95), description="Decay of the first and of the second moment.")
+    eps: float = Field(default=1e-8, gt=0, le=1, description="Added to the denominator.")
+    weight_decay: float = Field(default=0.1, ge=0, le=1_000, description="Decoupled weight decay.")
+    warmup_steps: Annotated[int, Field(ge=0, le=STEPS_MAX)] | None = Field(
+        default=None, description="Steps of linear warm-up. Absent: a tenth of train.steps, at most 100."
+    )
+    min_lr_ratio: float = Field(
+        default=0.1, ge=0, le=1, description="The cosine ends at lr times this, at the last step."
+    )
+    clip_grad_norm: float = Field(
+        default=1.0, ge=0, le=1e9, description="Clip to this global L2 norm; 0 does not clip."
+    )
+
+
+class TrainSpec(Section):
+    """The training loop."""
+
+    steps: int = Field(default=200, ge=1, le=STEPS_MAX, description="Optimizer steps of the whole run.")
+    seed: int = Field(default=1, ge=0, le=2**63 - 1, description="Everything random is drawn from it.")
+    micro_batches: int = Field(
+        default=8,
+        ge=1,
+        le=MICRO_BATCHES_MAX,
+        description="Micro-batches in a step, over all ranks together; fixed for the whole life of the job.",
+    )
+    consistency: Consistency = Field(
+        default=Consistency.EXACT,
+        description="exact: one canonical order of sums, equal bits whatever fails. fast: any order of sums.",
+    )
+    precision: Precision = Field(
+        default=Precision.FP32, description="Arithmetic of forward and backward; weights and moments stay fp32."
+    )
+    digest_every: int = Field(
+        default=10, ge=0, le=STEPS_MAX, description="Steps between digests of the state; 0: only at the end."
+    )
+    eval_every: int = Field(
+        default=50, ge=0, le=STEPS_MAX, description="Steps between held-out evaluations; 0: only at the end."
+    )
+    eval_micro_batches: int = Field(
+        default=4, ge=1, le=MICRO_BATCHES_MAX, description="Micro-batches in one held-out evaluation."
+    )
+    optimizer: OptimizerSpec = Field(default_factory=OptimizerSpec, description="AdamW and its schedule.")
+
+
+class ParallelSpec(Section):
+    """How the state is cut over ranks."""
+
+    data: Annotated[int, Field(ge=1, le=NODES_MAX * SLOTS_MAX)] | None = Field(
+        default=None,
+        description="Ranks along the data axis. Absent: cluster.nodes times cluster.slots_per_node.",
+    )
+    zero: int = Field(
+        default=0,
+        ge=0,
+        le=1,
+        description="0: every rank holds everything. 1: optimizer state is sharded along the data axis.",
+    )
+    copies: Annotated[int, Field(ge=0, le=1)] | None = Field(
+        default=None,
+        description="Further holders of each shard, on other nodes. Absent: 1 with zero 1 on several nodes, else 0.",
+    )
+
+
+class ClusterSpec(Section):
+    """What the job asks of the cluster, and what an embedded cluster is made of."""
+
+    nodes: int = Field(default=4, ge=1, le=NODES_MAX, description="Nodes that train.")
+    spares: int = Field(
+        default=1, ge=0, le=NODES_MAX, description="Warm spare workers, each on a node of its own where there is room."
+    )
+    slots_per_node: int = Field(default=1, ge=1, le=SLOTS_MAX, description="Workers on one node.")
+    device: DeviceKind = Field(default=DeviceKind.CPU, description="What a worker computes on.")
+
+
+class CheckpointSpec(Section):
+    """Durable checkpoints. Absent: none."""
+
+    uri: Uri = Field(description="A folder (relative to the job file) or an fsspec URL.")
+    every: int = Field(default=50, ge=0, le=STEPS_MAX, description="Steps between checkpoints; 0: only at the end.")
+    keep: int = Field(default=3, ge=1, le=1_000, description="How many of the newest are kept.")
+
+
+class ResilienceSpec(Section):
+    """Detection of failures and the policy for them."""
+
+    detect_within: DetectWithin = Field(
+        default="4s", description="A hang is detected within this, 1s to 10m; every other time-out is derived from it."
+    )
+    failures: int = Field(default=5, ge=0, le=10_000, description="Failures tolerated without progress between them.")
+    refill_after_steps: int = Field(
+        default=50, ge=1, le=STEPS_MAX, description="Committed steps that give one failure back to the budget."
+    )
+    slow_factor: float = Field(
+        default=2.0,
+        gt=1,
+        le=1_000,
+        description="A rank this many times slower than its peers' median is reported slow.",
+    )
+
+
+class JobSpec(Section):
+    """One training job of the orchestrator (job.yaml)."""
+
+    name: JobName = Field(description="A DNS label: a-z, 0-9 and inner hyphens, at most 63 characters.")
+    task: TaskSpec = Field(default_factory=TaskSpec, description="What to train: a target, or a target with options.")
+    train: TrainSpec = Field(default_factory=TrainSpec, description="The training loop.")
+    parallel: ParallelSpec = Field(default_factory=ParallelSpec, description="How the state is cut over ranks.")
+    cluster: ClusterSpec = Field(default_factory=ClusterSpec, description="What the job asks of the cluster.")
+    checkpoint: CheckpointSpec | None = Field(default=None, description="Durable checkpoints. Absent: none.")
+    resilience: ResilienceSpec = Field(default_factory=ResilienceSpec, description="Detection and failure policy.")

@@ -1,0 +1,101 @@
+"""JobSpec -> Job: every absent value gets its meaning, every relative path its folder, every duration its
+milliseconds.
+
+After this nothing in the system asks what a missing key means. The only thing taken from outside the file is the
+folder the file lies in (and the user's home for a path that starts with ~).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+from orchestrator.core.job import (
+    CheckpointSettings,
+    ClusterSettings,
+    Job,
+    OptimizerSettings,
+    ParallelSettings,
+    ResilienceSettings,
+    TaskRef,
+    TrainSettings,
+)
+from orchestrator.spec import rules
+from orchestrator.spec.model import CheckpointSpec, JobSpec, OptimizerSpec, TaskSpec, TrainSpec
+from orchestrator.spec.values import duration_ms, is_url
+
+NO_CHECKPOINTS = CheckpointSettings(uri="", every=0, keep=1)
+
+
+def resolve(spec: JobSpec, *, base_dir: str) -> Job:
+    """The complete job. `base_dir` is the folder of the job file; it is made absolute.
+
+    Raises ValueError where fields contradict each other: check `rules.violations` first to say where.
+    """
+    wrong = rules.violations(spec)
+    if wrong:
+        raise ValueError("; ".join(violation.message for violation in wrong))
+    folder = os.path.abspath(base_dir)
+    cluster, resilience = spec.cluster, spec.resilience
+    return Job(
+        name=spec.name,
+        task=_task(spec.task, folder),
+        train=_train(spec.train, _optimizer(spec.train.optimizer, warmup_steps=rules.warmup_steps(spec))),
+        parallel=ParallelSettings(
+            data=rules.data_ranks(spec),
+            zero_stage=spec.parallel.zero,
+            copies=rules.copies(spec),
+        ),
+        cluster=ClusterSettings(
+            nodes=cluster.nodes,
+            spares=cluster.spares,
+            slots_per_node=cluster.slots_per_node,
+            device=cluster.device,
+        ),
+        checkpoint=NO_CHECKPOINTS if spec.checkpoint is None else _checkpoint(spec.checkpoint, folder),
+        resilience=ResilienceSettings(
+            detect_within_ms=duration_ms(resilience.detect_within),
+            failure_budget=resilience.failures,
+            budget_refill_steps=resilience.refill_after_steps,
+            slow_factor=resilience.slow_factor,
+        ),
+    )
+
+
+def _task(task: TaskSpec, folder: str) -> TaskRef:
+    options = json.dumps(task.options, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return TaskRef(target=task.target, options_json=options, base_dir=folder)
+
+
+def _train(train: TrainSpec, optimizer: OptimizerSettings) -> TrainSettings:
+    return TrainSettings(
+        steps=train.steps,
+        seed=train.seed,
+        micro_batches=train.micro_batches,
+        consistency=train.consistency,
+        precision=train.precision,
+        optimizer=optimizer,
+        digest_every=train.digest_every,
+        eval_every=train.eval_every,
+        eval_micro_batches=train.eval_micro_batches,
+    )
+
+
+def _optimizer(optimizer: OptimizerSpec, *, warmup_steps: int) -> OptimizerSettings:
+    return OptimizerSettings(
+        lr=optimizer.lr,
+        beta1=optimizer.betas[0],
+        beta2=optimizer.betas[1],
+        eps=optimizer.eps,
+        weight_decay=optimizer.weight_decay,
+        warmup_steps=warmup_steps,
+        min_lr_ratio=optimizer.min_lr_ratio,
+        clip_grad_norm=optimizer.clip_grad_norm,
+    )
+
+
+def _checkpoint(checkpoint: CheckpointSpec, folder: str) -> CheckpointSettings:
+    uri = checkpoint.uri
+    if not is_url(uri):
+        uri = os.path.normpath(os.path.join(folder, os.path.expanduser(uri)))
+    return CheckpointSettings(uri=uri, every=checkpoint.every, keep=checkpoint.keep)

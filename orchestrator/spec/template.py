@@ -1,0 +1,75 @@
+"""The job.yaml that `orchestrator init` writes: it runs as it is, and shows every key with its default and its
+meaning.
+
+What most people change first is written out; the rest stands as comments that hold the defaults, so that removing a
+`#` changes nothing. A test holds the comments to the models.
+"""
+
+from __future__ import annotations
+
+from pydantic_core import PydanticCustomError
+
+from orchestrator.spec.errors import Problem, SpecError
+from orchestrator.spec.values import checked_name
+
+TEMPLATE = """\
+# A job of the orchestrator. Check it with "orchestrator validate job.yaml", start it with "orchestrator run job.yaml".
+# Lines that begin with "# " and hold a key show its default; remove the "# " to change it.
+
+name: @NAME@    # a-z, 0-9 and inner hyphens, at most 63 characters
+
+# What to train: the ready task gpt, your own path/to/file.py:Class, or package.module:Class.
+task:
+  target: gpt
+  options: {layers: 4, width: 128, heads: 4, context: 128, batch_size: 4, dropout: 0.0}
+
+train:
+  steps: 200             # optimizer steps of the whole run
+  micro_batches: 8       # in a step, over all ranks together; never fewer than parallel.data
+  # seed: 1              # everything random is drawn from it
+  # consistency: exact   # exact: equal bits whatever fails; fast: the communication library orders the sums
+  # precision: fp32      # fp32 or bf16; weights and moments stay fp32
+  # digest_every: 10     # steps between digests of the state; 0: only at the end
+  # eval_every: 50       # steps between held-out evaluations; 0: only at the end
+  # eval_micro_batches: 4
+  optimizer:             # AdamW, linear warm-up, cosine decay
+    lr: 3.0e-4
+    # betas: [0.9, 0.95]
+    # eps: 1.0e-8
+    # weight_decay: 0.1
+    # warmup_steps: 20   # absent: a tenth of the steps, at most 100
+    # min_lr_ratio: 0.1  # the cosine ends at lr times this
+    # clip_grad_norm: 1.0  # 0 does not clip
+
+cluster:
+  nodes: 4               # nodes that train
+  spares: 1              # warm workers that wait to replace a lost one
+  # slots_per_node: 1    # workers on one node
+  # device: cpu          # cpu or cuda
+
+parallel:
+  zero: 1                # 1: optimizer state sharded over the data ranks; 0: every rank holds everything
+  # data: 4              # ranks; absent: one for each slot of the cluster
+  # copies: 1            # second holders of each shard, on another node; absent: 1 with zero 1 on several nodes
+
+checkpoint:              # durable checkpoints; without this section there are none
+  uri: ./checkpoints     # a folder beside this file, or a URL such as s3://bucket/run
+  # every: 50            # steps; 0: only at the end
+  # keep: 3
+
+# resilience:
+  # detect_within: 4s    # a hang is detected within this; every other time-out is derived from it
+  # failures: 5          # tolerated without progress between them
+  # refill_after_steps: 50  # committed steps that give one of them back
+  # slow_factor: 2.0     # a rank this many times slower than its peers' median is reported
+"""
+
+
+def render(name: str) -> str:
+    """The text of a new job file for a job of this name. Raises SpecError where the name is no DNS label."""
+    try:
+        return TEMPLATE.replace("@NAME@", checked_name(name))
+    except PydanticCustomError as error:
+        context = error.context or {}
+        problem = Problem(file="", line=0, column=0, path="name", message=context["message"], fix=context["fix"])
+        raise SpecError([problem]) from None
