@@ -16,6 +16,7 @@ from orchestrator.runtime.ports import Beat
 
 # A step has all of these, so that a step which went by proves each of them completed, seen or not.
 STEP_PHASES = ("batch", "forward", "reduce", "commit", "update")
+IDLE = "idle"  # waits for orders, which is no standstill
 USUAL_MIN_MS = 1
 
 
@@ -24,11 +25,12 @@ class _Slot:
     """One worker. The newest beat overwrites the one before; beats are never queued."""
 
     beat: Beat | None = None
-    heard: bool = False  # since the last tick
-    unheard_ms: int = 0  # time since the beat before, to be judged when the next one says whether it moved
+    heard: bool = False  # any sign of life since the last tick
+    beaten: bool = False  # a beat since the last tick
+    moved: bool = False  # progress moved since the last tick
+    unbeaten_ms: int = 0  # time since the last beat, to be judged when the next one says whether it moved
     silence_ms: int = 0
     stalled_ms: int = 0
-    moved: bool = False  # progress moved since the last tick
 
 
 class Observer:
@@ -52,12 +54,12 @@ class Observer:
         if before is None or (before.progress, before.step, before.phase) != (beat.progress, beat.step, beat.phase):
             slot.moved = True
         if before is not None and before.epoch == beat.epoch:
-            self._learn(before, beat, gap_ms=min(slot.unheard_ms, self._gap_ms))
+            self._learn(before, beat, gap_ms=min(slot.unbeaten_ms, self._gap_ms))
         slot.beat = beat
-        slot.heard = True
+        slot.heard = slot.beaten = True
 
     def tick(self, worker_ids: Sequence[str], dt_ms: int) -> tuple[Observation, ...]:
-        """Time passed (`dt_ms`, capped here to two ticks); observations of these workers, in their order. Others are forgotten."""
+        """`dt_ms` passed (capped here to two ticks); observations of these workers, in order. Others are forgotten."""
         dt_ms = max(0, min(dt_ms, 2 * self._tick_ms))
         self._slots = {w: self._slots.get(w) or _Slot() for w in worker_ids}
         observations = tuple(self._observe(w, slot, dt_ms) for w, slot in self._slots.items())
@@ -73,16 +75,14 @@ class Observer:
         return dict(self._observed)
 
     def _observe(self, worker_id: str, slot: _Slot, dt_ms: int) -> Observation:
-        slot.unheard_ms += dt_ms
+        slot.unbeaten_ms += dt_ms
         slot.silence_ms = 0 if slot.heard else slot.silence_ms + dt_ms
-        if slot.moved:
-            slot.stalled_ms = 0
-        elif slot.heard:  # only a worker that is heard of is known to stand still; silence is counted by itself
-            slot.stalled_ms += min(slot.unheard_ms, self._gap_ms)
-        if slot.heard:
-            slot.unheard_ms = 0
-        slot.heard = slot.moved = False
         beat = slot.beat
+        if slot.beaten:  # only a worker that is heard of is known to stand still; silence is counted by itself
+            waits = slot.moved or (beat is not None and beat.phase == IDLE)
+            slot.stalled_ms = 0 if waits else slot.stalled_ms + min(slot.unbeaten_ms, self._gap_ms)
+            slot.unbeaten_ms = 0
+        slot.heard = slot.beaten = slot.moved = False
         if beat is None:
             return Observation(worker_id, slot.silence_ms, 0, 0, in_comm=False, orphaned=False, micro_batch_ms=0)
         return Observation(

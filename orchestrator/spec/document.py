@@ -76,9 +76,7 @@ class Document:
 
     def complain(self, path: Path, at: Position, message: str, *, fix: str = "") -> None:
         """Note a problem found while reading, without stopping."""
-        self.problems.append(
-            Problem(file=self.file, line=at.line, column=at.column, path=dotted(path), message=message, fix=fix)
-        )
+        self.problems.append(Problem(file=self.file, line=at.line, column=at.column, path=dotted(path), message=message, fix=fix))
 
 
 def read(text: str, *, file: str) -> Document:
@@ -129,9 +127,7 @@ class _Loader(yaml.SafeLoader):
         event = self.peeked()
         at = _position(event.start_mark)
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-            raise _Refused(
-                "anchors (&) and aliases (*) are not allowed", at=at, fix="write the value out, or quote the text"
-            )
+            raise _Refused("anchors (&) and aliases (*) are not allowed", at=at, fix="write the value out, or quote the text")
         if getattr(event, "tag", None) is not None:
             raise _Refused("tags (!) are not allowed", at=at, fix="remove the tag, or quote the text")
         if self.depth >= DEPTH_MAX:
@@ -198,9 +194,7 @@ def _mapping(node: yaml.MappingNode, path: Path, document: Document) -> dict[str
         here = (*path, key)
         if key in result:
             first = document.key_at[here]
-            document.complain(
-                here, at, f"written twice; the first is at line {first.line}", fix="remove one of the two"
-            )
+            document.complain(here, at, f"written twice; the first is at line {first.line}", fix="remove one of the two")
             continue
         document.key_at[here] = at
         document.value_at[here] = _position(value_node.start_mark)
@@ -257,9 +251,7 @@ def _scalar(node: yaml.Node, path: Path, document: Document) -> Tree:
         broken(f"must be a finite number, not {text}", "write a number")
     elif _INT.fullmatch(text) or _FLOAT.fullmatch(text):
         if len(text) > NUMBER_CHARS_MAX:
-            broken(
-                f"a number of {len(text)} characters is too long", f"keep numbers within {NUMBER_CHARS_MAX} characters"
-            )
+            broken(f"a number of {len(text)} characters is too long", f"keep numbers within {NUMBER_CHARS_MAX} characters")
             return None
         number = _number(text)
         if isfinite(number):

@@ -208,7 +208,7 @@ def _conversion(kind: str, value: object) -> str:
         return f"write {int(value)}"
     if isinstance(value, str) and _NUMBER.fullmatch(plain := value.strip().replace("_", "").replace(",", "")):
         number = float(plain)
-        if kind == "int_type" and number == int(number):
+        if kind == "int_type" and abs(number) < 1e15 and number == int(number):
             return f"write {int(number)}, without quotes"
         return f"write {plain}, without quotes" if kind == "float_type" else ""
     if kind == "int_type" and isinstance(value, float) and value == int(value):

@@ -56,12 +56,8 @@ class OptimizerSpec(Section):
     warmup_steps: Annotated[int, Field(ge=0, le=STEPS_MAX)] | None = Field(
         default=None, description="Steps of linear warm-up. Absent: a tenth of train.steps, at most 100."
     )
-    min_lr_ratio: float = Field(
-        default=0.1, ge=0, le=1, description="The cosine ends at lr times this, at the last step."
-    )
-    clip_grad_norm: float = Field(
-        default=1.0, ge=0, le=1e9, description="Clip to this global L2 norm; 0 does not clip."
-    )
+    min_lr_ratio: float = Field(default=0.1, ge=0, le=1, description="The cosine ends at lr times this, at the last step.")
+    clip_grad_norm: float = Field(default=1.0, ge=0, le=1e9, description="Clip to this global L2 norm; 0 does not clip.")
 
 
 class TrainSpec(Section):
@@ -85,9 +81,7 @@ class TrainSpec(Section):
     digest_every: int = Field(
         default=10, ge=0, le=STEPS_MAX, description="Steps between digests of the state; 0: only at the end."
     )
-    eval_every: int = Field(
-        default=50, ge=0, le=STEPS_MAX, description="Steps between held-out evaluations; 0: only at the end."
-    )
+    eval_every: int = Field(default=50, ge=0, le=STEPS_MAX, description="Steps between held-out evaluations; 0: only at the end.")
     eval_micro_batches: int = Field(
         default=4, ge=1, le=MICRO_BATCHES_MAX, description="Micro-batches in one held-out evaluation."
     )

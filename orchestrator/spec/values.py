@@ -62,7 +62,8 @@ def with_unit(value: object) -> object:
     """Refuses a bare number where a duration is meant; anything else is left to the next validator."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         raise refused(
-            f"must be a duration with its unit, not {described(value)}", fix=f"write {value}s, if seconds are meant"
+            f"must be a duration with its unit, not {described(value)}",
+            fix=f"write {value if value > 0 else 4}s, if seconds are meant",
         )
     return value
 
@@ -73,13 +74,9 @@ def checked_detect_within(text: str) -> str:
         amount_ms = duration_ms(text)
     except ValueError as error:
         number = re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", text)
-        raise refused(
-            str(error), fix=f"write {text}s" if number else "write a duration such as 1.5s, 4s or 1m"
-        ) from None
+        raise refused(str(error), fix=f"write {text}s" if number else "write a duration such as 1.5s, 4s or 1m") from None
     if not DETECT_WITHIN_MIN_MS <= amount_ms <= DETECT_WITHIN_MAX_MS:
-        raise refused(
-            f"must be from 1s to 10m, not {text}", fix="write a duration in that range; 4s suits most clusters"
-        )
+        raise refused(f"must be from 1s to 10m, not {text}", fix="write a duration in that range; 4s suits most clusters")
     return text
 
 
@@ -102,15 +99,11 @@ def checked_target(target: str) -> str:
         raise refused(f"{quoted(name)} is no class name", fix="write the name of the task class after the colon")
     if place.endswith(".py"):
         if place.rpartition("/")[2] == ".py":
-            raise refused(
-                f"{quoted(place)} is no Python file", fix="write the file's name, such as task.py, before the colon"
-            )
+            raise refused(f"{quoted(place)} is no Python file", fix="write the file's name, such as task.py, before the colon")
     elif "/" in place:
         raise refused(f"{quoted(place)} is no Python file", fix="the path must end in .py")
     elif not all(_is_identifier(part) for part in place.split(".")):
-        raise refused(
-            f"{quoted(place)} is no module", fix="write package.module before the colon, or a path that ends in .py"
-        )
+        raise refused(f"{quoted(place)} is no module", fix="write package.module before the colon, or a path that ends in .py")
     return target
 
 
@@ -122,9 +115,7 @@ def checked_uri(uri: str) -> str:
             fix="write a folder such as ./checkpoints, or a URL such as s3://bucket/run",
         )
     if not is_url(uri) and ":" in uri.split("/")[0]:
-        raise refused(
-            f"{quoted(uri)} is neither a path nor a URL", fix="a URL has :// after its scheme; write ./ before a path"
-        )
+        raise refused(f"{quoted(uri)} is neither a path nor a URL", fix="a URL has :// after its scheme; write ./ before a path")
     return uri
 
 

@@ -124,9 +124,7 @@ class SqliteJournal:
 
     def _read(self, *, after: int, limit: int) -> list[Record]:
         with _as_os_error(self.path):
-            rows = self._db.execute(
-                "SELECT body FROM records WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit)
-            ).fetchall()
+            rows = self._db.execute("SELECT body FROM records WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit)).fetchall()
         return [from_json(Record, json.loads(body)) for (body,) in rows]
 
     def _last_seq(self) -> int:
@@ -194,9 +192,7 @@ def _own(lock_path: Path) -> int:
     except BlockingIOError:
         owner = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
         os.close(fd)
-        raise JournalOwned(
-            errno.EWOULDBLOCK, f"another supervisor (pid {owner}) owns this journal", str(lock_path)
-        ) from None
+        raise JournalOwned(errno.EWOULDBLOCK, f"another supervisor (pid {owner}) owns this journal", str(lock_path)) from None
     except OSError:
         os.close(fd)
         raise

@@ -46,9 +46,7 @@ def read_token(path: Path) -> str:
         status = os.fstat(file.fileno())
         mode = stat.S_IMODE(status.st_mode)
         if mode & 0o077:
-            raise TokenRefused(
-                f"{path} has mode {mode:03o}, so others may know the token; remove it and start the cluster again"
-            )
+            raise TokenRefused(f"{path} has mode {mode:03o}, so others may know the token; remove it and start the cluster again")
         if status.st_uid != os.geteuid():
             raise TokenRefused(f"{path} belongs to user {status.st_uid}, not to {os.geteuid()}")
         text = file.read(1024).strip()

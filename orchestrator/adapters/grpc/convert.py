@@ -34,21 +34,11 @@ from orchestrator.core.supervisor.events import (
 from orchestrator.runtime.control import Explanation
 from orchestrator.runtime.ports import Beat, LogLine, Record, Welcome, WorkerCommand
 from orchestrator.runtime.status_types import JobStatus
+from orchestrator.runtime.worker import WorkerReport
 
 T = TypeVar("T")
 
 FAULT_KINDS = frozenset({"kill-worker", "kill-node", "kill-raylet", "hang", "slow", "raise"})
-
-WorkerReport = (
-    LeftEpoch
-    | EpochReady
-    | StepCommitted
-    | EvalReported
-    | DigestReported
-    | CheckpointReported
-    | TaskFailed
-    | RankFinished
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +159,7 @@ def from_supervisor(message: worker_pb2.SupervisorMessage, *, worker_id: str) ->
     value: FromSupervisor = read(_DOWN_BY_NAME[name], getattr(message, name), **given)
     match value:
         case InjectFault(fault=fault):
-            _check_fault(fault)
+            _check_fault_kind(fault)
         case RunEpoch() | FenceEpoch() | ExitWorker() | DumpStacks() | Welcome():
             pass
         case _:
@@ -200,7 +190,9 @@ def fault_to_proto(fault: Fault) -> types_pb2.Fault:
 def fault_from_proto(message: types_pb2.Fault) -> Fault:
     """The inverse. Raises ConvertError, also for a kind that does not exist or a fault that hits nobody."""
     fault = _as(Fault, read(Fault, message))
-    _check_fault(fault)
+    _check_fault_kind(fault)
+    if (fault.rank < 0) == (fault.node_id == ""):
+        raise ConvertError("Fault needs a rank or a node_id, and not both")
     return fault
 
 
@@ -263,9 +255,7 @@ def record_from_proto(message: control_pb2.Record) -> Record:
         at_ms=message.at_ms,
         wall_s=message.wall_s,
         event=_parse(Event, message.event_json, "Record.event_json"),
-        commands=tuple(
-            _parse(Command, text, f"Record.commands_json[{i}]") for i, text in enumerate(message.commands_json)
-        ),
+        commands=tuple(_parse(Command, text, f"Record.commands_json[{i}]") for i, text in enumerate(message.commands_json)),
         reason=message.reason,
         phase=message.phase,
         epoch=message.epoch,
@@ -283,11 +273,9 @@ def explanation_from_proto(message: control_pb2.Explanation) -> Explanation:
     return Explanation(record_from_proto(message.record), tuple(message.lines))
 
 
-def _check_fault(fault: Fault) -> None:
+def _check_fault_kind(fault: Fault) -> None:
     if fault.kind not in FAULT_KINDS:
         raise ConvertError(f"Fault.kind is {fault.kind!r}, not one of {', '.join(sorted(FAULT_KINDS))}")
-    if (fault.rank < 0) == (fault.node_id == ""):
-        raise ConvertError("Fault needs a rank or a node_id, and not both")
 
 
 def _parse(cls: Any, text: str, where: str) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from collections.abc import Hashable
 from enum import Enum
 from functools import cache
 from typing import Any
@@ -37,15 +38,18 @@ class FieldShape:
 
 
 @cache
-def shape_of(cls: type) -> tuple[FieldShape, ...]:
+def shape_of(cls: Hashable) -> tuple[FieldShape, ...]:
     """The fields of a dataclass. Raises TypeError for a type hint that has no place in a message."""
+    assert isinstance(cls, type)
+    assert dataclasses.is_dataclass(cls)
     hints = typing.get_type_hints(cls)
     return tuple(_field(cls, f.name, hints[f.name]) for f in dataclasses.fields(cls))
 
 
 def fill(value: Any, message: Message, *, leave_out: frozenset[str] = frozenset()) -> None:
     """Copy a dataclass into its message, except for the fields named."""
-    for field in shape_of(type(value)):
+    cls: Any = type(value)
+    for field in shape_of(cls):
         if field.name in leave_out:
             continue
         item = getattr(value, field.name)

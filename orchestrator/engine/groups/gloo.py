@@ -60,11 +60,14 @@ class GlooGroup(LibraryGroup):
         with self._lock:
             self._waiters.add(done)
         try:
-            work = start(self._require())
-            work.get_future().add_done_callback(lambda _: done.set())
-            done.wait()  # the work's own time-out bounds it
+            work = self._start(start)
+            future = _future(work)
+            if future is not None:
+                future.add_done_callback(lambda _: done.set())
+                done.wait()  # the work's own time-out bounds it
+                self._require()
+            work.wait(self._timeout)
             self._require()
-            work.wait()
         except RuntimeError as error:
             raise self._failed(error) from error
         finally:
@@ -86,10 +89,13 @@ class GlooGroup(LibraryGroup):
         incoming = [pg.recv([tensor], src, tag) for tensor, src in recvs]
         return incoming + [pg.send([tensor], dst, tag) for tensor, dst in sends]
 
+    def _lost(self) -> list[int]:
+        return sorted(rank for conn, rank in self._rank_of.items() if not conn.alive())
+
     def _failed(self, error: RuntimeError) -> GroupBroken:
         if self._broken is not None:
             return self._break("")  # the first cause stands
-        gone = sorted(rank for conn, rank in self._rank_of.items() if not conn.alive())
+        gone = self._lost()
         text = first_line(error)
         if len(gone) > 1:
             text = f"{text} [connections lost: ranks {gone}]"
@@ -106,6 +112,14 @@ class GlooGroup(LibraryGroup):
         callers = table.view(self.size, self.size)[:, self.rank].tolist()
         accepted = {conn: callers.index(conn.remote[1]) for conn in self._conns if conn not in made and conn.remote[1] in callers}
         self._rank_of = {**accepted, **made}
+
+
+def _future(work: Any) -> Any:
+    """The work's future, or None where gloo has none (reduce-scatter): such a waiter wakes when connections drop."""
+    try:
+        return work.get_future()
+    except RuntimeError:
+        return None
 
 
 def form_gloo(

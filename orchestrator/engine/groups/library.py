@@ -9,7 +9,7 @@ import threading
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ from torch._C._distributed_c10d import (
 
 from orchestrator.engine.groups.base import EpochGroup, GroupBroken, Handle
 from orchestrator.engine.groups.closing import destroy_later
+
+T = TypeVar("T")
 
 
 class Transfers:
@@ -125,10 +127,19 @@ class LibraryGroup(EpochGroup):
         """Start the transfers; none of the tensors is empty."""
 
     def _transfers(self, start: Callable[[Any], list[Any]]) -> Handle:
+        return Transfers(self._finish_transfers, self._start(start))
+
+    def _start(self, start: Callable[[Any], T]) -> T:
         try:
-            return Transfers(self._finish_transfers, start(self._require()))
+            return start(self._require())
         except RuntimeError as error:
+            if self._broken is None and not self._lost():
+                raise ValueError(f"the library refuses the operation: {first_line(error)}") from error
             raise self._failed(error) from error
+
+    def _lost(self) -> list[int]:
+        """The ranks whose connections are known to be down."""
+        return []
 
     def _require(self) -> Any:
         broken, pg = self._broken, self._pg

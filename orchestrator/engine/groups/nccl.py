@@ -43,7 +43,7 @@ class NcclGroup(LibraryGroup):
 
     def _collective(self, start: Callable[[Any], Any]) -> None:
         try:
-            self._poll(start(self._require()))
+            self._poll(self._start(start))
         except RuntimeError as error:
             raise self._failed(error) from error
 

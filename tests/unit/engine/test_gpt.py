@@ -63,7 +63,7 @@ def train(task: Task, *, steps: int, seed: int = 0) -> list[float]:
         state.restore_buffers()
         seed_everything(seed=seed, step=step, micro_batch=0)
         loss = task.loss(model, task.batch(seed=seed, step=step, micro_batch=0))
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         state.check_grads()
         state.capture_buffers(grad, 1.0)
         for shard in shards:

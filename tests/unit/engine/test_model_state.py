@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -190,7 +191,7 @@ def trained(cuts: list[int], *, seed: int, foreach: bool) -> list[Tensor]:
     draw = torch.Generator().manual_seed(seed)
     state.flat.copy_(torch.randn(state.padded_numel, generator=draw))
     edges = sorted({0, state.padded_numel, *(c % state.padded_numel for c in cuts)})
-    owners = [state.shards([Interval(a, b)]) for a, b in zip(edges, edges[1:], strict=False)]
+    owners = [state.shards([Interval(a, b)]) for a, b in itertools.pairwise(edges)]
     optimizers = [adamw(owner, foreach=foreach) for owner in owners]
     grad = state.new_vector()
     for _ in range(4):
@@ -250,10 +251,11 @@ def test_buffers_are_the_mean_over_micro_batches_whoever_computed_them() -> None
     nets = Net(), Net()
     one, two = (FlatState(n) for n in nets)
     for step in range(3):
-        one_step(one, nets[0], ranks=1, micro_batches=5, first_seed=10 * step)
-        one_step(two, nets[1], ranks=2, micro_batches=5, first_seed=10 * step)
+        one_step(one, nets[0], ranks=1, micro_batches=10, first_seed=20 * step)
+        one_step(two, nets[1], ranks=2, micro_batches=10, first_seed=20 * step)
     assert torch.equal(one.flat, two.flat)
     assert not torch.equal(one.flat, FlatState(Net()).flat)
+    assert one.flat[one.numel - 1] == 3.0  # ten times 0.1 is not 1.0
     for net in nets:
         count = net.get_buffer("norm.num_batches_tracked")
         assert (count.item(), count.dtype) == (3, torch.int64)
@@ -291,7 +293,7 @@ def test_state_that_cannot_travel_is_refused() -> None:
     net.ema = torch.zeros(2)
     with pytest.raises(TaskError, match="changed the shape of buffer ema"):
         state.capture_buffers(state.new_vector(), 1.0)
-    with pytest.raises(TaskError, match="parameter weight is torch.float64; trainable parameters must be float32"):
+    with pytest.raises(TaskError, match=r"parameter weight is torch\.float64; trainable parameters must be float32"):
         FlatState(nn.Linear(2, 2).double())
     with pytest.raises(TaskError, match="ReLU has no trainable parameter"):
         FlatState(nn.ReLU())
@@ -301,5 +303,5 @@ def test_state_that_cannot_travel_is_refused() -> None:
         FlatState(shared)
     wide = nn.Linear(2, 2)
     wide.register_buffer("total", torch.zeros(2, dtype=torch.float64))
-    with pytest.raises(TaskError, match="buffer total is torch.float64; make it float32, or persistent=False"):
+    with pytest.raises(TaskError, match=r"buffer total is torch\.float64; make it float32, or persistent=False"):
         FlatState(wide)

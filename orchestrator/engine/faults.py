@@ -1,0 +1,107 @@
+"""Faults that strike inside the training loop, addressed by (step, micro-batch) and never by a sleep.
+
+They end or stop real processes the way the world does it: SIGKILL, SIGSTOP, a slow device, an exception in the user's code. A fault
+whose step is 0 strikes at once, in the thread that brought it, because a training thread that is stuck would never look.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+
+from orchestrator.core.supervisor.events import Fault
+
+KINDS = ("kill-worker", "kill-node", "kill-raylet", "hang", "slow", "raise")
+
+
+class InjectedError(RuntimeError):
+    """Stands for an exception in the user's loss; handled exactly like one."""
+
+
+class FaultBox:
+    """Faults waiting for their step. `add` from any thread, `strike` from the training thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: list[Fault] = []
+        self._slow_s = 0.0
+        self._raise_now = False
+
+    def add(self, fault: Fault) -> None:
+        """Take a fault; one for step 0 strikes now. Raises ValueError for an unknown kind."""
+        if fault.kind not in KINDS:
+            raise ValueError(f"unknown fault {fault.kind!r}; known: {', '.join(KINDS)}")
+        if fault.at_step == 0:
+            self._carry_out(fault)
+            return
+        with self._lock:
+            self._waiting.append(fault)
+
+    def strike(self, *, step: int, micro_batch: int) -> None:
+        """Before own micro-batch number `micro_batch` of `step` (or after the last one): carry out what is due.
+
+        Raises InjectedError for the kind `raise`. A fault whose step has passed strikes at the next opportunity.
+        """
+        if self._waiting:
+            now = (step, micro_batch)
+            with self._lock:
+                due = [f for f in self._waiting if (f.at_step, f.micro_batch) <= now]
+                self._waiting = [f for f in self._waiting if f not in due]
+            for fault in due:
+                self._carry_out(fault)
+        if self._raise_now:
+            self._raise_now = False
+            raise InjectedError(f"injected fault: raised in step {step} before own micro-batch {micro_batch}")
+
+    def drag(self) -> None:
+        """The delay that a `slow` fault adds to each micro-batch."""
+        if self._slow_s > 0.0:
+            time.sleep(self._slow_s)
+
+    def _carry_out(self, fault: Fault) -> None:
+        if fault.kind == "slow":
+            self._slow_s = fault.amount_ms / 1000.0
+        elif fault.kind == "raise":
+            self._raise_now = True
+        elif fault.kind == "hang":
+            _stop_self(fault.amount_ms)
+        elif fault.kind == "kill-worker":
+            os.kill(os.getpid(), signal.SIGKILL)
+        else:
+            _kill_raylet(whole_node=fault.kind == "kill-node")
+
+
+def _stop_self(amount_ms: int) -> None:
+    """SIGSTOP this process; a helper process continues it after `amount_ms` (0: nobody does)."""
+    if amount_ms > 0:
+        code = "import os,signal,sys,time; time.sleep(float(sys.argv[2])); os.kill(int(sys.argv[1]), signal.SIGCONT)"
+        subprocess.Popen(
+            [sys.executable, "-S", "-c", code, str(os.getpid()), str(amount_ms / 1000.0)],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _kill_raylet(*, whole_node: bool) -> None:
+    """SIGKILL the parent raylet, for a whole node with all that it started, this process last.
+
+    Raises RuntimeError when the parent is no raylet: outside Ray there is no node to kill.
+    """
+    parent = psutil.Process().parent()
+    if parent is None or "raylet" not in parent.name():
+        raise RuntimeError(f"the parent of this worker is {parent.name() if parent else 'gone'}, not a raylet")
+    others = [p for p in parent.children(recursive=True) if p.pid != os.getpid()] if whole_node else []
+    for process in (parent, *others):
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    if whole_node:
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,232 @@
+"""The optimizer of the regions that one rank holds, and the numbers that steer it.
+
+Every optimizer here is elementwise, so a region's update is the slice of the whole update, whoever holds it. The state that goes with
+the elements (Adam's moments) lives in one compact buffer per key, so that transfers, digests and checkpoints speak of intervals of the
+flat vector; scalars (Adam's step count) travel by parameter name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from orchestrator.core.job import OptimizerSettings
+from orchestrator.core.plan.layout import Interval, Intervals, intersect, merge, total
+from orchestrator.engine.model_state import FlatState
+from orchestrator.engine.task import NamedShard, Task, TaskError
+
+_CLIP_EPS = 1e-6  # as in torch.nn.utils.clip_grad_norm_
+_PROBE_NUMEL = 8
+
+
+def lr_at(step: int, *, settings: OptimizerSettings, steps: int) -> float:
+    """Learning rate of step 1..steps: linear warm-up, then cosine decay to lr * min_lr_ratio at the last step."""
+    if step <= settings.warmup_steps:
+        return settings.lr * step / settings.warmup_steps
+    span = max(1, steps - settings.warmup_steps)
+    cosine = 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - settings.warmup_steps) / span)))
+    return settings.lr * (settings.min_lr_ratio + (1.0 - settings.min_lr_ratio) * cosine)
+
+
+def clip_scale(grad_norm: float, *, limit: float) -> float:
+    """The factor for the gradient that brings its global norm down to `limit` (0: never clips)."""
+    if limit <= 0.0 or grad_norm <= limit:
+        return 1.0
+    return limit / (grad_norm + _CLIP_EPS)
+
+
+@dataclass(frozen=True, slots=True)
+class StateKeys:
+    """What an optimizer keeps: (key, dtype) of its elementwise tensors, sorted by key."""
+
+    elementwise: tuple[tuple[str, torch.dtype], ...]
+
+
+def probe_keys(task: Task, settings: OptimizerSettings, state: FlatState) -> StateKeys:
+    """Find out what the task's optimizer keeps, by one step on a few elements of every parameter (copies).
+
+    Raises TaskError for state that is neither elementwise nor scalar: a sharded run would compute something else.
+    """
+    shards = [
+        NamedShard(s.name, nn.Parameter(s.param.detach()[:_PROBE_NUMEL].clone()), s.ndim, s.start, s.start + n)
+        for s in state.shards((Interval(0, state.padded_numel),))
+        if (n := min(_PROBE_NUMEL, s.stop - s.start)) > 1
+    ]
+    if not shards:
+        raise TaskError("the model has no parameter of more than one element")
+    optimizer = task.build_optimizer(shards, settings)
+    for shard in shards:
+        shard.param.grad = torch.ones_like(shard.param)
+    optimizer.step()
+    keys: dict[str, torch.dtype] = {}
+    for shard in shards:
+        for key, value in optimizer.state[shard.param].items():
+            if isinstance(value, Tensor) and value.shape == shard.param.shape:
+                keys[key] = value.dtype
+            elif not _is_scalar(value):
+                raise TaskError(
+                    f"the optimizer keeps {key!r} for {shard.name}, which is neither a scalar nor of the parameter's "
+                    "shape; only elementwise optimizers (AdamW, SGD, Lion, ...) can be sharded"
+                )
+    return StateKeys(tuple(sorted(keys.items())))
+
+
+class Regions:
+    """Where intervals of the flat vector lie in a compact buffer that holds them one after the other."""
+
+    def __init__(self, intervals: Sequence[Interval]) -> None:
+        self.intervals: Intervals = merge(intervals)
+        self.numel = total(self.intervals)
+
+    def offset(self, start: int, stop: int) -> int:
+        """Offset in the buffer of [start, stop), which must lie inside one interval; KeyError when it does not."""
+        at = 0
+        for i in self.intervals:
+            if i.start <= start and stop <= i.stop:
+                return at + start - i.start
+            at += i.numel
+        raise KeyError(f"[{start}, {stop}) is not held: {self.intervals}")
+
+    def view(self, buffer: Tensor, start: int, stop: int) -> Tensor:
+        """[stop - start] view of the compact buffer."""
+        at = self.offset(start, stop)
+        return buffer[at : at + stop - start]
+
+
+class MomentStore:
+    """Pages that were touched before: compact buffers for elementwise state, handed out again and again."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._free: list[Tensor] = []
+
+    def prefault(self, numel: int, dtypes: Sequence[torch.dtype]) -> None:
+        """Touch the memory of one buffer [numel] per dtype."""
+        self._free += [torch.zeros(numel, dtype=d, device=self._device).fill_(0) for d in dtypes]
+
+    def take(self, numel: int, dtype: torch.dtype) -> Tensor:
+        """Zeros [numel]."""
+        for at, buffer in enumerate(self._free):
+            if buffer.dtype is dtype and buffer.numel() >= numel:
+                del self._free[at]
+                return buffer[:numel].zero_()
+        return torch.zeros(numel, dtype=dtype, device=self._device).fill_(0)
+
+    def give(self, buffers: Iterable[Tensor]) -> None:
+        """Hand back buffers that nobody uses any more, not even an aborted operation."""
+        self._free += buffers
+
+
+class ShardedOptimizer:
+    """The task's optimizer over the given intervals of the flat vector, its elementwise state in compact buffers."""
+
+    def __init__(
+        self,
+        *,
+        task: Task,
+        settings: OptimizerSettings,
+        state: FlatState,
+        keys: StateKeys,
+        intervals: Sequence[Interval],
+        store: MomentStore,
+    ) -> None:
+        self.regions = Regions(intervals)
+        self.buffers: dict[str, Tensor] = {k: store.take(self.regions.numel, d) for k, d in keys.elementwise}
+        self._state = state
+        self._shards = state.shards(self.regions.intervals)
+        self._params_only = intersect(self.regions.intervals, (Interval(0, state.param_numel),))
+        self._optimizer = task.build_optimizer(self._shards, settings) if self._shards else None
+        self._adopted = False  # whether the optimizer's state are views of our buffers
+        self._grad: Tensor | None = None
+
+    def update(self, reduced: Tensor, *, lr: float, scale: float) -> None:
+        """One step in place, over mean gradients in `reduced` (fp32 [padded_numel]; only held regions are looked at)."""
+        if scale != 1.0:
+            for i in self._params_only:
+                reduced[i.start : i.stop].mul_(scale)
+        if self._optimizer is not None:
+            self._bind(reduced)
+            for group in self._optimizer.param_groups:
+                group["lr"] = lr
+            self._optimizer.step()
+            if not self._adopted:
+                self._adopt()
+        self._state.apply_buffers(reduced, self.regions.intervals)
+
+    def _bind(self, reduced: Tensor) -> None:
+        if self._grad is not reduced:
+            for shard in self._shards:
+                shard.param.grad = reduced[shard.start : shard.stop]
+            self._grad = reduced
+
+    def _adopt(self) -> None:
+        """After the first step: move the state that the optimizer has made into our buffers."""
+        assert self._optimizer is not None
+        for shard in self._shards:
+            kept = self._optimizer.state[shard.param]
+            for key, value in kept.items():
+                if key in self.buffers:
+                    view = self.regions.view(self.buffers[key], shard.start, shard.stop)
+                    view.copy_(value)
+                    kept[key] = view
+        self._adopted = True
+
+    # ---------------------------------------------------------------------------------------------- moving the state
+
+    def scalars(self) -> dict[str, dict[str, Any]]:
+        """Scalar state by parameter name and key, JSON-able; empty before the first step."""
+        if self._optimizer is None or not self._adopted:
+            return {}
+        return {
+            shard.name: {
+                key: _scalar_to_json(value)
+                for key, value in self._optimizer.state[shard.param].items()
+                if key not in self.buffers
+            }
+            for shard in self._shards
+        }
+
+    def keep_from(self, old: ShardedOptimizer) -> None:
+        """Copy what both hold of the elementwise state."""
+        for i in intersect(self.regions.intervals, old.regions.intervals):
+            for key, buffer in self.buffers.items():
+                self.regions.view(buffer, i.start, i.stop).copy_(old.regions.view(old.buffers[key], i.start, i.stop))
+
+    def install(self, scalars: Mapping[str, Mapping[str, Any]]) -> None:
+        """Make the buffers, with these scalars, the optimizer's state. Raises KeyError when a parameter is missing."""
+        if self._optimizer is None:
+            return
+        for shard in self._shards:
+            kept: dict[str, Any] = {k: _scalar_from_json(v, shard.param) for k, v in scalars[shard.name].items()}
+            for key, buffer in self.buffers.items():
+                kept[key] = self.regions.view(buffer, shard.start, shard.stop)
+            self._optimizer.state[shard.param] = kept
+        self._adopted = True
+
+    @property
+    def shards(self) -> Sequence[NamedShard]:
+        """The parameters' parts that are updated here."""
+        return self._shards
+
+
+def _is_scalar(value: object) -> bool:
+    return value is None or isinstance(value, bool | int | float) or (isinstance(value, Tensor) and value.numel() == 1)
+
+
+def _scalar_to_json(value: Any) -> dict[str, Any]:
+    if isinstance(value, Tensor):
+        dtype = str(value.dtype).removeprefix("torch.")
+        return {"dtype": dtype, "shape": list(value.shape), "value": value.item(), "device": value.device.type}
+    return {"dtype": "", "value": value}
+
+
+def _scalar_from_json(data: Mapping[str, Any], param: Tensor) -> Any:
+    if not data["dtype"]:
+        return data["value"]
+    device = "cpu" if data["device"] == "cpu" else param.device
+    return torch.full(tuple(data["shape"]), data["value"], dtype=getattr(torch, data["dtype"]), device=device)
