@@ -1,7 +1,7 @@
 """What the threads of a worker share: the epoch it is in, the fence, the group to abort, and the pulse.
 
-The training thread is the only one that trains; heartbeats, fences and faults come from others. A fence is remembered even when it
-comes before its epoch, so that a late command cannot start what was already given up.
+The training thread is the only one that trains; heartbeats, fences and faults come from others. A fence is remembered
+even when it comes before its epoch, so that a late command cannot start what was already given up.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a job's model consists of, as the planner sees it: names, shapes and places in the flat vector.
 
-Workers report it when they are warm, so that the supervisor can refuse one that runs other code than the rest; the command line asks
-for it without training anything.
+Workers report it when they are warm, so that the supervisor can refuse one that runs other code than the rest; the
+command line asks for it without training anything.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """One hex digest of params and optimizer state, the same for every layout, and proof that copies are equal.
 
-Each holder sums each block of what it holds as 64-bit words (wrapping), each owner adds a CRC; the sums are gathered, copies are held
-against the owner's, and the owners' are folded in block order. A flipped bit in one copy stops the run and names tensor, block and
-ranks, instead of surfacing days later in the loss.
+Each holder sums each block of what it holds as 64-bit words (wrapping), each owner adds a CRC; the sums are gathered,
+copies are held against the owner's, and the owners' are folded in block order. A flipped bit in one copy stops the
+run and names tensor, block and ranks, instead of surfacing days later in the loss.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Faults that strike inside the training loop, addressed by (step, micro-batch) and never by a sleep.
 
-They end or stop real processes the way the world does it: SIGKILL, SIGSTOP, a slow device, an exception in the user's code. A fault
-whose step is 0 strikes at once, in the thread that brought it, because a training thread that is stuck would never look.
+They end or stop real processes the way the world does it: SIGKILL, SIGSTOP, a slow device, an exception in the user's
+code. A fault whose step is 0 strikes at once, in the thread that brought it, because a training thread that is stuck
+would never look.
 """
 
 from __future__ import annotations

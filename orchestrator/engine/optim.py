@@ -1,8 +1,8 @@
 """The optimizer of the regions that one rank holds, and the numbers that steer it.
 
-Every optimizer here is elementwise, so a region's update is the slice of the whole update, whoever holds it. The state that goes with
-the elements (Adam's moments) lives in one compact buffer per key, so that transfers, digests and checkpoints speak of intervals of the
-flat vector; scalars (Adam's step count) travel by parameter name.
+Every optimizer here is elementwise, so a region's update is the slice of the whole update, whoever holds it. The
+state that goes with the elements (Adam's moments) lives in one compact buffer per key, so that transfers, digests and
+checkpoints speak of intervals of the flat vector; scalars (Adam's step count) travel by parameter name.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.core.job import OptimizerSettings
-from orchestrator.core.plan.layout import Interval, Intervals, intersect, merge, total
+from orchestrator.core.plan.layout import Interval, Intervals, intersect, merge, subtract, total
 from orchestrator.engine.model_state import FlatState
 from orchestrator.engine.task import NamedShard, Task, TaskError
 
@@ -140,12 +140,16 @@ class ShardedOptimizer:
         self._state = state
         self._shards = state.shards(self.regions.intervals)
         self._params_only = intersect(self.regions.intervals, (Interval(0, state.param_numel),))
+        self._buffers_only = subtract(self.regions.intervals, (Interval(0, state.param_numel),))
         self._optimizer = task.build_optimizer(self._shards, settings) if self._shards else None
         self._adopted = False  # whether the optimizer's state are views of our buffers
         self._grad: Tensor | None = None
 
-    def update(self, reduced: Tensor, *, lr: float, scale: float) -> None:
-        """One step in place, over mean gradients in `reduced` (fp32 [padded_numel]; only held regions are looked at)."""
+    def update(self, reduced: Tensor, *, lr: float, scale: float, micro_batches: int) -> None:
+        """One step in place over `reduced` (fp32 [padded_numel]), of which only the held regions are looked at.
+
+        In it are the mean gradient and, at the tail, the sum over micro-batches of the buffers' changes. It is used up.
+        """
         if scale != 1.0:
             for i in self._params_only:
                 reduced[i.start : i.stop].mul_(scale)
@@ -156,6 +160,8 @@ class ShardedOptimizer:
             self._optimizer.step()
             if not self._adopted:
                 self._adopt()
+        for i in self._buffers_only:
+            reduced[i.start : i.stop].mul_(1.0 / micro_batches)
         self._state.apply_buffers(reduced, self.regions.intervals)
 
     def _bind(self, reduced: Tensor) -> None:

@@ -1,7 +1,7 @@
 """What one worker keeps from epoch to epoch: the model, the optimizer of its regions, and how far they are.
 
-Between epochs nothing of it is thrown away; `Held` is its description for the supervisor. Buffers that took part in a broken collective
-are replaced here, never used again: the collective may still write into them.
+Between epochs nothing of it is thrown away; `Held` is its description for the supervisor. Buffers that took part in a
+broken collective are replaced here, never used again: the collective may still write into them.
 """
 
 from __future__ import annotations
@@ -96,6 +96,7 @@ class Body:
         self.moments = MomentStore(self.device)
         self.pool = BufferPool(device=self.device, free_bytes_max=self._pool_bytes())
         self.pristine = True  # params are still those of the seed
+        self.adds_once = False  # backward adds each parameter's gradient in one piece (seen in the warm-up)
         self.lineage = 0  # grows whenever the state is not the continuation of the one before
         self.rank: RankState | None = None
         self.work: StepWork | None = None

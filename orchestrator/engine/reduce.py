@@ -33,7 +33,7 @@ __all__ = [
 Interval = tuple[int, int]
 
 SCRATCH_BYTES = 64 << 20
-_CHUNK_NUMEL_MAX = 1 << 19
+_CHUNK_NUMEL_MAX = 1 << 20  # smaller chunks cost more in gloo's rendezvous than their overlap saves
 _CHUNK_NUMEL_MIN = 1 << 10
 _REDUCE_TAG = USER_TAG_MAX + 1
 _GATHER_TAG = USER_TAG_MAX + 2

@@ -1,8 +1,10 @@
-"""How a rank comes by its state at the start of an epoch: from the seed, out of other ranks' memory, or from a checkpoint.
+"""How a rank comes by its state at the start of an epoch: from the seed, out of other ranks' memory, or from a
+checkpoint.
 
-Transfers follow the one global list of the Resume, so sender and receiver agree without talking. Data goes straight between the flat
-vectors, a bounded number of bytes at a time, and each piece's sum travels after it: a flipped bit stops the run and names the ranks.
-What a rank held before stays untouched until every rank has all it needs; only then is the new layout the one that counts.
+Transfers follow the one global list of the Resume, so sender and receiver agree without talking. Data goes straight
+between the flat vectors, a bounded number of bytes at a time, and each piece's sum travels after it: a flipped bit
+stops the run and names the ranks. What a rank held before stays untouched until every rank has all it needs; only
+then is the new layout the one that counts.
 """
 
 from __future__ import annotations
@@ -59,8 +61,12 @@ def roll_forward(body: Body, resume: Resume) -> None:
     settings, steps = body.job.train.optimizer, body.job.train.steps
     body.pristine = False
     with user_code():
-        lr = lr_at(resume.step, settings=settings, steps=steps)
-        state.optimizer.update(body.reduced, lr=lr, scale=commit.scale)
+        state.optimizer.update(
+            body.reduced,
+            lr=lr_at(resume.step, settings=settings, steps=steps),
+            scale=commit.scale,
+            micro_batches=body.job.train.micro_batches,
+        )
     state.applied_step = resume.step
     state.params_step = resume.step if state.plan.zero_stage == 0 else -1
     state.commit = commit
@@ -97,9 +103,7 @@ def _from_checkpoint(body: Body, *, plan: Plan, rank: int, resume: Resume) -> No
     body.rank = RankState(plan, rank, optimizer, resume.step, resume.step, resume.step, None)
 
 
-def _from_memory(
-    body: Body, *, plan: Plan, rank: int, group: EpochGroup, resume: Resume, control: Control
-) -> None:
+def _from_memory(body: Body, *, plan: Plan, rank: int, group: EpochGroup, resume: Resume, control: Control) -> None:
     if rank in resume.fresh or body.rank is None:
         body.fresh()
     else:
@@ -133,17 +137,24 @@ def _from_memory(
         if optimizer is not (old.optimizer if old is not None else None) and resume.step > 0:
             kept = old.optimizer.scalars() if old is not None else {}
             optimizer.install({**received, **kept})
-        with control.comm():
-            group.barrier()  # everybody has everything: what only the old layout needed may go
+        with control.comm():  # everybody has everything when this returns: what only the old layout needed may go
+            done = _agree_on_done(group, old.done_step if old is not None else None, resume.step, body.device)
     except GroupBroken:
         if receives_params:
             body.drop_flat()
         raise
     commit = resume.commit if resume.commit is not None else (old.commit if old is not None else None)
-    done = old.done_step if old is not None else -1
     if old is not None and old.optimizer is not optimizer:
         body.moments.give(old.optimizer.buffers.values())
     body.rank = RankState(plan, rank, optimizer, resume.step, resume.step, resume.step, commit, done)
+
+
+def _agree_on_done(group: EpochGroup, done_step: int | None, step: int, device: torch.device) -> int:
+    """`step` if every survivor has the digest, evaluation and checkpoint of that step behind it, else -1; a barrier too."""
+    fresh = torch.iinfo(torch.int64).max
+    told = torch.empty(group.size, dtype=torch.int64, device=device)
+    group.all_gather_into(told, torch.tensor([fresh if done_step is None else done_step], dtype=torch.int64, device=device))
+    return step if int(told.min()) >= step else -1
 
 
 def _views(state: FlatState, optimizer: ShardedOptimizer | None) -> dict[str, list[View]]:
@@ -196,10 +207,11 @@ def _move(
     """Carry out the transfers; returns the optimizer's scalars that came with them."""
     rank = group.rank
     pieces = _cut(transfers)
+    device = targets[PARAMS][0](0, 1).device
     sums_out: dict[int, list[int]] = {}
     sums_in: dict[int, list[int]] = {}
     with control.comm():
-        received = _exchange_scalars(group, pieces, scalars)
+        received = _exchange_scalars(group, pieces, scalars, device)
         pending = None
         for window in _windows(pieces, len(targets.get(OPTIMIZER, ()))):
             sends = [(v(p.start, p.stop), p.dst) for p in window if p.src == rank for v in sources[p.tensor]]
@@ -213,7 +225,7 @@ def _move(
             pending = (handle, recvs)
         if pending is not None:
             _finish(pending, sums_in)
-        _compare(group, pieces, sums_out, sums_in)
+        _compare(group, pieces, sums_out, sums_in, device)
     return received
 
 
@@ -224,19 +236,19 @@ def _finish(pending: Any, sums: dict[int, list[int]]) -> None:
         sums.setdefault(src, []).append(word_sum(tensor))
 
 
-def _exchange_scalars(group: EpochGroup, pieces: Sequence[_Piece], scalars: Scalars) -> Scalars:
+def _exchange_scalars(group: EpochGroup, pieces: Sequence[_Piece], scalars: Scalars, device: torch.device) -> Scalars:
     """The optimizer's scalars from everyone who sends me optimizer state."""
     to = sorted({p.dst for p in pieces if p.src == group.rank and p.tensor == OPTIMIZER})
     frm = sorted({p.src for p in pieces if p.dst == group.rank and p.tensor == OPTIMIZER})
-    text = torch.frombuffer(bytearray(json.dumps(scalars).encode()), dtype=torch.uint8)
-    sizes = {src: torch.zeros(1, dtype=torch.int64) for src in frm}
-    length = torch.tensor([text.numel()], dtype=torch.int64)
+    text = torch.frombuffer(bytearray(json.dumps(scalars).encode()), dtype=torch.uint8).to(device)
+    sizes = {src: torch.zeros(1, dtype=torch.int64, device=device) for src in frm}
+    length = torch.tensor([text.numel()], dtype=torch.int64, device=device)
     group.exchange([(length, d) for d in to], [(t, s) for s, t in sizes.items()], tag=_HEADER_TAG).wait()
-    texts = {src: torch.empty(int(size), dtype=torch.uint8) for src, size in sizes.items()}
+    texts = {src: torch.empty(int(size), dtype=torch.uint8, device=device) for src, size in sizes.items()}
     group.exchange([(text, d) for d in to], [(t, s) for s, t in texts.items()], tag=_HEADER_TAG).wait()
     merged: Scalars = {}
     for data in texts.values():
-        merged.update(json.loads(bytes(data.numpy())))
+        merged.update(json.loads(bytes(data.cpu().numpy())))
     return merged
 
 
@@ -245,9 +257,10 @@ def _compare(
     pieces: Sequence[_Piece],
     sums_out: Mapping[int, Sequence[int]],
     sums_in: Mapping[int, Sequence[int]],
+    device: torch.device,
 ) -> None:
-    told = {src: torch.zeros(len(sums), dtype=torch.int64) for src, sums in sorted(sums_in.items())}
-    sends = [(torch.tensor(sums, dtype=torch.int64), dst) for dst, sums in sorted(sums_out.items())]
+    told = {src: torch.zeros(len(sums), dtype=torch.int64, device=device) for src, sums in sorted(sums_in.items())}
+    sends = [(torch.tensor(sums, dtype=torch.int64, device=device), dst) for dst, sums in sorted(sums_out.items())]
     group.exchange(sends, [(t, src) for src, t in told.items()], tag=_SUM_TAG).wait()
     for src, expected in told.items():
         wrong = [k for k, (a, b) in enumerate(zip(expected.tolist(), sums_in[src], strict=True)) if a != b]

@@ -111,7 +111,7 @@ class Folder(Generic[V]):
 
 
 def merge_counts(nodes: Sequence[Node], total: int) -> list[int]:
-    """For nodes that cover [0, total): how often to add the two topmost values of a stack after pushing each of them."""
+    """For nodes that cover [0, total): how often to add a stack's two topmost values after pushing each."""
     folder: Folder[None] = Folder(total, lambda _left, _right: None)
     counts = [folder.push(node, None) for node in nodes]
     folder.result()

@@ -36,6 +36,7 @@ from orchestrator.runtime.replay import ReplayMismatch, replay, story, tell
 
 EVENTS_MAX = 100_000  # that wait; a supervisor so far behind must not go on as if it knew the present
 SNAPSHOT_EVERY = 500  # records
+EARLY_S = 0.0005  # a timer may fire early by the loop's clock resolution; less than this is on time
 RECENT_MAX = 200  # records kept at hand, for status and for the story of a bug
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,10 @@ class JournalFailed(RuntimeError):
 
 class SupervisorBug(AssertionError):
     """The core raised: our own bug. The message tells the story so far; the workers train on."""
+
+
+class DriverStopped(RuntimeError):
+    """The request came too late: the job is over, or its driver has failed."""
 
 
 class Driver:
@@ -76,7 +81,7 @@ class Driver:
         self._clock = clock
         self._timeouts = timeouts
         self._recent: deque[Record] = deque(recent, RECENT_MAX)
-        self._queue: deque[Event] = deque()
+        self._queue: deque[tuple[Event, asyncio.Future[Record | None] | None]] = deque()
         self._overflowed = False
         self._arrived = asyncio.Event()
         self._changed = asyncio.Event()
@@ -87,6 +92,7 @@ class Driver:
         self._ticked_ms = clock.now_ms()
         self._tick_waits = False
         self._ending = state.phase.terminal
+        self._stopped = False
         self._telemetry_broken = False
         if resumed and not self._ending:
             self.sink(SupervisorRestarted(0))  # before any hello: it says that nobody is connected yet
@@ -136,6 +142,26 @@ class Driver:
 
     def sink(self, event: Event) -> None:
         """Take a fact; it is stamped with the present. Returns at once."""
+        self._put(event, None)
+
+    async def ask(self, event: Event) -> Record | None:
+        """Take a request and wait until it is decided on; the record of the decision, or None when nothing came of it.
+
+        Raises DriverStopped when the driver ends first.
+        """
+        if self._stopped:
+            raise DriverStopped(f"the driver of job {self._state.job.name} has stopped")
+        answer: asyncio.Future[Record | None] = asyncio.get_running_loop().create_future()
+        self._put(event, answer)
+        return await answer
+
+    def beat(self, beat: Beat) -> None:
+        """Take a heartbeat; the newest one counts."""
+        worker = self._state.workers.get(beat.worker_id)
+        if worker is not None and worker.phase.alive:
+            self._observer.beat(beat)
+
+    def _put(self, event: Event, answer: asyncio.Future[Record | None] | None) -> None:
         if len(self._queue) >= EVENTS_MAX:
             self._overflowed = True
         else:
@@ -143,14 +169,8 @@ class Driver:
             if isinstance(event, ClusterChanged):
                 event = replace(event, view=replace(event.view, generation=self._generation + event.view.generation))
             self._note(event)
-            self._queue.append(event)
+            self._queue.append((event, answer))
         self._arrived.set()
-
-    def beat(self, beat: Beat) -> None:
-        """Take a heartbeat; the newest one counts."""
-        worker = self._state.workers.get(beat.worker_id)
-        if worker is not None and worker.phase.alive:
-            self._observer.beat(beat)
 
     # ---- its life
 
@@ -168,8 +188,9 @@ class Driver:
             await self._end()
             return self._state
         finally:
-            self._ending = True
+            self._ending = self._stopped = True
             self._changed.set()
+            self._forget_queue()
             await self._carrier.close()
 
     async def _loop(self) -> None:
@@ -177,13 +198,16 @@ class Driver:
         pause_s = self._timeouts.tick_ms / 1000
         due_s = loop.time() + pause_s
         while not self._ending:
-            if loop.time() >= due_s:
+            if loop.time() >= due_s - EARLY_S:
                 due_s = loop.time() + pause_s
                 self._queue_tick()
             if self._overflowed:
                 raise SupervisorBug(f"more than {EVENTS_MAX} events wait; the story so far:\n{story(self._recent)}")
             if self._queue:
-                self._handle(self._queue.popleft())
+                event, answer = self._queue.popleft()
+                record = self._handle(event)
+                if answer is not None and not answer.done():
+                    answer.set_result(record)
                 await asyncio.sleep(0)  # streams and commands get their turn between any two events
             else:
                 await self._wait_until(due_s)
@@ -198,11 +222,12 @@ class Driver:
         observations = self._observer.tick(alive, now_ms - self._ticked_ms)
         self._ticked_ms = now_ms
         self._tick_waits = True
-        self._queue.append(Tick(now_ms, observations))
+        self._queue.append((Tick(now_ms, observations), None))
 
-    def _handle(self, event: Event) -> None:
-        """Decide, write down, then act."""
+    def _handle(self, event: Event) -> Record | None:
+        """Decide, write down, then act; the record, or None when there was nothing to write down."""
         old = self._state
+        record = None
         try:
             decision = step(old, event)
         except Exception as error:
@@ -237,6 +262,7 @@ class Driver:
         if isinstance(event, Tick):
             self._tick_waits = False
             self._show(None)
+        return record
 
     def _write(self, record: Record, state: State) -> None:
         try:
@@ -281,13 +307,20 @@ class Driver:
         except TimeoutError:
             pass
 
+    def _forget_queue(self) -> None:
+        """There is nothing to decide any more."""
+        while self._queue:
+            _, answer = self._queue.popleft()
+            if answer is not None and not answer.done():
+                answer.set_exception(DriverStopped(f"the driver of job {self._state.job.name} has stopped"))
+
     async def _end(self) -> None:
         """The job is over: let the last words go out and the workers leave by themselves, then release what is left."""
         loop = asyncio.get_running_loop()
         await self._carrier.drain(self._timeouts.lost_ms)
         due_s = loop.time() + self._timeouts.suspect_ms / 1000
-        while self._connected and loop.time() < due_s:
-            self._queue.clear()  # the core has nothing to decide any more
+        while self._connected and loop.time() < due_s - EARLY_S:
+            self._forget_queue()
             await self._wait_until(due_s)
         try:
             async with asyncio.timeout(self._timeouts.spawn_ms / 1000):
@@ -306,9 +339,13 @@ def start_driver(
     journal: Journal,
     telemetry: Telemetry,
     clock: Clock,
+    next_worker: int = 0,
 ) -> Driver:
-    """A driver for a new job. Raises FileExistsError when the journal already has one."""
-    state = initial(job, checkpoint=checkpoint, now_ms=clock.now_ms())
+    """A driver for a new job. Raises FileExistsError when the journal already has one.
+
+    `next_worker` numbers the first worker: past those of an earlier job of this name, so that no id is ever used twice.
+    """
+    state = replace(initial(job, checkpoint=checkpoint, now_ms=clock.now_ms()), next_worker=next_worker)
     journal.create(job)
     journal.snapshot(0, state)
     return Driver(

@@ -72,9 +72,7 @@ def _pace(state: State, recent: Sequence[Record], now_ms: int) -> tuple[float | 
     return (tokens * 1000 / step_ms if step_ms > 0 else None), step_ms
 
 
-def _workers(
-    state: State, beats: Mapping[str, Beat], observed: Mapping[str, Observation]
-) -> tuple[WorkerStatus, ...]:
+def _workers(state: State, beats: Mapping[str, Beat], observed: Mapping[str, Observation]) -> tuple[WorkerStatus, ...]:
     ranks = {s.worker_id: s.rank for s in state.plan.seats} if state.plan else {}
     no_rank = len(ranks)
 
@@ -131,9 +129,7 @@ def _decision(recent: Sequence[Record]) -> DecisionStatus | None:
     newest = next((r for r in reversed(recent) if r.reason), None)
     if newest is None:
         return None
-    return DecisionStatus(
-        seq=newest.seq, wall_s=newest.wall_s, event=type(newest.event).__name__, reason=newest.reason
-    )
+    return DecisionStatus(seq=newest.seq, wall_s=newest.wall_s, event=type(newest.event).__name__, reason=newest.reason)
 
 
 def _plan(state: State) -> PlanStatus | None:

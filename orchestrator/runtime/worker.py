@@ -7,6 +7,7 @@ decides, and every fence is answered with what the worker holds. A worker that i
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import logging
 import os
@@ -38,14 +39,7 @@ from orchestrator.runtime.ports import Beat, Engine, Failed, Finished, Left, Log
 LOOK_MS = 500  # how often an idle worker asks itself whether anybody still wants it
 
 WorkerReport = (
-    LeftEpoch
-    | EpochReady
-    | StepCommitted
-    | EvalReported
-    | DigestReported
-    | CheckpointReported
-    | TaskFailed
-    | RankFinished
+    LeftEpoch | EpochReady | StepCommitted | EvalReported | DigestReported | CheckpointReported | TaskFailed | RankFinished
 )
 
 log = logging.getLogger(__name__)
@@ -331,10 +325,8 @@ def end_process(why: str) -> None:
     """Flush what was printed and leave without waiting for threads, groups or exit handlers, which may hang or abort."""
     print(f"worker {os.getpid()} ends: {why}", file=sys.stderr)
     for stream in (sys.stdout, sys.stderr):
-        try:
+        with contextlib.suppress(OSError, ValueError):
             stream.flush()
-        except (OSError, ValueError):
-            pass
     os._exit(0)
 
 

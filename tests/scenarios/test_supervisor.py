@@ -259,6 +259,83 @@ def test_drain_waits_for_a_spare_and_costs_no_budget() -> None:
     assert s.state.workers["j/w1"].phase is WorkerPhase.ENDED
 
 
+def test_a_drain_never_takes_the_only_holder_of_state() -> None:
+    for s, node in ((running(data=1, zero=0), "n0"), (running(data=2, nodes=1, slots=1), "n1")):
+        before = s.state
+        assert not s.tell(ev.DrainRequested(s.now, node, "me"))
+        assert s.state == before
+        assert "refused: nobody else holds the state of rank(s)" in s.said[-1]
+
+
+def test_both_holders_of_a_shard_are_drained_one_after_the_other() -> None:
+    s = running(at=3, spares=2)
+    s.tell(ev.ClusterChanged(s.now, cluster(2, 8)))
+    for w in [w for w in s.state.workers.values() if w.phase is WorkerPhase.REQUESTED]:
+        s.hello(w.worker_id)
+    s.state = replace(s.state, drained=("n1", "n2"))
+    assert only(FenceEpoch, observe(s))  # type: ignore[arg-type]
+    for _ in range(2):
+        s.leave_all(3)
+        assert s.state.resume is not None
+        assert (s.state.resume.source, s.state.resume.step) == (Source.MEMORY, 3)
+        s.ready()
+        for w in [w for w in s.state.workers.values() if w.phase is WorkerPhase.REQUESTED]:
+            s.hello(w.worker_id)
+    assert s.state.phase is JobPhase.RUNNING
+    assert not {"n1", "n2"} & {seat.node_id for seat in s.plan.seats}
+
+
+def test_a_drained_rank_keeps_its_seat_when_its_spare_is_needed_elsewhere() -> None:
+    s = running(at=3, nodes=4)
+    s.tell(ev.WorkerGone(s.now, "j/w2", "refused"))
+    s.tell(ev.ClusterChanged(s.now, cluster(2, 5, dead=(2,))))
+    s.tell(ev.DrainRequested(s.now, "n1", "me"))
+    runs = only(RunEpoch, s.leave_all(3))
+    assert [r.worker_id for r in runs] == ["j/w0", "j/w1", "j/w4", "j/w3"], "no seat is left empty for a drain"
+
+
+def test_a_commit_that_a_recovery_went_by_outlives_who_told_of_it() -> None:
+    s = running(at=3, spares=2)
+    s.tell(ev.ClusterChanged(s.now, cluster(2, 7)))
+    for w in [w for w in s.state.workers.values() if w.phase is WorkerPhase.REQUESTED]:
+        s.hello(w.worker_id)
+    s.tell(ev.WorkerGone(s.now, "j/w2", "refused"))
+    s.leave("j/w0", s.held(0, at=4, commit=Commit(4, 2.0, 1.0, 1.0), params=-1))
+    prepared = {w: s.held(r, at=3, prepared=True) for r, w in ((1, "j/w1"), (3, "j/w3"))}
+    out = [c for w, h in prepared.items() for c in s.leave(w, h)]
+    assert only(RunEpoch, out)[0].resume.step == 4
+    s.tell(ev.WorkerGone(s.now, "j/w0", "refused"))  # before anybody has rolled forward
+    out = []
+    for member in [w for w in s.state.workers.values() if w.phase is WorkerPhase.MEMBER]:
+        held = prepared.get(member.worker_id)
+        out += s.tell(ev.LeftEpoch(s.now, member.worker_id, 2, True, held, "fenced while restoring"))
+    runs = only(RunEpoch, out)
+    assert (runs[0].plan.epoch, runs[0].resume.source, runs[0].resume.step) == (3, Source.MEMORY, 4)
+
+
+def test_what_nobody_can_hold_is_not_believed() -> None:
+    s = running(at=3)
+    s.tell(ev.WorkerGone(s.now, "j/w2", "refused"))
+    s.leave("j/w0", replace(s.held(0, at=3), plan_epoch=77))
+    out = [c for r, w in ((1, "j/w1"), (3, "j/w3")) for c in s.leave(w, s.held(r, at=3))]
+    assert "which nobody knows" in s.said[-1]
+    assert only(RunEpoch, out)[0].resume.fresh == (0, 2)
+
+
+def test_who_leaves_an_epoch_that_was_not_fenced_breaks_it_whatever_it_says() -> None:
+    s = running(data=1, zero=0)
+    s.leave("j/w0", s.held(0, at=3), fenced=True)
+    assert s.state.epoch == 2
+
+
+def test_a_fence_that_was_not_heard_is_repeated_with_its_reason() -> None:
+    s = running(at=3)
+    s.tell(ev.WorkerGone(s.now, "j/w2", "refused"))
+    s.now = 3500
+    assert len(only(FenceEpoch, observe(s))) == 3  # type: ignore[arg-type]
+    assert "j/w0" in s.said[-1]
+
+
 def test_spawn_failures_back_off() -> None:
     s = Story(make_job())
     s.tell(ev.ClusterChanged(0, cluster(1, 5)))
@@ -299,3 +376,23 @@ def test_stale_words_change_nothing(zero: int) -> None:
         decision = step(s.state, stale)
         assert decision.state == before, stale
         assert not decision.commands
+
+
+def test_a_task_that_cannot_be_built_ends_the_job_with_its_traceback() -> None:
+    s = Story(make_job())
+    s.tell(ev.ClusterChanged(0, cluster(1, 5)))
+    for i in range(3):
+        s.tell(ev.SpawnFailed(0, f"j/w{i}", "TaskError: no class Digit in convnet.py"))
+    assert s.state.outcome is Outcome.USER_ERROR
+    assert "no class Digit" in s.state.last_word
+
+
+def test_one_failed_start_among_many_is_only_retried() -> None:
+    s = running()
+    s.tell(ev.WorkerGone(s.now, "j/w4", "refused"))
+    for _ in range(5):
+        s.now += 60_000
+        observe(s)
+        asked = [w for w in s.state.workers.values() if w.phase is WorkerPhase.REQUESTED]
+        s.tell(ev.SpawnFailed(s.now, asked[0].worker_id, "no room"))
+    assert s.state.phase is JobPhase.RUNNING

@@ -92,7 +92,8 @@ class Home:
         if not re.fullmatch(NAME_PATTERN, name, re.ASCII):
             raise ValueError(f"{name!r} is no DNS label: use a-z, 0-9 and inner hyphens, at most 63 characters")
         path = self.root / kind / name
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
         return path
 
 

@@ -65,6 +65,7 @@ class SqliteJournal:
 
     def create(self, job: Job) -> None:
         """Start it; raises FileExistsError when this job already has one."""
+        self._must_own()
         if self.exists:
             raise FileExistsError(errno.EEXIST, "this job already has a journal", str(self.path))
         with self._transaction(durable=True) as db:
@@ -82,6 +83,7 @@ class SqliteJournal:
 
     def append(self, record: Record, *, durable: bool) -> None:
         """Write one record; with durable it is on the disk when this returns. Raises OSError when that is impossible."""
+        self._must_own()
         if record.seq != self._last + 1:
             raise ValueError(f"record {record.seq} does not follow {self._last}")
         with self._transaction(durable=durable) as db:
@@ -90,6 +92,7 @@ class SqliteJournal:
 
     def snapshot(self, seq: int, state: State) -> None:
         """Remember the state after record `seq`; the snapshots before it are forgotten. Raises OSError."""
+        self._must_own()
         if seq > self._last:
             raise ValueError(f"no record {seq} to take a snapshot after, the last one is {self._last}")
         with self._transaction(durable=False) as db:
@@ -121,6 +124,10 @@ class SqliteJournal:
         """Close the file and give the journal up; idempotent."""
         self._db.close()
         self._unlock()
+
+    def _must_own(self) -> None:
+        if self._lock < 0:
+            raise OSError(errno.EROFS, "this journal was opened for reading, or was closed", str(self.path))
 
     def _read(self, *, after: int, limit: int) -> list[Record]:
         with _as_os_error(self.path):

@@ -22,7 +22,7 @@ def bearer(token: str) -> tuple[tuple[str, str], ...]:
     return ((HEADER, f"Bearer {token}"),)
 
 
-class TokenInterceptor(grpc.aio.ServerInterceptor[Any, Any]):
+class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg] # generic in the stubs only
     """Lets a call through when it carries the token, and ends it with UNAUTHENTICATED otherwise."""
 
     def __init__(self, token: str) -> None:

@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import grpc
 
@@ -30,7 +30,7 @@ _EOF: Any = grpc.aio.EOF  # type: ignore[attr-defined] # the stubs lack it
 
 QUEUE_MAX = 64  # commands that wait for one worker to read them; more means that it does not, and its stream is cut
 
-Context = grpc.aio.ServicerContext[worker_pb2.WorkerMessage, worker_pb2.SupervisorMessage]
+Context: TypeAlias = "grpc.aio.ServicerContext[worker_pb2.WorkerMessage, worker_pb2.SupervisorMessage]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

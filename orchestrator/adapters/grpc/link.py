@@ -29,7 +29,7 @@ from orchestrator.runtime.worker import WorkerReport
 
 log = logging.getLogger(__name__)
 
-RESOLVE_AFTER = 5  # failed attempts in a row, each time, before it asks where the supervisor is now
+RESOLVE_AFTER = 5  # refused attempts in a row, each time, before it asks where the supervisor is now; a mute address: at once
 BACKOFF_MAX = 8  # pauses grow from reconnect_ms to at most this many times it
 CLOSE_CUT_S = 1.0  # after close() has cut a stream that would not end by itself
 
@@ -118,10 +118,7 @@ class GrpcLink:
         with self._changed:
             if self._goodbye is None:
                 self._goodbye = why
-            attempt = self._attempt
             self._changed.notify_all()
-        if attempt is not None and not attempt.welcomed:
-            attempt.cancel()
         if threading.current_thread() is self._thread or not self._thread.is_alive():
             return
         self._thread.join(timeout_ms / 1000)
@@ -137,6 +134,7 @@ class GrpcLink:
     def _run(self) -> None:
         failures = 0
         while not self._ended:
+            began_s = time.monotonic()
             try:
                 welcomed = self._connect_once()
             except Exception:
@@ -145,7 +143,8 @@ class GrpcLink:
             failures = 0 if welcomed else failures + 1
             if self._ended:
                 break
-            if failures and failures % RESOLVE_AFTER == 0:
+            mute = not welcomed and time.monotonic() - began_s >= self._timeouts.suspect_ms / 2000
+            if mute or (failures and failures % RESOLVE_AFTER == 0):
                 self._look_for_supervisor()
             self._pause(failures)
         if self._refusal is not None:

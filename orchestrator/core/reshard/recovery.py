@@ -82,8 +82,8 @@ class Unrecoverable(ValueError):
 def resolve(*, plans: Mapping[int, Plan], new: Plan, held: Mapping[int, Held], known: Commit | None) -> Resume:
     """The newest step whose every region has a live holder, and the transfers to it.
 
-    `held` maps ranks of `new` that survivors fill to what they hold, `plans` the epochs that these name to their plans, `known` is
-    the newest commit that the supervisor was told of: whoever told it may be gone, but the prepared can roll forward by it.
+    `held` maps ranks of `new` that survivors fill to what they hold, `plans` the epochs that these name to their plans, `known`
+    is the newest commit that the supervisor was told of: whoever told it may be gone, but the prepared can roll forward by it.
     Raises Unrecoverable when no step has a holder for every region.
     """
     if not held:

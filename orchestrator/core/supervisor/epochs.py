@@ -6,11 +6,13 @@ that no two workers can ever act for one rank, and the state is restored from wh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from orchestrator.core.plan.layout import Interval, merge, subtract
 from orchestrator.core.plan.lint import lint
-from orchestrator.core.plan.plan import Plan
+from orchestrator.core.plan.plan import OPTIMIZER, Plan
 from orchestrator.core.planner.planner import PlanError, first_plan, swap_plan
 from orchestrator.core.reshard.recovery import Held, Resume, Source, Unrecoverable, resolve
 from orchestrator.core.supervisor.commands import EndJob, ExitWorker, FenceEpoch, KillWorker, RunEpoch
@@ -74,11 +76,51 @@ def advance(turn: Turn) -> None:
 
 
 def _drain(turn: Turn) -> None:
-    leaving = [w for w in turn.members() if w.node_id in turn.state.drained]
-    if leaving and len(available(turn)) >= len(leaving):
-        names = ", ".join(turn.name(w) for w in leaving)
+    going = movable(turn, turn.members(), spares=len(available(turn)))
+    if going:
+        names = ", ".join(turn.name(w) for w in going)
         turn.say(f"spares are ready: moving {names} off drained nodes")
         fence(turn, FailureClass.NODE_LOST, f"drain of {names}", free=True)
+
+
+def movable(turn: Turn, present: Sequence[Worker], *, spares: int) -> list[Worker]:
+    """Those on drained nodes that can give their rank away at once: the others hold the whole state, and spares suffice."""
+    going: list[Worker] = []
+    for w in present:
+        if w.node_id in turn.state.drained and _hold_all(turn, [o for o in present if o is not w and o not in going]):
+            going.append(w)
+    return going if len(going) <= spares else []
+
+
+def sole_holder(plan: Plan, rank: int) -> bool:
+    """Whether a rank holds a region that no other rank does."""
+    holdings = plan.layout(OPTIMIZER).holdings
+    others = tuple(i for r, h in enumerate(holdings) if r != rank for i in h.everything)
+    return bool(subtract(holdings[rank].everything, others))
+
+
+def _hold_all(turn: Turn, workers: Sequence[Worker]) -> bool:
+    """Whether these hold every region of the state between them: by what they said when they left, else by their seat."""
+    held: list[Interval] = []
+    for w in workers:
+        seat = turn.plan().seat_of(w.worker_id)
+        if w.phase is WorkerPhase.LEFT:
+            if w.held is not None and _knows(turn, w.held):
+                held += _plans(turn)[w.held.plan_epoch].layout(OPTIMIZER).holdings[w.held.rank].everything
+        elif seat is not None:
+            held += turn.plan().layout(OPTIMIZER).holdings[seat.rank].everything
+    return merge(held) == (Interval(0, turn.plan().layout(OPTIMIZER).numel),)
+
+
+def _knows(turn: Turn, held: Held) -> bool:
+    """Whether a plan that is known describes what it holds."""
+    plan = _plans(turn).get(held.plan_epoch)
+    return plan is not None and 0 <= held.rank < plan.size
+
+
+def _plans(turn: Turn) -> dict[int, Plan]:
+    """The current plan, and those before it that still describe what some survivor holds, by epoch."""
+    return {p.epoch: p for p in (*turn.state.past_plans, turn.plan())}
 
 
 def _first_epoch(turn: Turn) -> None:
@@ -105,13 +147,12 @@ def _cold_resume(turn: Turn, plan: Plan) -> Resume:
 def _next_epoch(turn: Turn) -> None:
     state = turn.state
     old = turn.plan()
-    stay = {
-        s.rank: state.workers[s.worker_id]
-        for s in old.seats
-        if state.workers[s.worker_id].phase is WorkerPhase.LEFT and s.node_id not in state.drained
-    }
-    gone = [s for s in old.seats if s.rank not in stay]
     spares = available(turn)
+    left = [w for w in turn.seated() if w.phase is WorkerPhase.LEFT]
+    going = movable(turn, left, spares=len(spares) - (old.size - len(left)))
+    by_id = {w.worker_id: w for w in left if w not in going}
+    stay = {s.rank: by_id[s.worker_id] for s in old.seats if s.worker_id in by_id}
+    gone = [s for s in old.seats if s.rank not in stay]
     missing = len(gone) - len(spares)
     if missing > 0:
         _wait(
@@ -134,10 +175,19 @@ def _next_epoch(turn: Turn) -> None:
 def _start_with_state(turn: Turn, plan: Plan, stay: dict[int, Worker]) -> str:
     """Start `plan` with the best state there is; returns why when there is none."""
     state = turn.state
-    held: dict[int, Held] = {rank: w.held for rank, w in stay.items() if w.held is not None}
-    plans = {p.epoch: p for p in (*state.past_plans, turn.plan())}
+    held: dict[int, Held] = {}
+    for rank, w in stay.items():
+        if w.held is None:
+            continue
+        if _knows(turn, w.held):
+            held[rank] = w.held
+        else:
+            turn.say(f"{turn.name(w)} says that it holds rank {w.held.rank} of epoch {w.held.plan_epoch}, which nobody knows")
+    plans = _plans(turn)
+    # A survivor that told of a commit may be gone by now; what was resumed by it is known all the same.
+    told = [c for c in (state.commit, state.resume.commit if state.resume else None) if c is not None]
     try:
-        resume = resolve(plans=plans, new=plan, held=held, known=state.commit)
+        resume = resolve(plans=plans, new=plan, held=held, known=max(told, key=lambda c: c.step, default=None))
     except Unrecoverable as e:
         never_trained = state.committed_step == (state.checkpoint.step if state.checkpoint else 0)
         if state.checkpoint is None and not never_trained:

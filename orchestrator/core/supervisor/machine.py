@@ -17,7 +17,7 @@ from orchestrator.core.supervisor.commands import (
     ProbeWorker,
     SpawnWorker,
 )
-from orchestrator.core.supervisor.epochs import advance, end, fence, lose, run_epoch, running, stepped
+from orchestrator.core.supervisor.epochs import advance, end, fence, lose, run_epoch, running, sole_holder, stepped
 from orchestrator.core.supervisor.staff import back_off, staff
 from orchestrator.core.supervisor.state import (
     CheckpointRef,
@@ -31,6 +31,8 @@ from orchestrator.core.supervisor.state import (
 )
 from orchestrator.core.supervisor.turn import Turn
 from orchestrator.core.supervisor.watch import tick
+
+SPAWN_FAILURES_MAX = 3  # when no worker ever came up: it is the task that cannot be built, and it never will be
 
 
 def initial(job: Job, *, checkpoint: CheckpointRef | None, now_ms: int) -> State:
@@ -96,6 +98,9 @@ def _handle(turn: Turn, event: ev.Event) -> None:
                 turn.say(f"{event.worker_id} could not be started: {event.why}")
                 turn.do(KillWorker(event.worker_id, event.why))
                 back_off(turn)
+                if turn.state.graph is None and turn.state.spawn_failures >= SPAWN_FAILURES_MAX:
+                    why = f"no worker ever came up, {turn.state.spawn_failures} attempts failed, the last one with:\n{event.why}"
+                    end(turn, JobPhase.FAILED, Outcome.USER_ERROR, why)
         case ev.LeftEpoch():
             _left(turn, event)
         case ev.EpochReady():
@@ -195,15 +200,14 @@ def _left(turn: Turn, event: ev.LeftEpoch) -> None:
     worker = _current(turn, event.worker_id, event.epoch)
     if worker is not None:
         how = "was told to leave" if event.fenced else "broke out of"
-        _leave(turn, worker, event.held, f"it {how} epoch {event.epoch}: {event.detail}", fenced=event.fenced)
+        _leave(turn, worker, event.held, f"it {how} epoch {event.epoch}: {event.detail}")
 
 
-def _leave(turn: Turn, worker: Worker, held: Held | None, why: str, *, fenced: bool = False) -> None:
+def _leave(turn: Turn, worker: Worker, held: Held | None, why: str) -> None:
     turn.worker(worker.worker_id, WorkerPhase.LEFT, held=held, left_epoch=turn.state.epoch)
     at = f"holds step {held.applied_step}" if held is not None else "holds no state"
     turn.say(f"{turn.name(worker)} {at}: {why}")
-    if not fenced:
-        fence(turn, FailureClass.COLLECTIVE_BROKEN, f"{turn.name(worker)} left: {why}")
+    fence(turn, FailureClass.COLLECTIVE_BROKEN, f"{turn.name(worker)} left: {why}")  # nothing new where it is fenced already
 
 
 def _ready(turn: Turn, event: ev.EpochReady) -> None:
@@ -298,8 +302,12 @@ def _drain(turn: Turn, event: ev.DrainRequested) -> None:
     if event.node_id in state.drained or state.cluster is None or state.cluster.node(event.node_id) is None:
         turn.say(f"drain of {event.node_id} by {event.who}: nothing to do")
         return
-    if state.job.parallel.zero_stage and not state.job.parallel.copies:
-        turn.say(f"drain of {event.node_id} by {event.who} refused: its shards have no copy elsewhere")
+    alone = (
+        [s.rank for s in state.plan.seats if s.node_id == event.node_id and sole_holder(state.plan, s.rank)] if state.plan else []
+    )
+    if alone:
+        ranks = ", ".join(str(r) for r in alone)
+        turn.say(f"drain of {event.node_id} by {event.who} refused: nobody else holds the state of rank(s) {ranks}")
         return
     turn.set(drained=(*state.drained, event.node_id))
     turn.say(f"node {event.node_id[:12]} is to be drained, says {event.who}: its ranks move as soon as spares are ready")

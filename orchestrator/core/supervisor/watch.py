@@ -94,7 +94,8 @@ def _judge_epoch(turn: Turn, seen: dict[str, Observation], limits: Timeouts) -> 
             if o is not None and o.in_comm and o.stalled_ms >= limits.lost_ms:
                 lose(turn, w, FailureClass.WORKER_HUNG, f"it did not leave the fenced epoch within {limits.lost_ms} ms")
             elif w.connected and age % limits.lost_ms < limits.tick_ms * 2:
-                turn.do(FenceEpoch(w.worker_id, state.epoch))  # the first may have been lost with a stream
+                turn.say(f"{turn.name(w)} is told again to leave epoch {state.epoch}: the first word may be lost with a stream")
+                turn.do(FenceEpoch(w.worker_id, state.epoch))
     elif state.phase is JobPhase.FORMING and age >= limits.prove_ms:
         late = [turn.name(w) for w in members if w.ready_epoch != state.epoch]
         fence(

@@ -5,13 +5,14 @@ from __future__ import annotations
 from orchestrator.engine.groups.base import BackendUnavailable, EpochGroup, GroupBroken, Handle
 from orchestrator.engine.groups.closing import drain
 from orchestrator.engine.groups.forming import form_group
-from orchestrator.engine.groups.store import StoreServer, connect_store
+from orchestrator.engine.groups.store import StoreClient, StoreServer, connect_store
 
 __all__ = [
     "BackendUnavailable",
     "EpochGroup",
     "GroupBroken",
     "Handle",
+    "StoreClient",
     "StoreServer",
     "connect_store",
     "drain",

@@ -45,7 +45,7 @@ class EpochGroup(ABC):
 
     Every operation blocks until its result may be used, and raises `GroupBroken` once the group is broken; it then
     raises at once for ever. One thread at a time runs collectives, in the same order on every rank; `abort` and
-    `close` may come from any thread.
+    `close` may come from any thread. Arguments that do not fit (sizes, dtypes, ranks) raise ValueError.
 
     **An operation that ended in GroupBroken may still write into its output tensors** (a stopped peer that goes on
     again): never use those tensors again, not even as scratch. Tensors that were only read stay as they were.
@@ -123,7 +123,10 @@ class EpochGroup(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Abort, and destroy the library's object in the background. Any thread, any number of times."""
+        """Abort, and destroy the library's object in the background. Any thread, any number of times.
+
+        A peer that is still in its last operation sees this as a broken group: agree on the end elsewhere first.
+        """
 
     def send(self, tensor: Tensor, dst: int, tag: int = 0) -> None:
         """Send and wait until `tensor` may be changed again."""

@@ -9,14 +9,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
-
-from torch._C import _distributed_c10d as c10d
 
 from orchestrator.engine.groups.base import BackendUnavailable, EpochGroup, GroupBroken
 from orchestrator.engine.groups.gloo import form_gloo
 from orchestrator.engine.groups.library import first_line
 from orchestrator.engine.groups.nccl import form_nccl
+from orchestrator.engine.groups.store import StoreClient, connect_store
 
 OP_TIMEOUT_S = 1800.0
 
@@ -33,6 +31,15 @@ class _Attempt:
         self._abandoned = False
         self._group: EpochGroup | None = None
         self._error: Exception | None = None
+        self._store: StoreClient | None = None
+
+    def use(self, store: StoreClient) -> None:
+        """The connection that the constructor waits on: closing it ends the waiting."""
+        with self._lock:
+            self._store = store
+            late = self._abandoned
+        if late:
+            store.close()
 
     def finish(self, group: EpochGroup | None, error: Exception | None) -> None:
         with self._lock:
@@ -46,6 +53,9 @@ class _Attempt:
         with self._lock:
             self._abandoned = True
             group, self._group = self._group, None
+            store = self._store
+        if store is not None:
+            store.close()
         if group is not None:
             group.close()
 
@@ -60,7 +70,7 @@ class _Attempt:
 
 def form_group(
     backend: str,
-    store: c10d.Store,
+    store: StoreClient,
     *,
     name: str,
     epoch: int,
@@ -73,22 +83,23 @@ def form_group(
 ) -> EpochGroup:
     """Form the group `name` of `epoch` with the other ranks; returns when it works on all of them.
 
-    `backend` is "gloo" or "nccl". `store` is shared by all ranks and is cloned, so the caller's connection is never
-    blocked; a pair (epoch, name) can be formed once in a store. `bind_host` is the address that peers reach this rank
-    at. `op_timeout_s` bounds each later operation. Raises GroupBroken when `cancelled` is set, when `deadline_s`
-    passes, or when forming fails; BackendUnavailable; ValueError for an unknown backend. If `cancelled` is set later,
-    abort the group yourself: look at it once more after you have put the group where your aborting thread finds it.
+    `backend` is "gloo" or "nccl". `store` is any client of the ranks' common store: the group connects to the same
+    server by itself, so that the caller's connection is never blocked; a pair (epoch, name) can be formed once in a
+    store. `bind_host` is the address that peers reach this rank at. `op_timeout_s` bounds each later operation.
+    Raises GroupBroken when `cancelled` is set, when `deadline_s` passes, or when forming fails; BackendUnavailable;
+    ValueError for an unknown backend. If `cancelled` is set later, abort the group yourself: look at it once more
+    after you have put the group where your aborting thread finds it.
     """
     if backend not in _BUILDERS:
         raise ValueError(f"unknown backend {backend!r}: one of {', '.join(_BUILDERS)}")
     attempt = _Attempt()
-    cloneable: Any = store  # torch's stubs leave clone out
 
     def build() -> None:
         try:
-            connection: c10d.Store = cloneable.clone()
+            own = connect_store(store.endpoint, deadline_s)  # so that the caller's is never blocked
+            attempt.use(own)
             group = _BUILDERS[backend](
-                c10d.PrefixStore(f"epoch{epoch}/{name}", connection),
+                own,
                 name=name,
                 epoch=epoch,
                 rank=rank,

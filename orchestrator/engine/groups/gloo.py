@@ -21,6 +21,7 @@ from torch._C import _distributed_c10d as c10d
 from orchestrator.engine.groups.base import GroupBroken
 from orchestrator.engine.groups.library import LibraryGroup, first_line
 from orchestrator.engine.groups.sockets import Connection, Endpoint, connections, create_with_listener
+from orchestrator.engine.groups.store import StoreClient
 
 _Gloo: Any = c10d.ProcessGroupGloo
 
@@ -92,6 +93,9 @@ class GlooGroup(LibraryGroup):
     def _lost(self) -> list[int]:
         return sorted(rank for conn, rank in self._rank_of.items() if not conn.alive())
 
+    def _is_fault(self, error: RuntimeError) -> bool:
+        return bool(self._lost())
+
     def _failed(self, error: RuntimeError) -> GroupBroken:
         if self._broken is not None:
             return self._break("")  # the first cause stands
@@ -123,7 +127,7 @@ def _future(work: Any) -> Any:
 
 
 def form_gloo(
-    store: c10d.Store,
+    store: StoreClient,
     *,
     name: str,
     epoch: int,
@@ -133,19 +137,21 @@ def form_gloo(
     deadline_s: float,
     op_timeout_s: float,
 ) -> GlooGroup:
-    """Block until all `size` ranks have formed the group. `store` is already private to this epoch and name.
+    """Block until all `size` ranks have formed the group. `store` is the group's own and closed in the end.
 
     Nothing listens beyond `bind_host`. Raises RuntimeError, OSError or GroupBroken; `form_group` makes one of the
     three.
     """
+    prefix = f"epoch{epoch}/{name}"
     device, listener = create_with_listener(lambda: _Gloo.create_device(hostname=bind_host))
-    store.set(f"listener/{rank}", json.dumps(listener))
+    store.set(f"{prefix}/listener/{rank}", json.dumps(listener))
     options = _Gloo._Options()
     options._devices = [device]
     options._timeout = timedelta(seconds=deadline_s)
-    pg = _Gloo(c10d.PrefixStore("gloo", store), rank, size, options)
-    found = [json.loads(store.get(f"listener/{peer}")) for peer in range(size)]  # all are there: gloo has connected
+    pg = _Gloo(c10d.PrefixStore(f"{prefix}/gloo", store), rank, size, options)
+    found = [json.loads(store.get(f"{prefix}/listener/{peer}")) for peer in range(size)]  # all are there: gloo has connected
     listeners = [(str(host), int(port)) for host, port in found]
+    store.close()  # gloo asks it no more
     conns = connections(listener, {listeners[peer] for peer in range(size) if peer != rank})
     group = GlooGroup(pg, name=name, epoch=epoch, rank=rank, size=size, op_timeout_s=deadline_s, conns=conns)
     try:

@@ -133,13 +133,13 @@ class LibraryGroup(EpochGroup):
         try:
             return start(self._require())
         except RuntimeError as error:
-            if self._broken is None and not self._lost():
+            if self._broken is None and not self._is_fault(error):
                 raise ValueError(f"the library refuses the operation: {first_line(error)}") from error
             raise self._failed(error) from error
 
-    def _lost(self) -> list[int]:
-        """The ranks whose connections are known to be down."""
-        return []
+    @abstractmethod
+    def _is_fault(self, error: RuntimeError) -> bool:
+        """Whether an error at the start of an operation means a broken world; otherwise the arguments are wrong."""
 
     def _require(self) -> Any:
         broken, pg = self._broken, self._pg

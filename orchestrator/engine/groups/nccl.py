@@ -19,6 +19,7 @@ from torch._C import _distributed_c10d as c10d
 
 from orchestrator.engine.groups.base import BackendUnavailable, GroupBroken
 from orchestrator.engine.groups.library import LibraryGroup
+from orchestrator.engine.groups.store import StoreClient
 
 _POLL_MIN_S = 20e-6
 _POLL_MAX_S = 1e-3
@@ -28,10 +29,20 @@ class NcclGroup(LibraryGroup):
     """Made by `form_nccl`. Tensors live on the group's CUDA device."""
 
     def __init__(
-        self, pg: Any, *, name: str, epoch: int, rank: int, size: int, device: torch.device, op_timeout_s: float
+        self,
+        pg: Any,
+        *,
+        store: StoreClient,
+        name: str,
+        epoch: int,
+        rank: int,
+        size: int,
+        device: torch.device,
+        op_timeout_s: float,
     ) -> None:
         super().__init__(pg, name=name, epoch=epoch, rank=rank, size=size, device=device, op_timeout_s=op_timeout_s)
         self._ended = threading.Event()
+        self._store = store  # NCCL's own threads go on asking it
 
     def abort(self) -> None:
         self._break("the group was aborted")
@@ -63,6 +74,9 @@ class NcclGroup(LibraryGroup):
         self._require()
         work.wait()  # raises the work's error; orders the current stream after it
 
+    def _is_fault(self, error: RuntimeError) -> bool:
+        return isinstance(error, dist.DistError)
+
     def _start_exchange(
         self, pg: Any, sends: Sequence[tuple[Tensor, int]], recvs: Sequence[tuple[Tensor, int]], tag: int
     ) -> list[Any]:
@@ -78,7 +92,7 @@ class NcclGroup(LibraryGroup):
 
 
 def form_nccl(
-    store: c10d.Store,
+    store: StoreClient,
     *,
     name: str,
     epoch: int,
@@ -101,8 +115,8 @@ def form_nccl(
     nccl: Any = getattr(c10d, "ProcessGroupNCCL")  # noqa: B009  absent from CPU builds, so unknown to the stubs too
     options = nccl.Options()
     options._timeout = timedelta(seconds=op_timeout_s)
-    pg = nccl(c10d.PrefixStore("nccl", store), rank, size, options)
-    group = NcclGroup(pg, name=name, epoch=epoch, rank=rank, size=size, device=device, op_timeout_s=deadline_s)
+    pg = nccl(c10d.PrefixStore(f"epoch{epoch}/{name}/nccl", store), rank, size, options)
+    group = NcclGroup(pg, store=store, name=name, epoch=epoch, rank=rank, size=size, device=device, op_timeout_s=deadline_s)
     try:
         group.all_reduce_sum_(torch.zeros(1, device=device))  # NCCL connects at the first collective
     except GroupBroken:

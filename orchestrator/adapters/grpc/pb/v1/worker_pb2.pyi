@@ -98,11 +98,12 @@ class EpochReady(_message.Message):
     def __init__(self, epoch: _Optional[int] = ...) -> None: ...
 
 class StepCommitted(_message.Message):
-    __slots__ = ("epoch", "step", "loss", "grad_norm", "lr", "step_ms", "tokens")
+    __slots__ = ("epoch", "step", "loss", "grad_norm", "scale", "lr", "step_ms", "tokens")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     LOSS_FIELD_NUMBER: _ClassVar[int]
     GRAD_NORM_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
     LR_FIELD_NUMBER: _ClassVar[int]
     STEP_MS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -110,10 +111,11 @@ class StepCommitted(_message.Message):
     step: int
     loss: float
     grad_norm: float
+    scale: float
     lr: float
     step_ms: float
     tokens: int
-    def __init__(self, epoch: _Optional[int] = ..., step: _Optional[int] = ..., loss: _Optional[float] = ..., grad_norm: _Optional[float] = ..., lr: _Optional[float] = ..., step_ms: _Optional[float] = ..., tokens: _Optional[int] = ...) -> None: ...
+    def __init__(self, epoch: _Optional[int] = ..., step: _Optional[int] = ..., loss: _Optional[float] = ..., grad_norm: _Optional[float] = ..., scale: _Optional[float] = ..., lr: _Optional[float] = ..., step_ms: _Optional[float] = ..., tokens: _Optional[int] = ...) -> None: ...
 
 class EvalReported(_message.Message):
     __slots__ = ("epoch", "step", "loss")

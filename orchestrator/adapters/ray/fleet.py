@@ -1,0 +1,233 @@
+"""The fleet on Ray: worker processes as actors, each in a placement group of its own on the node that the plan chose.
+
+Ray starts processes and reports deaths; it never restarts a worker, because whether and where is the supervisor's decision.
+A group of one bundle per worker, pinned to a node by its id label, reserves exactly one slot: Ray cannot place a second
+worker there, cannot move the first, and removing the group frees the slot whatever state the actor is in. Every call into
+Ray runs in a thread, since each may block for a minute while the GCS is away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import ray
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError
+
+from orchestrator.adapters.ray.placement import create_worker, end_worker, find_worker
+from orchestrator.adapters.ray.view import ViewTracker, slot_request
+from orchestrator.core.supervisor.commands import KillWorker, SpawnWorker
+from orchestrator.core.supervisor.events import ClusterChanged, SpawnFailed, WorkerGone
+from orchestrator.core.timeouts import Timeouts
+from orchestrator.runtime.ports import Clock, Sink
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+_THREADS_MAX: Final = 8
+_POLL_TICKS: Final = 5  # the cluster is looked at once per so many ticks
+_RETRY_MIN_S: Final = 0.05
+_RETRY_MAX_S: Final = 2.0
+_CAUSE_CHARS_MAX: Final = 400
+
+
+@dataclass(slots=True)
+class _Worker:
+    """What the fleet holds for one worker id."""
+
+    worker_id: str
+    task: asyncio.Task[None] | None = None
+    creating: asyncio.Future[Any] | None = None  # runs to its end whatever happens to the task
+    handle: Any = None  # ray.actor.ActorHandle, once it exists
+    killed: bool = False
+
+
+class RayFleet:
+    """runtime.ports.Fleet. The process must be connected to the cluster (connection.connect, or be an actor of it).
+
+    `worker_main` is the dotted path of a function (settings) -> None that a worker's process runs; its settings are
+    `worker_settings` with `worker_id` and `node_id` added.
+    """
+
+    def __init__(
+        self,
+        *,
+        worker_main: str,
+        worker_settings: Mapping[str, str],
+        timeouts: Timeouts,
+        clock: Clock,
+        after_generation: int = 0,
+    ) -> None:
+        self._worker_main = worker_main
+        self._worker_settings = dict(worker_settings)
+        self._timeouts = timeouts
+        self._clock = clock
+        self._tracker = ViewTracker(after_generation=after_generation)
+        self._rows: dict[str, Mapping[str, Any]] = {}
+        self._workers: dict[str, _Worker] = {}
+        self._executor = ThreadPoolExecutor(max_workers=_THREADS_MAX, thread_name_prefix="ray-fleet")
+        self._sink: Sink | None = None
+        self._poller: asyncio.Task[None] | None = None
+
+    # ---- the port -----------------------------------------------------------------------------------------------------
+
+    async def start(self, sink: Sink) -> None:
+        """Begin to watch; the first ClusterChanged is in the sink when this returns. Raises RayError without a GCS."""
+        self._sink = sink
+        await self._look()
+        self._poller = asyncio.create_task(self._poll(), name="ray-fleet-poll")
+
+    async def spawn(self, command: SpawnWorker) -> None:
+        """Start a worker on its node; SpawnFailed when it is not up within the ladder's spawn_ms. Idempotent."""
+        if command.worker_id in self._workers:
+            return
+        worker = self._workers[command.worker_id] = _Worker(command.worker_id)
+        worker.task = asyncio.create_task(self._bring_up(worker, command), name=f"spawn-{command.worker_id}")
+
+    async def adopt(self, worker_ids: Sequence[str]) -> None:
+        """Watch workers that an earlier supervisor started; WorkerGone for those that Ray does not know."""
+        for worker_id in worker_ids:
+            if worker_id not in self._workers:
+                worker = self._workers[worker_id] = _Worker(worker_id)
+                worker.task = asyncio.create_task(self._adopt(worker), name=f"adopt-{worker_id}")
+
+    async def kill(self, command: KillWorker) -> None:
+        """Begin to end it, whether we know it or not; WorkerGone follows where it was watched."""
+        worker = self._workers.get(command.worker_id)
+        if worker is not None:
+            worker.killed = True
+            await _settled(worker)
+        await self._in_thread(end_worker, command.worker_id)
+
+    async def close(self) -> None:
+        """Stop watching, and end every worker that is left."""
+        tasks = [t for t in (self._poller, *(w.task for w in self._workers.values())) if t is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(self._end(worker) for worker in self._workers.values()))
+        self._workers.clear()
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    # ---- the cluster --------------------------------------------------------------------------------------------------
+
+    async def _poll(self) -> None:
+        while True:
+            await asyncio.sleep(self._timeouts.tick_ms * _POLL_TICKS / 1000)
+            try:
+                await self._look()
+            except (RayError, OSError, RuntimeError) as error:  # the GCS is away: the last view stays
+                _log.warning("no news of the cluster: %s", error)
+
+    async def _look(self) -> None:
+        rows = await self._in_thread(ray.nodes)
+        self._rows.update({row["NodeID"]: row for row in rows if row["Alive"]})
+        view = self._tracker.look(rows)
+        if view is not None:
+            self._emit(ClusterChanged(at_ms=self._clock.now_ms(), view=view))
+
+    # ---- workers ------------------------------------------------------------------------------------------------------
+
+    async def _bring_up(self, worker: _Worker, command: SpawnWorker) -> None:
+        settings = {**self._worker_settings, "worker_id": command.worker_id, "node_id": command.node_id}
+        try:
+            row = self._rows.get(command.node_id)
+            if row is None:
+                raise KeyError(f"no node {command.node_id} in the cluster")
+            request = slot_request(row["Resources"])
+            create = functools.partial(create_worker, worker_main=self._worker_main, settings=settings, request=request)
+            worker.creating = asyncio.ensure_future(self._in_thread(create))
+            worker.handle = await asyncio.shield(worker.creating)
+            async with asyncio.timeout(self._timeouts.spawn_ms / 1000):
+                await _result(worker.handle.start.remote())
+        except TimeoutError:
+            await self._spawn_failed(worker, f"not up within {self._timeouts.spawn_ms} ms")
+            return
+        except (RayError, KeyError, ValueError, OSError, RuntimeError) as error:
+            await self._spawn_failed(worker, _cause(error))
+            return
+        await self._watch(worker)
+
+    async def _spawn_failed(self, worker: _Worker, why: str) -> None:
+        self._workers.pop(worker.worker_id, None)
+        self._emit(SpawnFailed(at_ms=self._clock.now_ms(), worker_id=worker.worker_id, why=why))
+        await self._release(worker.worker_id)
+
+    async def _adopt(self, worker: _Worker) -> None:
+        pause_s = _RETRY_MIN_S
+        while worker.handle is None:
+            try:
+                worker.handle = await self._in_thread(find_worker, worker.worker_id)
+            except ValueError as error:  # the GCS answered: it knows no live actor of this name
+                await self._gone(worker, f"Ray knows it no more: {_cause(error)}")
+                return
+            except (RayError, OSError, RuntimeError) as error:
+                _log.warning("cannot look worker %s up yet: %s", worker.worker_id, error)
+                await asyncio.sleep(pause_s)
+                pause_s = min(_RETRY_MAX_S, pause_s * 2)
+        await self._watch(worker)
+
+    async def _watch(self, worker: _Worker) -> None:
+        """Wait for its end. Asks again as often as the connection breaks: unavailable is not dead."""
+        pause_s = _RETRY_MIN_S
+        evidence = ""
+        while not evidence:
+            try:
+                evidence = await _result(worker.handle.watch.remote())
+            except ActorUnavailableError as error:
+                _log.info("worker %s is out of Ray's reach: %s", worker.worker_id, _cause(error))
+            except RayActorError as error:
+                evidence = f"Ray: {_cause(error)}"
+            except RayError as error:
+                _log.warning("watching worker %s failed, asking again: %s", worker.worker_id, _cause(error))
+            if not evidence:
+                await asyncio.sleep(pause_s)
+                pause_s = min(_RETRY_MAX_S, pause_s * 2)
+        await self._gone(worker, evidence)
+
+    async def _gone(self, worker: _Worker, evidence: str) -> None:
+        self._workers.pop(worker.worker_id, None)
+        text = f"killed by us; {evidence}" if worker.killed else evidence
+        self._emit(WorkerGone(at_ms=self._clock.now_ms(), worker_id=worker.worker_id, evidence=text))
+        await self._release(worker.worker_id)
+
+    async def _release(self, worker_id: str) -> None:
+        """Free its slot. Best effort: with the GCS away the slot stays taken, and a later spawn there says so."""
+        try:
+            await self._in_thread(end_worker, worker_id)
+        except (RayError, OSError, RuntimeError) as error:
+            _log.warning("the slot of worker %s could not be freed: %s", worker_id, error)
+
+    async def _end(self, worker: _Worker) -> None:
+        await _settled(worker)
+        await self._release(worker.worker_id)
+
+    # ---- plumbing -----------------------------------------------------------------------------------------------------
+
+    def _emit(self, event: ClusterChanged | SpawnFailed | WorkerGone) -> None:
+        assert self._sink is not None, "start() comes first"
+        self._sink(event)
+
+    async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *args)
+
+
+async def _settled(worker: _Worker) -> None:
+    """Wait until Ray has heard of the worker, if it is about to: only then can it be killed by name."""
+    if worker.creating is not None:
+        with contextlib.suppress(RayError, ValueError, OSError, RuntimeError):
+            await asyncio.shield(worker.creating)
+
+
+async def _result(ref: Any) -> Any:
+    return await asyncio.wrap_future(ref.future())
+
+
+def _cause(error: BaseException) -> str:
+    return " ".join(str(error).split())[:_CAUSE_CHARS_MAX]

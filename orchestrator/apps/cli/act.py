@@ -1,0 +1,113 @@
+"""Commands that change something: chaos, drain, cancel, down. Each is journaled with who asked for it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.apps.cli import render
+from orchestrator.apps.cli.base import CliError, Code, data, data_json, milliseconds, say, who
+from orchestrator.apps.cli.look import client_of
+from orchestrator.apps.cli.options import DEFAULT_HOME, AsJson, Cluster, HomeDir, JobName, resolved
+
+if TYPE_CHECKING:
+    from orchestrator.runtime.status_types import JobStatus
+
+
+class Kind(StrEnum):
+    """Faults that can be injected."""
+
+    KILL_WORKER = "kill-worker"
+    KILL_NODE = "kill-node"
+    KILL_RAYLET = "kill-raylet"
+    HANG = "hang"
+    SLOW = "slow"
+    RAISE = "raise"
+
+
+def chaos(
+    job: JobName,
+    kind: Annotated[Kind, typer.Argument(help="What goes wrong.", show_default=False)],
+    rank: Annotated[int | None, typer.Option("--rank", min=0, help="The rank that it happens to.", show_default=False)] = None,
+    node: Annotated[str, typer.Option("--node", help="Or the node (id, its beginning, or address).", show_default=False)] = "",
+    at_step: Annotated[int, typer.Option("--at-step", min=0, help="While this step is computed; 0 is now.")] = 0,
+    micro_batch: Annotated[int, typer.Option("--micro-batch", min=0, help="Before this one of the rank's own.")] = 0,
+    amount: Annotated[
+        str,
+        typer.Option("--amount", help="slow: added to each micro-batch; hang: how long (absent: for ever).", show_default=False),
+    ] = "",
+    home: HomeDir = DEFAULT_HOME,
+    cluster: Cluster = None,
+) -> None:
+    """Inject a fault into a running job."""
+    from orchestrator.core.supervisor.events import Fault
+
+    if (rank is None) == (not node):
+        raise CliError("say where: either --rank N or --node ID", Code.INPUT)
+    amount_ms = milliseconds(amount, option="--amount") if amount else 0
+    if kind is Kind.SLOW and not amount_ms:
+        raise CliError("slow needs --amount, such as --amount 300ms", Code.INPUT)
+    if amount_ms and kind not in (Kind.SLOW, Kind.HANG):
+        raise CliError(f"{kind} has no amount; leave --amount out", Code.INPUT)
+    with client_of(home, cluster) as client:
+        status = client.get(job)
+        if rank is not None and status.plan is not None and rank >= status.plan.ranks:
+            raise CliError(f"there is no rank {rank}; job {status.name} has ranks 0 to {status.plan.ranks - 1}", Code.INPUT)
+        if at_step and at_step <= status.step:
+            raise CliError(f"step {at_step} is over; job {status.name} is at step {status.step}, name a later one", Code.INPUT)
+        fault = Fault(
+            kind=kind.value,
+            rank=-1 if rank is None else rank,
+            node_id=_node(status, node) if node else "",
+            at_step=at_step,
+            micro_batch=micro_batch,
+            amount_ms=amount_ms,
+        )
+        client.inject(job, fault=fault, who=who())
+    where = f"rank {rank}" if rank is not None else f"node {fault.node_id[: render.ID_CHARS]}"
+    say(f"{kind} of {where} {f'at step {at_step}' if at_step else 'now'}: handed in; see: orchestrator events {job} -f")
+
+
+def drain(
+    job: JobName,
+    node: Annotated[str, typer.Argument(metavar="NODE", help="Id of the node, its beginning, or its address.")],
+    home: HomeDir = DEFAULT_HOME,
+    cluster: Cluster = None,
+) -> None:
+    """Empty a node: its ranks move to spares, with their state, and nothing new starts there."""
+    with client_of(home, cluster) as client:
+        node_id = _node(client.get(job), node)
+        client.drain(job, node_id=node_id, who=who())
+    say(f"node {node_id[: render.ID_CHARS]} is being drained; see: orchestrator status {job} -w")
+
+
+def cancel(job: JobName, home: HomeDir = DEFAULT_HOME, cluster: Cluster = None) -> None:
+    """End a job; what it has saved stays."""
+    with client_of(home, cluster) as client:
+        client.cancel(job, who=who())
+    say(f"job {job} is being cancelled")
+
+
+def down(as_json: AsJson = False, home: HomeDir = DEFAULT_HOME, cluster: Cluster = None) -> None:
+    """End everything that was started on this machine: jobs, supervisors, embedded clusters."""
+    from orchestrator.apps.wiring import down as end_all
+
+    ended = end_all(home=resolved(home), cluster=cluster)
+    if as_json:
+        data_json({"ended": ended})
+    elif ended:
+        data("\n".join(ended))
+    else:
+        say("nothing was running")
+
+
+def _node(status: JobStatus, wanted: str) -> str:
+    """The id of the one node that is meant; raises CliError."""
+    nodes = render.node_of(status, wanted)
+    if len(nodes) == 1:
+        return nodes[0].node_id
+    known = ", ".join(f"{n.node_id[: render.ID_CHARS]} ({n.address})" for n in nodes or status.nodes) or "none yet"
+    what = f"{wanted!r} may be any of" if nodes else f"there is no node {wanted!r}; job {status.name} knows"
+    raise CliError(f"{what} {known}; name one of them by its id", Code.INPUT)

@@ -1,0 +1,132 @@
+"""Commands that look at running jobs: status, logs, events, explain, list. They change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.apps.cli import render
+from orchestrator.apps.cli.base import CliError, Code, code_of, data, data_json, running, talk
+from orchestrator.apps.cli.options import DEFAULT_HOME, AsJson, Cluster, HomeDir, MaybeJobName, NoView, resolved
+from orchestrator.core.codec import to_json
+
+if TYPE_CHECKING:
+    from orchestrator.adapters.grpc.client import ControlClient
+    from orchestrator.runtime.status_types import JobStatus
+
+FollowOption = Annotated[bool, typer.Option("--follow", "-f", help="Stay for what is to come, until the job is over.")]
+
+
+@contextmanager
+def client_of(home: Path, cluster: str | None) -> Iterator[ControlClient]:
+    """The client of the running supervisor; raises CliError where there is none."""
+    session = running(home=resolved(home), cluster=cluster)
+    try:
+        yield session.client
+    finally:
+        session.stop()
+
+
+def status(
+    job: MaybeJobName = "",
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Stay until the job is over; exit with its code.")] = False,
+    as_json: AsJson = False,
+    no_view: NoView = False,
+    home: HomeDir = DEFAULT_HOME,
+    cluster: Cluster = None,
+) -> None:
+    """Show where a job is, what each node does, and the last decision with its reason."""
+    with client_of(home, cluster) as client:
+        if not watch:
+            newest = client.get(job)
+            data_json(to_json(newest)) if as_json else data("\n".join(render.status_lines(newest)))
+            return
+        last = _watched(client, job, as_json=as_json, no_view=no_view)
+    if last is None:
+        raise CliError("the supervisor told nothing; try again, or look at its log", Code.INFRA)
+    if not as_json:
+        data("\n".join(render.status_lines(last)))
+    raise typer.Exit(code_of(last.outcome))
+
+
+def _watched(client: ControlClient, job: str, *, as_json: bool, no_view: bool) -> JobStatus | None:
+    last: JobStatus | None = None
+    if as_json:
+        for last in client.watch_status(job):
+            data_json(to_json(last), indent=None)
+        return last
+    from orchestrator.apps.cli.view import make_view
+
+    with make_view(talk(), live=not no_view, bytewise=False) as view:
+        for last in client.watch_status(job):
+            view.update(last)
+    return last
+
+
+def logs(
+    job: MaybeJobName = "",
+    follow: FollowOption = False,
+    rank: Annotated[int | None, typer.Option("--rank", min=0, help="Only of this rank.", show_default=False)] = None,
+    home: HomeDir = DEFAULT_HOME,
+    cluster: Cluster = None,
+) -> None:
+    """Print what the workers printed."""
+    with client_of(home, cluster) as client:
+        for line in client.tail_logs(job, rank=rank, follow=follow):
+            data(render.log_line(line))
+
+
+def events(
+    job: MaybeJobName = "",
+    follow: FollowOption = False,
+    as_json: AsJson = False,
+    everything: Annotated[bool, typer.Option("--all", help="Also records that needed no decision (JSON has them all).")] = False,
+    after: Annotated[int, typer.Option("--after", min=0, help="Only records after this number.")] = 0,
+    home: HomeDir = DEFAULT_HOME,
+    cluster: Cluster = None,
+) -> None:
+    """Print the journal: what happened, what was decided and why. With --json one record a line."""
+    with client_of(home, cluster) as client:
+        for record in client.watch_events(job, after_seq=after, follow=follow):
+            if as_json:
+                data_json(to_json(record), indent=None)
+            elif record.reason or everything:
+                data(render.event_line(record))
+
+
+def explain(
+    event: Annotated[str, typer.Argument(metavar="EVENT", help="Number of a record (as `events` shows it), or `last`.")],
+    job: MaybeJobName = "",
+    as_json: AsJson = False,
+    home: HomeDir = DEFAULT_HOME,
+    cluster: Cluster = None,
+) -> None:
+    """Tell the story of one decision: what led to it, what was decided, what came of it."""
+    number = event.removeprefix("#")
+    if number != "last" and not (number.isascii() and number.isdigit() and len(number) <= 18):
+        raise CliError(f"{event!r} is no record number; `orchestrator events` shows them, `last` is the newest", Code.INPUT)
+    with client_of(home, cluster) as client:
+        if number == "last":
+            decision = client.get(job).decision
+            if decision is None:
+                raise CliError("nothing was decided yet; try again later", Code.INPUT)
+            number = str(decision.seq)
+        story = client.explain(job, seq=int(number))
+    if as_json:
+        data_json({"record": to_json(story.record), "lines": list(story.lines)})
+    else:
+        data("\n".join((render.event_line(story.record), *story.lines)))
+
+
+def list_jobs(as_json: AsJson = False, home: HomeDir = DEFAULT_HOME, cluster: Cluster = None) -> None:
+    """List the jobs of a cluster."""
+    with client_of(home, cluster) as client:
+        jobs = client.list_jobs()
+    if as_json:
+        data_json([to_json(s) for s in jobs])
+    else:
+        data("\n".join(render.list_lines(jobs)))

@@ -1,0 +1,213 @@
+"""Values as text for people: status, nodes, plans, events, one line each where that is possible.
+
+Plain strings without colour and without wrapping, so that they read the same in a terminal, in a pipe and in a test; the live
+view builds on the same words.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from orchestrator.core.plan.layout import total
+from orchestrator.core.plan.plan import OPTIMIZER, PARAMS, Plan
+from orchestrator.core.supervisor.state import WorkerPhase
+from orchestrator.runtime.ports import LogLine, Record
+from orchestrator.runtime.status_types import JobStatus, NodeStatus, WorkerStatus
+
+if TYPE_CHECKING:
+    from orchestrator.core.graph.view import GraphView
+
+ID_CHARS = 12  # of a node id, enough to tell nodes apart and to name one
+DOING_SHOWN_MS = 1_000  # a phase that lasts longer is shown with its time
+SILENCE_SHOWN_MS = 1_000
+FP32_BYTES = 4
+MOMENTS = 2  # of Adam, each as large as the parameters
+
+
+def duration(seconds: float) -> str:
+    """12.3 s, 4:05, 2:13:20."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def count(number: float) -> str:
+    """950, 1.2 k, 3.4 M, 5.6 G."""
+    for unit in ("", " k", " M", " G", " T"):
+        if abs(number) < 1000 or unit == " T":
+            return f"{number:.0f}" if not unit else f"{number:.3g}{unit}"
+        number /= 1000
+    raise AssertionError("unreachable")
+
+
+def size(bytes_: float) -> str:
+    """Bytes with a decimal unit: 4.2 MB."""
+    return f"{count(bytes_)}B" if abs(bytes_) >= 1000 else f"{bytes_:.0f} B"
+
+
+def loss(nats: float | None, *, bytewise: bool = False) -> str:
+    """2.3456 nats (3.384 bits/byte) when a token is a byte; a dash for none."""
+    if nats is None:
+        return "-"
+    return f"{nats:.4f} nats" + (f" ({nats / math.log(2):.3f} bits/byte)" if bytewise else "")
+
+
+def table(rows: Sequence[Sequence[str]], *, indent: str = "") -> list[str]:
+    """Rows as aligned columns, two spaces apart."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
+    return [(indent + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True))).rstrip() for row in rows]
+
+
+def node_of(status: JobStatus, wanted: str) -> tuple[NodeStatus, ...]:
+    """The nodes that a person may mean: by id, by the beginning of it, or by address."""
+    exact = tuple(n for n in status.nodes if n.node_id == wanted)
+    return exact or tuple(n for n in status.nodes if n.node_id.startswith(wanted) or n.address == wanted)
+
+
+def worker_text(worker: WorkerStatus) -> str:
+    """`rank 2: step 31 forward`, with what is unusual behind it."""
+    who = f"rank {worker.rank}" if worker.rank >= 0 else str(worker.phase)
+    what = f"step {worker.step} {worker.doing}" if worker.rank >= 0 and worker.doing else worker.doing
+    if worker.rank >= 0 and worker.phase is not WorkerPhase.MEMBER:
+        what = f"{worker.phase} {what}".strip()
+    if what and worker.doing_ms >= DOING_SHOWN_MS:
+        what += f" for {worker.doing_ms / 1000:.1f} s"
+    notes = []
+    if worker.suspect:
+        notes.append(f"SUSPECT: {worker.suspect}")
+    elif worker.silence_ms >= SILENCE_SHOWN_MS and worker.phase is not WorkerPhase.REQUESTED:
+        notes.append(f"silent for {worker.silence_ms / 1000:.1f} s")
+    if not worker.connected and worker.phase is not WorkerPhase.REQUESTED:
+        notes.append("stream broken")
+    text = f"{who}: {what}" if what and what != who else who
+    return f"{text} [{'; '.join(notes)}]" if notes else text
+
+
+def node_rows(status: JobStatus) -> list[tuple[str, str, str]]:
+    """(node, its condition, what its workers do), one row a node."""
+    rows = []
+    for node in status.nodes:
+        condition = "ok" if node.healthy and node.schedulable else "drained" if node.healthy else "LOST"
+        workers = [w for w in status.workers if w.node_id == node.node_id and w.phase.alive]
+        rows.append((node.node_id[:ID_CHARS], condition, " | ".join(worker_text(w) for w in workers) or "nobody"))
+    return rows
+
+
+def progress_text(status: JobStatus, *, bytewise: bool = False) -> str:
+    """Progress in one line."""
+    parts = [f"step {status.step}/{status.steps}", f"{100 * status.step // max(1, status.steps)} %", f"{status.phase}"]
+    if status.loss is not None:
+        parts.append(f"loss {loss(status.loss, bytewise=bytewise)}")
+    if status.eval_loss is not None:
+        parts.append(f"held out {loss(status.eval_loss, bytewise=bytewise)}")
+    if status.tokens_per_s is not None:
+        parts.append(f"{count(status.tokens_per_s)} tokens/s")
+    if status.eta_s is not None:
+        parts.append(f"ETA {duration(status.eta_s)}")
+    members = [w for w in status.workers if w.phase is WorkerPhase.MEMBER]
+    spares = [w for w in status.workers if w.phase is WorkerPhase.SPARE]
+    if status.plan is not None:
+        parts.append(f"{len(members)}/{status.plan.ranks} ranks + {len(spares)} spare")
+    parts += [f"SUSPECT {worker_text(w)}" for w in status.workers if w.suspect]
+    return ", ".join(parts)
+
+
+def resilience_text(status: JobStatus) -> str:
+    """Recoveries, what they cost, and the budget."""
+    text = (
+        f"{status.recoveries} recover{'y' if status.recoveries == 1 else 'ies'}, {status.steps_lost} steps lost, "
+        f"{status.survivors_restarted} survivors restarted, budget {status.budget} of {status.budget_max} left"
+    )
+    return f"{text}, goodput {100 * status.goodput:.1f} %" if status.goodput is not None else text
+
+
+def status_lines(status: JobStatus, *, bytewise: bool = False) -> list[str]:
+    """Everything about a job for a terminal, without a view."""
+    ended = f" ({status.outcome})" if status.outcome else ""
+    facts = [("job", status.name), ("phase", f"{status.phase}{ended}")]
+    facts.append(("progress", f"step {status.step} of {status.steps}, epoch {status.epoch}"))
+    facts.append(("loss", f"train {loss(status.loss, bytewise=bytewise)}, held out {loss(status.eval_loss, bytewise=bytewise)}"))
+    if status.tokens_per_s is not None:
+        eta = f", ETA {duration(status.eta_s)}" if status.eta_s is not None else ""
+        facts.append(("pace", f"{count(status.tokens_per_s)} tokens/s{eta}"))
+    facts.append(("resilience", resilience_text(status)))
+    if status.plan is not None:
+        mesh = " x ".join(f"{a.name} {a.size}" for a in status.plan.mesh)
+        facts.append(("plan", f"{mesh}, ZeRO-{status.plan.zero_stage}, {status.plan.copies} copies; {status.plan.reason}"))
+    if status.checkpoint is not None:
+        facts.append(("checkpoint", f"step {status.checkpoint.step} at {status.checkpoint.uri}"))
+    if status.decision is not None:
+        facts.append(("decision", f"#{status.decision.seq} {status.decision.event}: {status.decision.reason}"))
+    lines = table(facts)
+    if status.nodes:
+        lines += ["", *table([("NODE", "STATE", "WORKERS"), *node_rows(status)])]
+    lost = [w for w in status.workers if w.phase is WorkerPhase.LOST]
+    if lost:
+        lines += ["", *table([("LOST", "CAUSE"), *((w.worker_id, w.cause) for w in lost)])]
+    if status.last_word:
+        lines += ["", status.last_word.rstrip()]
+    return lines
+
+
+def list_lines(jobs: Iterable[JobStatus]) -> list[str]:
+    """A table of jobs."""
+    rows = [("JOB", "PHASE", "STEP", "LOSS", "RECOVERIES", "BUDGET")]
+    for s in jobs:
+        nats = "-" if s.loss is None else f"{s.loss:.4f}"
+        rows.append((s.name, str(s.phase), f"{s.step}/{s.steps}", nats, str(s.recoveries), f"{s.budget}/{s.budget_max}"))
+    return table(rows)
+
+
+def event_line(record: Record) -> str:
+    """One record: number, time, where the job is, what happened, what was decided and why."""
+    at = time.strftime("%H:%M:%S", time.localtime(record.wall_s)) + f".{int(record.wall_s * 1000) % 1000:03}"
+    where = f"{record.phase} e{record.epoch} s{record.committed_step}"
+    commands = ", ".join(dict.fromkeys(type(c).__name__ for c in record.commands))
+    what = f"{type(record.event).__name__}: {record.reason}" if record.reason else type(record.event).__name__
+    return f"#{record.seq}  {at}  [{where}]  {what}" + (f"  -> {commands}" if commands else "")
+
+
+def log_line(line: LogLine) -> str:
+    """One line that a worker printed, with who printed it."""
+    who = f"rank {line.rank}" if line.rank >= 0 else "spare"
+    return f"[{who} {line.worker_id}] {line.text}"
+
+
+def plan_lines(plan: Plan, graph: GraphView, findings: Sequence[str]) -> list[str]:
+    """A plan for people: why, who sits where, what each rank computes and holds."""
+    trained = sum(t.stop - t.start for t in graph.tensors if t.trainable)
+    facts = [
+        ("job", plan.job),
+        ("plan", plan.reason),
+        ("mesh", " x ".join(f"{a.name} {a.size}" for a in plan.mesh)),
+        ("model", f"{count(trained)} parameters ({trained}) in {sum(t.trainable for t in graph.tensors)} tensors"),
+        ("step", f"{plan.micro_batches} micro-batches over {plan.size} ranks"),
+        ("lint", "; ".join(findings) or "nothing to complain about"),
+    ]
+    rows = [("RANK", "NODE", "MICRO-BATCHES", "OWNS", "COPIES", "STATE")]
+    for seat in plan.seats:
+        share = plan.micro_batch_range(seat.rank)
+        held = plan.layout(OPTIMIZER).holdings[seat.rank]
+        span = f"{share.start}-{share.stop - 1}" if len(share) > 1 else f"{share.start}" if share else "none"
+        owns, copies = total(held.primary), total(held.extra)
+        state = state_bytes(plan, seat.rank)
+        rows.append((str(seat.rank), seat.node_id[:ID_CHARS], span, count(owns), count(copies), size(state)))
+    return [
+        *table(facts),
+        "",
+        *table(rows),
+        "",
+        "OWNS, COPIES: parameters whose optimizer state a rank updates, keeps for another",
+    ]
+
+
+def state_bytes(plan: Plan, rank: int) -> int:
+    """Bytes of parameters and Adam's two moments that a rank holds (fp32), its copies for others included."""
+    params = total(plan.layout(PARAMS).holdings[rank].everything)
+    moments = MOMENTS * total(plan.layout(OPTIMIZER).holdings[rank].everything)
+    return FP32_BYTES * (params + moments)

@@ -1,0 +1,67 @@
+"""The main of a worker process: engine, link and shell joined, then one life until it is told to end.
+
+A fleet starts it with plain settings; the job travels as text, so a worker needs no file of the supervisor's machine. What it
+prints goes to its own output and, line by line, to the supervisor's log of this worker.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+
+from orchestrator.adapters.grpc.link import GrpcLink
+from orchestrator.core.codec import from_json
+from orchestrator.core.job import Job
+from orchestrator.core.supervisor.events import WorkerHello
+from orchestrator.core.timeouts import derive
+from orchestrator.engine.engine import TorchEngine
+from orchestrator.runtime.ports import Beat, WorkerCommand
+from orchestrator.runtime.tee import LineTee
+from orchestrator.runtime.worker import Link, WorkerShell, end_process
+
+
+def live(settings: Mapping[str, str], resolve: Callable[[], str | None]) -> None:
+    """Live as a worker. Settings: job (JSON of core.codec), worker_id, node_id, endpoint, token, bind_host.
+
+    `resolve` says where the supervisor is now, when the worker has lost it. Does not return: the process ends with the worker.
+    """
+    job: Job = from_json(Job, json.loads(settings["job"]))
+    timeouts = derive(job.resilience.detect_within_ms)
+
+    def make_link(
+        *,
+        hello: Callable[[], WorkerHello],
+        pulse: Callable[[], Beat],
+        on_command: Callable[[WorkerCommand], None],
+        on_refused: Callable[[str], None],
+    ) -> Link:
+        return GrpcLink(
+            worker_id=settings["worker_id"],
+            endpoint=settings["endpoint"],
+            token=settings["token"],
+            timeouts=timeouts,
+            hello=hello,
+            pulse=pulse,
+            on_command=on_command,
+            on_refused=on_refused,
+            resolve=resolve,
+        )
+
+    shell = WorkerShell(
+        worker_id=settings["worker_id"],
+        node_id=settings["node_id"],
+        engine=TorchEngine(job, settings["bind_host"]),
+        make_link=make_link,
+        timeouts=timeouts,
+        end=end_process,
+        parent_pid=os.getppid(),
+    )
+    sys.stdout = LineTee(sys.stdout, shell.log)
+    sys.stderr = LineTee(sys.stderr, shell.log)
+    shell.run()
+
+
+if __name__ == "__main__":  # a worker as a plain process: its settings come as JSON on standard input
+    live(json.load(sys.stdin), lambda: None)

@@ -1,0 +1,212 @@
+"""Where durable checkpoints live and which of them can be trusted.
+
+A checkpoint is a directory in torch's DCP format with one more file, COMMIT.json, written last: it names step, digest
+and every file with size and CRC. On a local file system the directory is written under another name and renamed when
+it is complete; elsewhere the name carries the epoch and COMMIT.json alone makes it count. What has no such file, or
+does not match it, is never resumed from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zlib
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fsspec.core import url_to_fs
+
+from orchestrator.core.supervisor.state import CheckpointRef
+
+COMMIT = "COMMIT.json"
+METADATA = ".metadata"
+FORMAT = 1
+_NAME = re.compile(r"step-(\d{8})(?:-e\d+)?")
+_TEMP = re.compile(r"\.tmp-step-(\d{8})-e(\d+)")
+_CHUNK_BYTES = 16 << 20
+
+
+class BadCheckpoint(Exception):
+    """This checkpoint is incomplete, damaged or of another job; the message says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One file of a checkpoint."""
+
+    bytes: int
+    crc32: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What COMMIT.json says."""
+
+    format: int
+    job: str
+    step: int
+    digest: str
+    epoch: int
+    ranks: int
+    files: dict[str, FileEntry]
+    scalar_forms: dict[str, dict[str, Any]]  # how the optimizer keeps its scalars, by key
+
+    def to_text(self) -> str:
+        """As stored."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True)
+
+    @classmethod
+    def from_text(cls, text: str) -> Manifest:
+        """Raises BadCheckpoint."""
+        try:
+            data = json.loads(text)
+            if data["format"] != FORMAT:
+                raise BadCheckpoint(f"format {data['format']}, this version reads {FORMAT}")
+            return cls(**{**data, "files": {n: FileEntry(**f) for n, f in data["files"].items()}})
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadCheckpoint(f"{COMMIT} cannot be read: {error!r}") from error
+
+
+class Place:
+    """One directory (local path or fsspec URL) with the few operations that checkpoints need. Raises OSError."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri.rstrip("/")
+        self.fs, self.path = url_to_fs(self.uri)
+        self.path = self.path.rstrip("/")
+        self.local = "file" in (self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,))
+        self.fs.invalidate_cache()
+
+    def names(self) -> list[str]:
+        """Names of what is in it, sorted; empty when it does not exist."""
+        try:
+            found = self.fs.ls(self.path, detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted({p.rstrip("/").rsplit("/", 1)[-1] for p in found})
+
+    def child(self, name: str) -> Place:
+        """A directory in it."""
+        return Place(f"{self.uri}/{name}")
+
+    def make(self) -> None:
+        """Create the directory."""
+        self.fs.makedirs(self.path, exist_ok=True)
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a file of that name."""
+        self.fs.invalidate_cache()
+        return bool(self.fs.exists(f"{self.path}/{name}"))
+
+    def read_text(self, name: str) -> str:
+        """A small file's text."""
+        with self.fs.open(f"{self.path}/{name}", "rb") as stream:
+            return str(stream.read().decode())
+
+    def write_text(self, name: str, text: str) -> None:
+        """Atomically where the file system can: a reader sees all of it or nothing."""
+        if not self.local:
+            with self.fs.open(f"{self.path}/{name}", "wb") as stream:
+                stream.write(text.encode())
+            return
+        temp = f"{self.path}/{name}.part"
+        with open(temp, "wb") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temp, f"{self.path}/{name}")
+
+    def sync(self) -> None:
+        """Make what was created or renamed in it durable (local file systems)."""
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def entry(self, name: str) -> FileEntry:
+        """Size and CRC of a file, read whole."""
+        crc, size = 0, 0
+        with self.fs.open(f"{self.path}/{name}", "rb") as stream:
+            while chunk := stream.read(_CHUNK_BYTES):
+                crc, size = zlib.crc32(chunk, crc), size + len(chunk)
+        return FileEntry(size, crc)
+
+    def remove(self) -> None:
+        """The directory and all in it; fine when it is gone."""
+        try:
+            self.fs.rm(self.path, recursive=True)
+        except FileNotFoundError:
+            return
+
+
+def temp_name(step: int, epoch: int) -> str:
+    """Name of an unfinished checkpoint; hidden, and never used by another epoch."""
+    return f".tmp-step-{step:08d}-e{epoch}"
+
+
+def final_name(step: int, epoch: int, *, local: bool) -> str:
+    """Name of a finished one (written in place where the file system cannot rename)."""
+    return f"step-{step:08d}" if local else f"step-{step:08d}-e{epoch}"
+
+
+def read_manifest(uri: str) -> Manifest:
+    """The commit marker of one checkpoint. Raises BadCheckpoint when there is none or it cannot be read."""
+    place = Place(uri)
+    if not place.exists(COMMIT):
+        raise BadCheckpoint(f"it has no {COMMIT}: it was never completed")
+    return Manifest.from_text(place.read_text(COMMIT))
+
+
+def verify(uri: str) -> Manifest:
+    """Read every file of a checkpoint and compare with its manifest. Raises BadCheckpoint, OSError."""
+    manifest = read_manifest(uri)
+    place = Place(uri)
+    for name, expected in sorted(manifest.files.items()):
+        if not place.exists(name):
+            raise BadCheckpoint(f"file {name} is missing")
+        found = place.entry(name)
+        if found != expected:
+            what = "size" if found.bytes != expected.bytes else "content"
+            raise BadCheckpoint(f"file {name} has another {what} than when it was committed")
+    return manifest
+
+
+def list_steps(uri: str) -> list[tuple[int, str]]:
+    """(step, URI) of everything that looks like a finished checkpoint, newest first."""
+    place = Place(uri)
+    found = [(int(m.group(1)), f"{place.uri}/{n}") for n in place.names() if (m := _NAME.fullmatch(n))]
+    return sorted(found, reverse=True)
+
+
+def newest_good(uri: str, job: str, skipped: list[str] | None = None) -> CheckpointRef | None:
+    """The newest checkpoint of this job that is complete and undamaged, or None.
+
+    Why newer ones were passed over is appended to `skipped`. Reads all of each candidate's files. Raises OSError when the
+    place itself cannot be read.
+    """
+    for step, candidate in list_steps(uri):
+        try:
+            manifest = verify(candidate)
+            if manifest.job != job:
+                raise BadCheckpoint(f"it belongs to job {manifest.job!r}")
+            if manifest.step != step:
+                raise BadCheckpoint(f"its name says step {step}, its manifest {manifest.step}")
+        except (BadCheckpoint, OSError) as error:
+            if skipped is not None:
+                skipped.append(f"{candidate}: {error}")
+            continue
+        return CheckpointRef(step=step, uri=candidate, digest=manifest.digest)
+    return None
+
+
+def prune(uri: str, *, keep: int, step: int, epoch: int) -> None:
+    """After a commit: keep the newest `keep`, remove older ones and what older attempts left unfinished. Raises OSError."""
+    place = Place(uri)
+    for _, old in list_steps(uri)[max(1, keep) :]:
+        Place(old).remove()
+    for name in place.names():
+        match = _TEMP.fullmatch(name)
+        if match and int(match.group(2)) <= epoch and int(match.group(1)) <= step:
+            place.child(name).remove()

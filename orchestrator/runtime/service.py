@@ -1,0 +1,481 @@
+"""The supervisor as a service: many jobs by name, each with its driver, journal and folder, and what may be asked of them.
+
+It owns no vendor: fleets, journals and telemetry come from factories that wiring passes in, and it serves two sides, the hub of
+the worker streams (whose callbacks it routes by worker id) and the control API. When it starts it takes up every job in its
+folder that is not over. A driver that stops on an error leaves its job as it is, and the status says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from orchestrator.core.cluster.view import ClusterView, NodeView
+from orchestrator.core.job import Job
+from orchestrator.core.supervisor.events import (
+    CancelRequested,
+    DrainRequested,
+    Event,
+    Fault,
+    FaultRequested,
+    WorkerGone,
+    WorkerHello,
+)
+from orchestrator.core.supervisor.state import CheckpointRef, State
+from orchestrator.runtime.control import BadRequestError, Explanation, NotFoundError, NotPossibleError
+from orchestrator.runtime.driver import Driver, DriverStopped, resume_driver, start_driver
+from orchestrator.runtime.explain import explain
+from orchestrator.runtime.ledger import Account, Ledger
+from orchestrator.runtime.logs import WorkerLogs
+from orchestrator.runtime.ports import Beat, Clock, Fleet, Journal, LogLine, Prober, Record, Telemetry, Welcome, Workers
+from orchestrator.runtime.status import job_status
+from orchestrator.runtime.status_types import JobStatus
+
+PAGE = 500  # records read from a journal at once
+WATCH_MS = 500  # longest pause between two looks of a watched status
+WATCH_MIN_MS = 100  # shortest one
+JOB_FILE = "job.yaml"
+PAST_FOLDER = ".past"  # journals of earlier runs under the same name
+FAULT_KINDS = ("kill-worker", "kill-node", "kill-raylet", "hang", "slow", "raise")
+
+log = logging.getLogger(__name__)
+
+
+class OwnedJournal(Journal, Protocol):
+    """A journal that this process owns until it closes it."""
+
+    @property
+    def exists(self) -> bool:
+        """Whether a job was ever started in it."""
+        ...
+
+    def close(self) -> None:
+        """Give it up."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What wiring provides. The factories are called once per job and process."""
+
+    open_journal: Callable[[Path], OwnedJournal]  # of the job whose folder this is; OSError when it is damaged or owned
+    make_fleet: Callable[[Job], Fleet]
+    make_telemetry: Callable[[Job], Telemetry]
+    newest_checkpoint: Callable[[Job], Awaitable[CheckpointRef | None]]  # complete and verified
+    workers: Workers
+    prober: Prober
+    clock: Clock
+
+
+class SupervisorService:
+    """Implements runtime.control.ControlHandler, and the callbacks of the hub. All of it lives on one event loop.
+
+    `jobs_dir` holds one folder per job. `on_failure(job name, error)` is told when a driver stops on an error.
+    """
+
+    def __init__(self, *, jobs_dir: Path, parts: Parts, on_failure: Callable[[str, BaseException], None] | None = None) -> None:
+        self._jobs_dir = jobs_dir
+        self._parts = parts
+        self._on_failure = on_failure
+        self._jobs: dict[str, _Entry] = {}
+        self._broken: dict[str, str] = {}  # jobs that could not be taken up, and why
+        self._submitting = asyncio.Lock()
+        self._closing = False
+        self._shut_down = asyncio.Event()
+        self._shutdown_task: asyncio.Task[None] | None = None
+
+    # ---- its life
+
+    async def start(self) -> tuple[str, ...]:
+        """Take up every job whose journal says that it is not over; their names. Those that are over can be looked at."""
+        resumed = []
+        for folder in sorted(p for p in self._jobs_dir.iterdir() if p.is_dir() and not p.name.startswith(".")):
+            try:
+                entry = await self._reopen(folder)
+            except Exception as error:  # one bad journal must not keep the other jobs from going on
+                log.exception("job %s cannot be taken up", folder.name)
+                self._broken[folder.name] = f"{type(error).__name__}: {error}"
+                continue
+            if entry is not None:
+                self._jobs[folder.name] = entry
+                if not entry.driver.state.phase.terminal:
+                    self._run(entry)
+                    resumed.append(folder.name)
+        return tuple(resumed)
+
+    async def wait_shut_down(self) -> None:
+        """Return when somebody asked for a shutdown and every job has ended."""
+        await self._shut_down.wait()
+
+    async def close(self) -> None:
+        """Stop the drivers and leave the jobs as they are: workers train on and another supervisor takes over."""
+        self._closing = True
+        for entry in self._jobs.values():
+            if entry.task is not None:
+                entry.task.cancel()
+        await asyncio.gather(*(e.task for e in self._jobs.values() if e.task is not None), return_exceptions=True)
+        for entry in self._jobs.values():
+            entry.logs.close()
+            entry.journal.close()
+
+    async def finished(self, name: str) -> State:
+        """Wait until the driver of a job ends; its last state. Raises what stopped the driver, or NotFoundError."""
+        entry = self._entry(name)
+        if entry.task is not None:
+            await asyncio.wait([entry.task])
+        if entry.error is not None:
+            raise entry.error
+        return entry.driver.state
+
+    def account(self, name: str) -> Account:
+        """The goodput ledger of a job."""
+        return self._entry(name).ledger.account()
+
+    # ---- the hub's callbacks
+
+    def welcome(self, hello: WorkerHello) -> Welcome:
+        """Whether a worker may stay."""
+        entry = self._of(hello.worker_id)
+        if entry is None:
+            return Welcome(False, f"no job here asked for a worker {hello.worker_id}", 0)
+        return entry.driver.welcome(hello.worker_id)
+
+    def sink(self, event: Event) -> None:
+        """A fact about a worker, to the driver of its job."""
+        entry = self._of(getattr(event, "worker_id", ""))
+        if entry is None:
+            log.warning("%s of no job is dropped", event)
+        else:
+            entry.driver.sink(event)
+
+    def on_beat(self, beat: Beat) -> None:
+        """A heartbeat."""
+        entry = self._of(beat.worker_id)
+        if entry is not None:
+            entry.driver.beat(beat)
+
+    def on_log(self, line: LogLine) -> None:
+        """A line that a worker printed."""
+        entry = self._of(line.worker_id)
+        if entry is not None:
+            entry.logs.append(line, wall_s=self._parts.clock.wall_s())
+
+    def on_stacks(self, worker_id: str, text: str) -> None:
+        """The stacks of a worker that stands still: into its log."""
+        entry = self._of(worker_id)
+        if entry is not None:
+            seat = entry.driver.state.plan.seat_of(worker_id) if entry.driver.state.plan else None
+            for line in ("---- stacks of all threads:", *text.splitlines(), "---- end of stacks"):
+                self.on_log(LogLine(worker_id, seat.rank if seat else -1, line))
+
+    def on_goodbye(self, worker_id: str, why: str) -> None:
+        """A worker says that it ends itself: that is evidence."""
+        if self._of(worker_id) is not None:
+            self.sink(WorkerGone(0, worker_id, f"it said goodbye: {why}"))
+
+    # ---- ControlHandler
+
+    async def submit(self, *, job: Job, yaml_text: str) -> str:
+        """Start a job; returns its name. Submitting a running job again is no error; a job that is over starts anew."""
+        async with self._submitting:
+            if self._closing:
+                raise NotPossibleError("the supervisor is shutting down")
+            if job.name in self._broken:
+                raise NotPossibleError(f"the journal of job {job.name} cannot be used: {self._broken[job.name]}")
+            old = self._jobs.get(job.name)
+            next_worker = 0
+            if old is not None:
+                if not old.driver.state.phase.terminal:
+                    if old.job == job:
+                        return job.name
+                    raise NotPossibleError(f"another job called {job.name} is {old.driver.state.phase}; choose another name")
+                next_worker = old.driver.state.next_worker  # ids of workers are never used again
+                await self._put_away(old)
+            await self._begin(job, yaml_text, next_worker)
+            return job.name
+
+    async def get(self, name: str) -> JobStatus:
+        """The status now."""
+        return self._status(self._entry(name))
+
+    async def list_jobs(self) -> Sequence[JobStatus]:
+        """Status of every job, by name."""
+        return [self._status(e) for _, e in sorted(self._jobs.items())]
+
+    async def watch_events(self, name: str, *, after_seq: int, follow: bool) -> AsyncGenerator[Record, None]:
+        """Journal records after `after_seq`, oldest first; with `follow` also those to come, until the driver ends."""
+        entry = self._entry(name)
+        while True:
+            over = entry.over
+            page = entry.journal.records(after=after_seq, limit=PAGE)
+            for record in page:
+                after_seq = record.seq
+                yield record
+            if not page and (over or not follow):
+                return
+            if not page:
+                await entry.driver.changed(after_seq)
+                await asyncio.sleep(0)
+
+    async def watch_status(self, name: str) -> AsyncGenerator[JobStatus, None]:
+        """The status now and after each change, at most ten times a second, until the driver ends."""
+        entry = self._entry(name)
+        shown: JobStatus | None = None
+        while True:
+            over, seq = entry.over, entry.driver.seq
+            status = self._status(entry)
+            if status != shown:
+                shown = status
+                yield status
+            if over:
+                return
+            await asyncio.sleep(WATCH_MIN_MS / 1000)
+            with suppress(TimeoutError):
+                async with asyncio.timeout((WATCH_MS - WATCH_MIN_MS) / 1000):
+                    await entry.driver.changed(seq)
+
+    async def tail_logs(self, name: str, *, rank: int | None, follow: bool) -> AsyncGenerator[LogLine, None]:
+        """Lines that workers printed, those kept first; of one rank, or of all."""
+        entry = self._entry(name)
+        async for line in entry.logs.tail(entry.job.name, rank=rank, follow=follow and not entry.over):
+            yield line
+
+    async def explain(self, name: str, *, seq: int) -> Explanation:
+        """The story of one record."""
+        return explain(self._entry(name).journal, seq=seq)
+
+    async def inject(self, name: str, *, fault: Fault, who: str) -> None:
+        """Journal a fault and hand it on."""
+        entry = self._running(name)
+        if fault.kind not in FAULT_KINDS:
+            raise BadRequestError(f"no fault is called {fault.kind!r}; there are {', '.join(FAULT_KINDS)}")
+        if (fault.rank >= 0) == bool(fault.node_id):
+            raise BadRequestError("a fault strikes either a rank or a node: give one of the two")
+        if min(fault.at_step, fault.micro_batch, fault.amount_ms) < 0:
+            raise BadRequestError("step, micro-batch and amount of a fault are not negative")
+        if fault.node_id:
+            fault = replace(fault, node_id=_node(entry, fault.node_id).node_id)
+        record = await self._ask(entry, FaultRequested(0, fault, who))
+        if record is None or not record.commands:
+            raise NotPossibleError(record.reason if record else f"job {entry.job.name} is over")
+
+    async def cancel(self, name: str, *, who: str) -> None:
+        """Ask the job to end; returns when the request is journaled."""
+        await self._ask(self._running(name), CancelRequested(0, who))
+
+    async def drain(self, name: str, *, node_id: str, who: str) -> None:
+        """Ask for a node to be emptied; returns when the request is journaled."""
+        entry = self._running(name)
+        before = entry.driver.state.drained
+        node = _node(entry, node_id)
+        record = await self._ask(entry, DrainRequested(0, node.node_id, who))
+        if node.node_id not in before and node.node_id not in entry.driver.state.drained:
+            raise NotPossibleError(record.reason if record else f"job {entry.job.name} is over")
+
+    async def cluster(self) -> ClusterView:
+        """The newest view of the cluster."""
+        views = [e.driver.state.cluster for e in self._jobs.values() if not e.over]
+        newest = max((v for v in views if v is not None), key=lambda v: v.generation, default=None)
+        if newest is None:
+            raise NotPossibleError("no running job has seen the cluster yet")
+        return newest
+
+    async def shutdown(self, *, who: str) -> None:
+        """Cancel every job, so that nothing is left running; `wait_shut_down` returns when all have ended."""
+        self._closing = True
+        for entry in self._jobs.values():
+            if not entry.over:
+                entry.driver.sink(CancelRequested(0, f"{who} (shutdown)"))
+        tasks = [e.task for e in self._jobs.values() if e.task is not None]
+        if self._shutdown_task is None:
+            self._shutdown_task = asyncio.create_task(self._finish_shutdown(tasks), name="shutdown")
+
+    # ---- inside
+
+    async def _finish_shutdown(self, tasks: Iterable[asyncio.Task[None]]) -> None:
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._shut_down.set()
+
+    async def _reopen(self, folder: Path) -> _Entry | None:
+        journal = self._parts.open_journal(folder)
+        try:
+            if not journal.exists:
+                journal.close()
+                return None
+            job = journal.job()
+            telemetry = _Books(self._parts.make_telemetry(job), Ledger())
+            for record in _all_records(journal):
+                telemetry.ledger.add(record)
+            driver = resume_driver(
+                checkpoint=await self._parts.newest_checkpoint(job),
+                fleet=self._parts.make_fleet(job),
+                workers=self._parts.workers,
+                prober=self._parts.prober,
+                journal=journal,
+                telemetry=telemetry,
+                clock=self._parts.clock,
+            )
+        except BaseException:
+            journal.close()
+            raise
+        return _Entry(job, journal, driver, telemetry.ledger, WorkerLogs(folder / "logs"))
+
+    async def _begin(self, job: Job, yaml_text: str, next_worker: int) -> None:
+        folder = self._jobs_dir / job.name
+        checkpoint = await self._parts.newest_checkpoint(job)
+        try:
+            journal = self._parts.open_journal(folder)
+        except OSError as error:
+            raise NotPossibleError(f"job {job.name} cannot have a journal: {error}") from error
+        try:
+            (folder / JOB_FILE).write_text(yaml_text)
+            telemetry = _Books(self._parts.make_telemetry(job), Ledger())
+            driver = start_driver(
+                job,
+                checkpoint=checkpoint,
+                next_worker=next_worker,
+                fleet=self._parts.make_fleet(job),
+                workers=self._parts.workers,
+                prober=self._parts.prober,
+                journal=journal,
+                telemetry=telemetry,
+                clock=self._parts.clock,
+            )
+        except BaseException:
+            journal.close()
+            raise
+        entry = _Entry(job, journal, driver, telemetry.ledger, WorkerLogs(folder / "logs"))
+        self._jobs[job.name] = entry
+        self._run(entry)
+
+    async def _put_away(self, old: _Entry) -> None:
+        """A job that is over makes room for one of the same name; its folder moves in one instant."""
+        if old.task is not None:
+            await asyncio.wait([old.task])  # it may still be releasing its workers
+        old.logs.close()
+        old.journal.close()
+        del self._jobs[old.job.name]
+        past = self._jobs_dir / PAST_FOLDER
+        past.mkdir(mode=0o700, exist_ok=True)
+        number = 1 + sum(1 for p in past.iterdir() if p.name.rpartition(".")[0] == old.job.name)
+        (self._jobs_dir / old.job.name).rename(past / f"{old.job.name}.{number}")
+
+    def _run(self, entry: _Entry) -> None:
+        entry.task = asyncio.create_task(self._drive(entry), name=f"driver of {entry.job.name}")
+
+    async def _drive(self, entry: _Entry) -> None:
+        try:
+            await entry.driver.run()
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            log.critical("the driver of job %s stopped: %s", entry.job.name, error, exc_info=error)
+            entry.error = error
+            if self._on_failure is not None:
+                self._on_failure(entry.job.name, error)
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            entry.logs.close()
+
+    async def _ask(self, entry: _Entry, event: Event) -> Record | None:
+        try:
+            return await entry.driver.ask(event)
+        except DriverStopped as error:
+            raise NotPossibleError(str(error)) from error
+
+    def _status(self, entry: _Entry) -> JobStatus:
+        driver = entry.driver
+        return job_status(
+            driver.state,
+            recent=driver.recent,
+            beats=driver.beats(),
+            observed=driver.observed(),
+            goodput=entry.ledger.account().goodput,
+            now_ms=driver.now_ms(),
+            trouble=f"the supervisor stopped, the workers train on: {entry.error}" if entry.error else "",
+        )
+
+    def _of(self, worker_id: str) -> _Entry | None:
+        return self._jobs.get(worker_id.rpartition("/")[0])
+
+    def _entry(self, name: str) -> _Entry:
+        if name in self._broken:
+            raise NotPossibleError(f"the journal of job {name} cannot be used: {self._broken[name]}")
+        if name:
+            entry = self._jobs.get(name)
+            if entry is None:
+                known = ", ".join(sorted(self._jobs)) or "none"
+                raise NotFoundError(f"there is no job called {name}; there are: {known}")
+            return entry
+        if len(self._jobs) == 1:
+            return next(iter(self._jobs.values()))
+        if not self._jobs:
+            raise NotFoundError("there is no job")
+        raise BadRequestError(f"name one of the jobs: {', '.join(sorted(self._jobs))}")
+
+    def _running(self, name: str) -> _Entry:
+        entry = self._entry(name)
+        if entry.error is not None:
+            raise NotPossibleError(f"the driver of job {entry.job.name} has stopped: {entry.error}")
+        if entry.over:
+            raise NotPossibleError(f"job {entry.job.name} is over: {entry.driver.state.phase}")
+        return entry
+
+
+class _Entry:
+    """One job here."""
+
+    def __init__(self, job: Job, journal: OwnedJournal, driver: Driver, ledger: Ledger, logs: WorkerLogs) -> None:
+        self.job = job
+        self.journal = journal
+        self.driver = driver
+        self.ledger = ledger
+        self.logs = logs
+        self.task: asyncio.Task[None] | None = None
+        self.error: BaseException | None = None
+
+    @property
+    def over(self) -> bool:
+        """No more records will come."""
+        return self.driver.state.phase.terminal or self.error is not None or (self.task is not None and self.task.done())
+
+
+class _Books:
+    """Telemetry that keeps the ledger and passes everything on."""
+
+    def __init__(self, inner: Telemetry, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self._inner = inner
+
+    def decided(self, record: Record, state: State) -> None:
+        self.ledger.add(record)
+        self._inner.decided(record, state)
+
+    def ticked(self, state: State, beats: Iterable[Beat]) -> None:
+        self._inner.ticked(state, beats)
+
+
+def _node(entry: _Entry, node_id: str) -> NodeView:
+    """A node by its id or the unambiguous beginning of it."""
+    view = entry.driver.state.cluster
+    nodes = [n for n in view.nodes if n.node_id.startswith(node_id)] if view and node_id else []
+    exact = [n for n in nodes if n.node_id == node_id]
+    if len(exact or nodes) == 1:
+        return (exact or nodes)[0]
+    known = ", ".join(n.node_id[:12] for n in view.nodes) if view and view.nodes else "none"
+    if nodes:
+        raise BadRequestError(f"{node_id} is the beginning of {len(nodes)} nodes' ids; there are {known}")
+    raise NotFoundError(f"there is no node {node_id}; there are {known}")
+
+
+def _all_records(journal: Journal) -> Iterable[Record]:
+    after = 0
+    while page := journal.records(after=after, limit=PAGE):
+        yield from page
+        after = page[-1].seq

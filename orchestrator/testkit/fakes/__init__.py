@@ -1,0 +1,1 @@
+"""Fakes of the ports that need no world around them."""

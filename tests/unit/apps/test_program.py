@@ -1,0 +1,92 @@
+"""The program as a whole: help of every command, and what the quick commands do not import."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from orchestrator.apps.cli.main import app
+from tests.unit.apps.world import EXAMPLE, cli
+
+COMMANDS = (
+    *("init", "validate", "plan", "run", "launch", "status", "logs", "events"),
+    *("explain", "list", "chaos", "drain", "cancel", "doctor", "down"),
+)
+HEAVY = ("torch", "ray", "numpy")
+_RUN = """
+import json, sys
+from orchestrator.apps.cli.main import app
+code = 0
+try:
+    app(sys.argv[1:])
+except SystemExit as e:
+    code = e.code or 0
+finally:
+    heavy = [m for m in ("torch", "ray", "numpy") if m in sys.modules]
+    print(json.dumps({"code": code, "heavy": heavy}), file=sys.stderr)
+"""
+
+
+def test_the_commands_are_those_of_the_issue() -> None:
+    names = [c.name or getattr(c.callback, "__name__", "") for c in app.registered_commands]
+    assert sorted(names) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(tmp_path: Path, command: str) -> None:
+    result = cli(command, "--help", home=tmp_path)
+    assert result.exit_code == 0
+    assert "Usage" in result.stdout
+    function = next(c.callback for c in app.registered_commands if command in (c.name, getattr(c.callback, "__name__", "")))
+    assert function is not None
+    first = (function.__doc__ or "").split()[:5]
+    assert " ".join(first) in " ".join(result.stdout.split())
+
+
+def test_the_program_explains_its_exit_codes(tmp_path: Path) -> None:
+    result = cli("--help", home=tmp_path)
+    assert result.exit_code == 0
+    assert "130 interrupted" in " ".join(result.stdout.split())
+    for command in COMMANDS:
+        assert f" {command} " in result.stdout
+
+
+def test_version(tmp_path: Path) -> None:
+    assert cli("--version", home=tmp_path).stdout.strip() == "0.1.0"
+
+
+@pytest.mark.parametrize("arguments", [("statsu",), ("status", "--unknown"), ("explain",), ("run",)])
+def test_usage_errors_are_bad_input(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    result = cli(*arguments, home=tmp_path)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("--help",), 0),
+        (("run", "--help"), 0),
+        (("validate", str(EXAMPLE)), 0),
+        (("validate", "none.yaml"), 2),
+        (("status", "--home", "."), 3),
+        (("events", "--home", "."), 3),
+    ],
+    ids=lambda a: a[0] if isinstance(a, tuple) else str(a),
+)
+def test_quick_commands_import_nothing_heavy(tmp_path: Path, arguments: tuple[str, ...], code: int) -> None:
+    done = subprocess.run([sys.executable, "-c", _RUN, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    told = json.loads(done.stderr.strip().splitlines()[-1])
+    assert told == {"code": code, "heavy": []}, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m orchestrator.apps.cli.main validate --schema | head -c 1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.stdout.startswith("{")
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,10 @@
+"""Whatever is said to the supervisor's core, in whatever order: it decides, gives its reason, and keeps its promises."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+
+from tests.unit.core.supervisor.chaos import Chaos
+
+TestAnythingMayBeSaid = Chaos.TestCase
+TestAnythingMayBeSaid.settings = settings(max_examples=150, stateful_step_count=60)

@@ -1,0 +1,185 @@
+"""Fences, refusals, faults, and errors that must not be taken for failures."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+
+import psutil
+import pytest
+
+from orchestrator.core.reshard.recovery import Resume, Source
+from orchestrator.core.supervisor.events import EvalReported, Fault, StepCommitted
+from orchestrator.engine.faults import FaultBox, InjectedError
+from orchestrator.runtime.ports import Failed, Left
+from tests.unit.engine.engine_world import Trap, job, undisturbed, world
+
+
+def test_a_fence_interrupts_forming_and_the_epoch_stays_refused() -> None:
+    with world(job(size=2)) as w:
+        w.spawn("w0", "w1")
+        w.start("w0", "w1")
+        w.finish()
+        assert w.plan is not None
+        later = replace(w.plan, epoch=2, parent=1)
+        alone = w.workers["w0"]
+        w.plan = later
+        resume = Resume(Source.INIT, 0, None, (), (0, 1), "")
+        from orchestrator.core.supervisor.commands import RunEpoch
+
+        alone.send("run", RunEpoch("w0", later, resume, alone.endpoint))  # the other one never comes
+        w.until(lambda: w.ask(alone, "ask", "pulse").phase == "forming")
+        alone.send("fence", 2)
+        w.until(lambda: 2 in alone.outcomes)
+        left = alone.outcomes[2]
+        assert isinstance(left, Left)
+        assert left.fenced
+        assert left.held is not None
+        assert (left.held.plan_epoch, left.held.applied_step) == (1, 6)  # it keeps what it had
+
+        alone.send("fence", 4)
+        for epoch, why in ((2, "not newer"), (4, "fenced before")):
+            alone.outcomes.pop(epoch, None)
+            alone.send("run", RunEpoch("w0", replace(later, epoch=epoch, parent=1), resume, alone.endpoint))
+            w.until(lambda e=epoch: e in alone.outcomes)  # type: ignore[misc]
+            refused = alone.outcomes[epoch]
+            assert isinstance(refused, Left)
+            assert refused.fenced
+            assert why in refused.detail
+
+
+def test_a_stopped_rank_is_swapped_and_refused_when_it_goes_on() -> None:
+    the_job = job(size=3)
+    with world(the_job) as w:
+        w.spawn("w0", "w2", "spare")
+        (zombie,) = w.spawn("w1", traps=[Trap("batch", 3, "hold")])
+        w.start("w0", "w1", "w2")
+        w.until(lambda: ("batch", 3) in zombie.at)
+        os.kill(zombie.process.pid, signal.SIGSTOP)
+        zombie.dead = True  # what a supervisor concludes from its silence
+        resume = w.recover("spare")
+        assert resume.step == 2
+        assert set(w.finish()) == {undisturbed(the_job)[0]}
+        zombie.dead = False
+        before = len(zombie.events)
+        os.kill(zombie.process.pid, signal.SIGCONT)
+        zombie.send("fence", 1)
+        zombie.send("release")
+        w.until(lambda: 1 in zombie.outcomes)
+        left = zombie.outcomes[1]
+        assert isinstance(left, Left)
+        assert left.held is not None
+        assert left.held.applied_step == 2
+        assert not [e for e in zombie.events[before:] if isinstance(e, StepCommitted)]
+
+
+def test_survivors_keep_the_micro_batches_they_have() -> None:
+    with world(job(size=2)) as w:
+        (survivor,) = w.spawn("w0")
+        w.spawn("spare")
+        w.spawn("w1", traps=[Trap("reduce", 3)])
+        w.start("w0", "w1")
+        w.recover("spare")
+        w.finish()
+        entered = w.ask(survivor, "ask", "entered")
+        assert entered["reduce", 3] == 2
+        assert entered["forward", 3] == 3  # its three micro-batches of step 3, once
+        assert w.ask(w.workers["spare"], "ask", "entered")["forward", 3] == 3
+
+
+def test_an_exception_in_the_users_code_carries_its_traceback() -> None:
+    with world(job(size=2, raise_at=3)) as w:
+        w.spawn("w0", "w1")
+        w.start("w0", "w1")
+        w.until(lambda: any(1 in m.outcomes for m in w.members()))
+        for m in w.members():
+            m.send("fence", 1)
+        outcomes = w.outcomes()
+        failed = [o for o in outcomes if isinstance(o, Failed)]
+        assert failed
+        assert all(not f.fatal_check and f.step == 3 for f in failed)
+        assert "the user's own mistake" in failed[0].traceback
+        assert "engine_task.py" in failed[0].traceback
+        assert all(isinstance(o, Failed | Left) for o in outcomes)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_with_words() -> None:
+    with world(job(size=2, explode_at=4)) as w:
+        w.spawn("w0", "w1")
+        w.start("w0", "w1")
+        for outcome in w.outcomes():
+            assert isinstance(outcome, Failed)
+            assert outcome.fatal_check
+            assert outcome.step == 4
+            assert "step 4" in outcome.traceback
+            assert "micro-batches 0 (nan), 1 (nan)" in outcome.traceback
+        assert max(e.step for m in w.members() for e in m.events if isinstance(e, StepCommitted)) == 3
+
+
+@pytest.mark.parametrize(("tensor", "zero"), [("params", 0), ("exp_avg_sq", 1)])
+def test_a_flipped_bit_stops_the_run_and_is_named(tensor: str, zero: int) -> None:
+    with world(job(size=2, zero_stage=zero, copies=zero)) as w:
+        w.spawn("w0")
+        (hit,) = w.spawn("w1", traps=[Trap("digest", 4, "hold")])
+        w.start("w0", "w1")
+        w.until(lambda: ("digest", 4) in hit.at)
+        w.ask(hit, "flip", tensor, 1030)
+        hit.send("release")
+        for outcome in w.outcomes():
+            assert isinstance(outcome, Failed)
+            assert outcome.fatal_check
+            assert tensor in outcome.traceback
+            assert "after step 4 rank 1" in outcome.traceback
+            assert "block 1 " in outcome.traceback
+
+
+def test_evaluation_leaves_no_trace() -> None:
+    the_job = job(size=2)
+    blind = replace(the_job, train=replace(the_job.train, eval_micro_batches=0))
+    with world(the_job) as w:
+        w.spawn("w0", "w1")
+        w.start("w0", "w1")
+        digests = w.finish()
+        evals = [e for m in w.members() for e in m.events if isinstance(e, EvalReported)]
+        assert [e.step for e in evals] == [3, 6]
+        assert evals[0].loss > evals[1].loss
+    assert set(digests) == {undisturbed(blind)[0]}
+
+
+def test_faults_strike_where_they_are_sent() -> None:
+    the_job = job(size=2)
+    with world(the_job) as w:
+        w.spawn("w0", "w1", "spare")
+        victim = w.workers["w1"]
+        victim.send("inject", Fault("kill-worker", 1, "", 4, 2, 0))
+        w.start("w0", "w1")
+        resume = w.recover("spare")
+        assert resume.step == 3
+        assert victim.process.exitcode in (None, -signal.SIGKILL)
+        assert set(w.finish()) == {undisturbed(the_job)[0]}
+
+
+def test_a_hang_of_limited_length_is_only_a_pause() -> None:
+    the_job = job(size=2)
+    with world(the_job) as w:
+        w.spawn("w0", "w1")
+        w.workers["w1"].send("inject", Fault("hang", 1, "", 2, 1, 300))
+        w.start("w0", "w1")
+        stopped = psutil.Process(w.workers["w1"].process.pid)
+        w.until(lambda: w.ask(w.workers["w0"], "ask", "pulse") is not None and stopped.status() == psutil.STATUS_STOPPED)
+        assert set(w.finish()) == {undisturbed(the_job)[0]}
+
+
+def test_faults_wait_for_their_step() -> None:
+    box = FaultBox()
+    box.add(Fault("raise", 0, "", 3, 1, 0))
+    box.strike(step=2, micro_batch=5)
+    box.strike(step=3, micro_batch=0)
+    with pytest.raises(InjectedError, match="step 3 before own micro-batch 2"):
+        box.strike(step=3, micro_batch=2)  # the place itself was passed
+    box.strike(step=3, micro_batch=3)
+    with pytest.raises(ValueError, match="unknown fault 'explode'"):
+        box.add(Fault("explode", 0, "", 0, 0, 0))
+    with pytest.raises(RuntimeError, match="not a raylet"):
+        box.add(Fault("kill-node", 0, "", 0, 0, 0))

@@ -1,0 +1,86 @@
+"""Ranks in processes of their own, killed and stopped in the middle of operations."""
+
+from __future__ import annotations
+
+import signal
+import socket
+
+import pytest
+
+from tests.unit.engine.groups_world import DEADLINE_S, Child, processes
+
+
+def form_all(children: list[Child], *, epoch: int, host_of_store: Child) -> str:
+    host_of_store.ask("serve")
+    endpoint = str(host_of_store.told())
+    for seat, child in enumerate(children):
+        child.ask("form", endpoint, epoch, seat, len(children))
+    assert [child.told() for child in children] == ["formed"] * len(children)
+    return endpoint
+
+
+def start(children: list[Child], op: str) -> None:
+    for child in children:
+        child.ask("start", op)
+    assert [child.told() for child in children] == ["starting"] * len(children)
+
+
+def swap_in_and_end(survivors: list[Child], spare: Child) -> None:
+    """The survivors, in their old processes, form the next epoch with the spare; then all end in an orderly way."""
+    ranks = [survivors[0], spare, *survivors[1:]]
+    form_all(ranks, epoch=2, host_of_store=survivors[-1])
+    start(ranks, "all_reduce")
+    assert [child.told() for child in ranks] == [("done", [10.0] * 4, None)] * 4
+    for child in ranks:
+        child.ask("quit")
+    for child in ranks:
+        child.process.join(DEADLINE_S)
+    assert [child.process.exitcode for child in ranks] == [0] * 4
+
+
+def test_killed_rank_in_a_collective() -> None:
+    with processes(5) as (zero, victim, two, three, spare):
+        form_all([zero, victim, two, three], epoch=1, host_of_store=zero)
+        survivors = [zero, two, three]
+        start(survivors, "all_reduce")
+        victim.kill(signal.SIGKILL)
+        # Those that wait for the victim itself notice by themselves, and know whom they lost.
+        reports = {child.rank: child.told() for child in (zero, two)}
+        assert {rank: (kind, peer) for rank, (kind, _, peer) in reports.items()} == {0: ("broken", 1), 2: ("broken", 1)}
+        # Whoever waits for somebody else is told.
+        three.ask("abort")
+        assert three.told()[0] == "broken"
+        swap_in_and_end(survivors, spare)
+
+
+def test_killed_rank_that_all_wait_for_in_a_receive() -> None:
+    with processes(4) as children:
+        endpoint = form_all(children, epoch=1, host_of_store=children[0])
+        victim, *survivors = children
+        start(survivors, "recv0")
+        victim.kill(signal.SIGKILL)
+        assert [(kind, peer) for kind, _, peer in (child.told() for child in survivors)] == [("broken", 0)] * 3
+        # The store's port is the liveness port: a refusal proves that its process is gone.
+        victim.process.join(DEADLINE_S)
+        host, port = endpoint.split(":")
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((host, int(port)), timeout=DEADLINE_S)
+
+
+@pytest.mark.parametrize("op", ["all_reduce", "barrier", "recv1"])
+def test_stopped_rank_is_left_by_an_abort(op: str) -> None:
+    with processes(5) as (zero, victim, two, three, spare):
+        endpoint = form_all([zero, victim, two, three], epoch=1, host_of_store=victim)
+        survivors = [zero, two, three]
+        victim.kill(signal.SIGSTOP)
+        start(survivors, op)
+        # A stopped process still answers on its port: silence is not death.
+        host, port = endpoint.split(":")
+        socket.create_connection((host, int(port)), timeout=DEADLINE_S).close()
+        for child in survivors:
+            assert not child.pipe.poll(0)
+            child.ask("abort")
+        for child in survivors:
+            assert child.told() == ("broken", "the group was aborted", None)
+        swap_in_and_end(survivors, spare)
+        victim.kill(signal.SIGCONT)
