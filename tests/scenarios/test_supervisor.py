@@ -14,6 +14,7 @@ from orchestrator.core.supervisor.commands import (
     EndJob,
     ExitWorker,
     FenceEpoch,
+    InjectFault,
     KillWorker,
     ProbeWorker,
     RunEpoch,
@@ -396,3 +397,17 @@ def test_one_failed_start_among_many_is_only_retried() -> None:
         asked = [w for w in s.state.workers.values() if w.phase is WorkerPhase.REQUESTED]
         s.tell(ev.SpawnFailed(s.now, asked[0].worker_id, "no room"))
     assert s.state.phase is JobPhase.RUNNING
+
+
+def test_a_fault_asked_for_before_the_start_waits_for_the_epoch() -> None:
+    s = Story(make_job())
+    fault = ev.Fault("kill-worker", 2, "", 5, 1, 0)
+    assert not s.tell(ev.FaultRequested(0, fault, "me"))
+    s.launch(5)
+    for seat in s.plan.seats[:3]:
+        s.tell(ev.EpochReady(s.now, seat.worker_id, 1))
+    out = s.tell(ev.EpochReady(s.now, s.plan.seats[3].worker_id, 1))
+    assert [(c.worker_id, c.fault) for c in only(InjectFault, out)] == [(s.plan.seats[2].worker_id, fault)]
+    for n in range(1, 6):
+        s.commit(n)
+    assert not s.tell(ev.FaultRequested(0, fault, "me")), "step 5 is done"

@@ -15,7 +15,8 @@ from orchestrator.core.plan.lint import lint
 from orchestrator.core.plan.plan import OPTIMIZER, Plan
 from orchestrator.core.planner.planner import PlanError, first_plan, swap_plan
 from orchestrator.core.reshard.recovery import Held, Resume, Source, Unrecoverable, resolve
-from orchestrator.core.supervisor.commands import EndJob, ExitWorker, FenceEpoch, KillWorker, RunEpoch
+from orchestrator.core.supervisor.commands import EndJob, ExitWorker, FenceEpoch, InjectFault, KillWorker, RunEpoch
+from orchestrator.core.supervisor.events import Fault
 from orchestrator.core.supervisor.staff import available
 from orchestrator.core.supervisor.state import FailureClass, JobPhase, Outcome, Recovery, Worker, WorkerPhase
 from orchestrator.core.supervisor.turn import Turn
@@ -240,6 +241,22 @@ def running(turn: Turn) -> None:
     turn.to_phase(JobPhase.RUNNING)
     _touch(turn, ready_ms=turn.at_ms)
     turn.say(f"epoch {turn.state.epoch} runs: every rank has its state")
+    faults = turn.state.faults
+    turn.set(faults=())
+    for fault in faults:
+        strike(turn, fault)
+
+
+def strike(turn: Turn, fault: Fault) -> None:
+    """Hand a fault to the member that it is addressed to."""
+    plan = turn.plan()
+    target = next((s for s in plan.seats if s.rank == fault.rank or (fault.rank < 0 and s.node_id == fault.node_id)), None)
+    if target is None:
+        turn.say(f"{fault.kind} of {f'rank {fault.rank}' if fault.rank >= 0 else f'node {fault.node_id}'} has no target")
+        return
+    when = f"in step {fault.at_step}" if fault.at_step else "now"
+    turn.say(f"{fault.kind} of {turn.name(turn.state.workers[target.worker_id])} {when}")
+    turn.do(InjectFault(target.worker_id, fault))
 
 
 def _touch(turn: Turn, **milestones: Any) -> None:

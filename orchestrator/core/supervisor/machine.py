@@ -12,12 +12,11 @@ from orchestrator.core.supervisor import events as ev
 from orchestrator.core.supervisor.commands import (
     ExitWorker,
     FenceEpoch,
-    InjectFault,
     KillWorker,
     ProbeWorker,
     SpawnWorker,
 )
-from orchestrator.core.supervisor.epochs import advance, end, fence, lose, run_epoch, running, sole_holder, stepped
+from orchestrator.core.supervisor.epochs import advance, end, fence, lose, run_epoch, running, sole_holder, stepped, strike
 from orchestrator.core.supervisor.staff import back_off, staff
 from orchestrator.core.supervisor.state import (
     CheckpointRef,
@@ -318,25 +317,14 @@ def _drain(turn: Turn, event: ev.DrainRequested) -> None:
 
 
 def _fault(turn: Turn, event: ev.FaultRequested) -> None:
-    fault = event.fault
-    target = next(
-        (w for w in turn.members() if _hit(turn, w, fault)),
-        None,
-    )
-    where = f"rank {fault.rank}" if fault.rank >= 0 else f"node {fault.node_id[:12]}"
-    when = f"at step {fault.at_step}" if fault.at_step else "now"
-    if target is None:
-        turn.say(f"chaos by {event.who}: {fault.kind} of {where} has no target in epoch {turn.state.epoch}")
-        return
-    turn.say(f"chaos by {event.who}: {fault.kind} of {turn.name(target)} {when}")
-    turn.do(InjectFault(target.worker_id, fault))
-
-
-def _hit(turn: Turn, worker: Worker, fault: ev.Fault) -> bool:
-    if fault.rank < 0:
-        return worker.node_id.startswith(fault.node_id)
-    seat = turn.plan().seat_of(worker.worker_id)
-    return seat is not None and seat.rank == fault.rank
+    if event.fault.at_step and event.fault.at_step <= turn.state.committed_step:
+        turn.say(f"chaos by {event.who}: {event.fault.kind} refused, step {event.fault.at_step} is done already")
+    elif turn.state.phase is JobPhase.RUNNING:
+        turn.say(f"chaos by {event.who}")
+        strike(turn, event.fault)
+    else:
+        turn.set(faults=(*turn.state.faults, event.fault))
+        turn.say(f"chaos by {event.who}: {event.fault.kind} waits until an epoch runs")
 
 
 def _restarted(turn: Turn) -> None:

@@ -16,6 +16,7 @@ from orchestrator.core.job import Job
 from orchestrator.core.plan.plan import Plan
 from orchestrator.core.reshard.recovery import Commit, Held, Resume
 from orchestrator.core.supervisor.commands import Command
+from orchestrator.core.supervisor.events import Fault
 
 
 class JobPhase(StrEnum):
@@ -135,6 +136,7 @@ class State:
     cluster: ClusterView | None = None
     graph: GraphView | None = None
     drained: tuple[str, ...] = ()  # node ids
+    faults: tuple[Fault, ...] = ()  # asked for while no epoch ran; handed out when one does
     workers: Mapping[str, Worker] = field(default_factory=dict)
     next_worker: int = 0
     plan: Plan | None = None  # of the current (or broken) epoch
