@@ -19,13 +19,16 @@ from orchestrator.apps import report_svg as svg
 from orchestrator.core.job import Job
 from orchestrator.core.plan.layout import total
 from orchestrator.core.plan.plan import OPTIMIZER, Plan
-from orchestrator.runtime.ledger import Account, Ledger
+from orchestrator.runtime.ledger import Account, Cause, Ledger
 from orchestrator.runtime.ports import Record
 from orchestrator.runtime.status_types import JobStatus
 
 TEMPLATE = "report.html.j2"
 FAILURES_MAX = 50  # shown in full
 DECISIONS_MAX = 400  # the newest three quarters and the oldest quarter of these, when there are more
+
+# The same thing has the same colour here and in a failure's timeline (report_svg.SEGMENTS).
+COLOURS = {Cause.WAITING: "s3", Cause.FENCING: "s2", Cause.FORMING: "s4", Cause.INTERRUPTED: "s6", Cause.REDONE: "s5"}
 
 Pairs = Sequence[tuple[str, str]]
 
@@ -102,7 +105,7 @@ def render_report(
 
 
 def _summary(job: Job, status: JobStatus, records: Sequence[Record]) -> list[tuple[str, str]]:
-    bytewise = job.task.target == "gpt" and '"tokenizer"' not in job.task.options_json
+    bytewise = facts.bytewise(job)
     rows = [
         ("Steps", f"{status.step} of {status.steps}"),
         ("Task", job.task.target),
@@ -134,7 +137,7 @@ def _seconds(ms: int) -> str:
 
 
 def _shares(account: Account) -> list[tuple[str, int, str]]:
-    lost = [(str(cause), ms, f"s{i}") for i, (cause, ms) in enumerate(account.lost_ms, start=2)]
+    lost = [(str(cause), ms, COLOURS[cause]) for cause, ms in account.lost_ms]
     return [("productive", account.productive_ms, "s1"), *lost]
 
 

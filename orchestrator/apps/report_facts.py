@@ -6,10 +6,12 @@ about HTML.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from orchestrator.core.job import Job
 from orchestrator.core.plan.plan import Plan
 from orchestrator.core.supervisor import events as ev
 from orchestrator.core.supervisor.commands import RunEpoch
@@ -75,6 +77,11 @@ class _Open:
             milestones=tuple((name, at - zero) for name, at in self.milestones.items()),
             over=FIRST_STEP in self.milestones,
         )
+
+
+def bytewise(job: Job) -> bool:
+    """Whether a token of this job is a byte, so that nats can be told as bits per byte."""
+    return job.task.target == "gpt" and not json.loads(job.task.options_json).get("tokenizer")
 
 
 def loss_curve(records: Sequence[Record]) -> Points:

@@ -23,11 +23,11 @@ BAR_HEIGHT = 26
 
 # Segments of a failure's timeline: from one milestone to the next, with the class that colours it.
 SEGMENTS = (
-    (LAST_STEP, DETECTED, "s1", "until it was detected"),
+    (LAST_STEP, DETECTED, "s6", "until it was detected"),
     (DETECTED, FENCED, "s2", "survivors leave the epoch"),
     (FENCED, PLANNED, "s3", "waiting for a spare"),
     (PLANNED, RESTORED, "s4", "groups and state"),
-    (RESTORED, FIRST_STEP, "s5", "first step"),
+    (RESTORED, FIRST_STEP, "s1", "first step"),
 )
 
 

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable
 
 from orchestrator.adapters.files.home import ClusterEndpoint, Home
 from orchestrator.adapters.files.journal import SqliteJournal
-from orchestrator.adapters.files.token import ensure_token
 from orchestrator.adapters.grpc.hub import HubHandlers, WorkerHub
 from orchestrator.adapters.grpc.server import SupervisorServer
 from orchestrator.adapters.tcp.probe import TcpProber
@@ -26,6 +25,7 @@ from orchestrator.runtime.clock import SystemClock
 from orchestrator.runtime.ports import Beat, Clock, Fleet, Record
 from orchestrator.runtime.service import Parts, SupervisorService
 
+LOOPBACK = "127.0.0.1"
 DETECT_WITHIN_MS = 4_000  # for the server's own keep-alive; each job has its own
 
 log = logging.getLogger(__name__)
@@ -34,34 +34,42 @@ MakeFleet = Callable[[Job, "WorkerSettings", Clock], Fleet]
 
 
 class WorkerSettings:
-    """What every worker of one job is started with."""
+    """What every worker of one job is started with, beside its own id and node. It holds the token: never log it."""
 
-    def __init__(self, *, job: Job, endpoint: str, token: str, bind_host: str) -> None:
-        self.job = job
-        self.endpoint = endpoint
-        self._fixed = {
+    def __init__(self, *, job: Job, endpoint: str, token: str, loopback: bool) -> None:
+        self._common = {
             "job": json.dumps(to_json(job)),
             "endpoint": endpoint,
             "token": token,
-            "bind_host": bind_host,
+            "loopback": "1" if loopback else "0",
         }
 
     def of(self, worker_id: str, node_id: str) -> dict[str, str]:
-        """The settings of one worker; they hold the token, so they are never logged."""
-        return {**self._fixed, "worker_id": worker_id, "node_id": node_id}
+        """The settings of one worker."""
+        return {**self._common, "worker_id": worker_id, "node_id": node_id}
 
 
 class Supervisor:
     """One supervisor; everything on one event loop."""
 
-    def __init__(self, *, home: Home, cluster: str, ray_address: str, make_fleet: MakeFleet, host: str = "127.0.0.1") -> None:
+    def __init__(
+        self,
+        *,
+        home: Home,
+        cluster: str,
+        ray_address: str,
+        token: str,
+        make_fleet: MakeFleet,
+        host: str = LOOPBACK,
+        on_failure: Callable[[str, BaseException], None] | None = None,
+    ) -> None:
         self._home = home
         self._cluster = cluster
         self._ray_address = ray_address
         self._make_fleet = make_fleet
         self._host = host
         self._clock = SystemClock()
-        self._token = ensure_token(home.token_file(cluster))
+        self._token = token
         self._endpoint = ""
         timeouts = derive(DETECT_WITHIN_MS)
         self._hub = WorkerHub(clock=self._clock, timeouts=timeouts)
@@ -76,20 +84,12 @@ class Supervisor:
                 prober=TcpProber(),
                 clock=self._clock,
             ),
+            on_failure=on_failure,
         )
         self._server = SupervisorServer(hub=self._hub, control=self.service, token=self._token, timeouts=timeouts)
 
     async def start(self) -> str:
         """Serve, publish the address and take up the jobs that are not over. Returns host:port. Raises OSError."""
-        self._hub.attach(
-            HubHandlers(
-                sink=self.service.sink,
-                welcome=self.service.welcome,
-                on_beat=self.service.on_beat,
-                on_log=self.service.on_log,
-                on_stacks=self.service.on_stacks,
-            )
-        )
         before = self._home.read_endpoint(self._cluster)
         port = int(before.address.rpartition(":")[2]) if before else 0
         try:
@@ -99,6 +99,15 @@ class Supervisor:
                 raise
             self._endpoint = await self._server.start(host=self._host, port=0)
         resumed = await self.service.start()
+        self._hub.attach(  # not before the jobs are known: a worker that reconnects early must wait, not be refused
+            HubHandlers(
+                sink=self.service.sink,
+                welcome=self.service.welcome,
+                on_beat=self.service.on_beat,
+                on_log=self.service.on_log,
+                on_stacks=self.service.on_stacks,
+            )
+        )
         self._home.write_endpoint(self._cluster, ClusterEndpoint(self._endpoint, self._ray_address, os.getpid()))
         log.info("supervisor %d serves at %s; resumed jobs: %s", os.getpid(), self._endpoint, ", ".join(resumed) or "none")
         return self._endpoint
@@ -117,7 +126,7 @@ class Supervisor:
         await self._server.stop()
 
     def _fleet(self, job: Job) -> Fleet:
-        settings = WorkerSettings(job=job, endpoint=self._endpoint, token=self._token, bind_host=self._host)
+        settings = WorkerSettings(job=job, endpoint=self._endpoint, token=self._token, loopback=self._host == LOOPBACK)
         return self._make_fleet(job, settings, self._clock)
 
 

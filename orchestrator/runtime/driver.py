@@ -92,7 +92,7 @@ class Driver:
         self._ticked_ms = clock.now_ms()
         self._tick_waits = False
         self._ending = state.phase.terminal
-        self._stopped = False
+        self._stopped = False  # nothing is taken in any more
         self._telemetry_broken = False
         if resumed and not self._ending:
             self.sink(SupervisorRestarted(0))  # before any hello: it says that nobody is connected yet
@@ -162,15 +162,17 @@ class Driver:
             self._observer.beat(beat)
 
     def _put(self, event: Event, answer: asyncio.Future[Record | None] | None) -> None:
+        if self._stopped:
+            return  # nobody will look at it; the workers say again what a new supervisor must know
+        self._arrived.set()
         if len(self._queue) >= EVENTS_MAX:
             self._overflowed = True
-        else:
-            event = replace(event, at_ms=self._clock.now_ms())
-            if isinstance(event, ClusterChanged):
-                event = replace(event, view=replace(event.view, generation=self._generation + event.view.generation))
-            self._note(event)
-            self._queue.append((event, answer))
-        self._arrived.set()
+            return
+        event = replace(event, at_ms=self._clock.now_ms())
+        if isinstance(event, ClusterChanged):
+            event = replace(event, view=replace(event.view, generation=self._generation + event.view.generation))
+        self._note(event)
+        self._queue.append((event, answer))
 
     # ---- its life
 

@@ -23,14 +23,14 @@ from orchestrator.core.supervisor.events import (
     Event,
     Fault,
     FaultRequested,
-    WorkerGone,
     WorkerHello,
 )
 from orchestrator.core.supervisor.state import CheckpointRef, State
+from orchestrator.runtime.books import Books
 from orchestrator.runtime.control import BadRequestError, Explanation, NotFoundError, NotPossibleError
 from orchestrator.runtime.driver import Driver, DriverStopped, resume_driver, start_driver
 from orchestrator.runtime.explain import explain
-from orchestrator.runtime.ledger import Account, Ledger
+from orchestrator.runtime.ledger import Account
 from orchestrator.runtime.logs import WorkerLogs
 from orchestrator.runtime.ports import Beat, Clock, Fleet, Journal, LogLine, Prober, Record, Telemetry, Welcome, Workers
 from orchestrator.runtime.status import job_status
@@ -72,6 +72,10 @@ class Parts:
     clock: Clock
 
 
+class NotReady(RuntimeError):
+    """Ask again later."""
+
+
 class SupervisorService:
     """Implements runtime.control.ControlHandler, and the callbacks of the hub. All of it lives on one event loop.
 
@@ -85,6 +89,7 @@ class SupervisorService:
         self._jobs: dict[str, _Entry] = {}
         self._broken: dict[str, str] = {}  # jobs that could not be taken up, and why
         self._submitting = asyncio.Lock()
+        self._started = False
         self._closing = False
         self._shut_down = asyncio.Event()
         self._shutdown_task: asyncio.Task[None] | None = None
@@ -106,6 +111,7 @@ class SupervisorService:
                 if not entry.driver.state.phase.terminal:
                     self._run(entry)
                     resumed.append(folder.name)
+        self._started = True
         return tuple(resumed)
 
     async def wait_shut_down(self) -> None:
@@ -120,8 +126,7 @@ class SupervisorService:
                 entry.task.cancel()
         await asyncio.gather(*(e.task for e in self._jobs.values() if e.task is not None), return_exceptions=True)
         for entry in self._jobs.values():
-            entry.logs.close()
-            entry.journal.close()
+            await self._shut(entry)
 
     async def finished(self, name: str) -> State:
         """Wait until the driver of a job ends; its last state. Raises what stopped the driver, or NotFoundError."""
@@ -132,15 +137,25 @@ class SupervisorService:
             raise entry.error
         return entry.driver.state
 
-    def account(self, name: str) -> Account:
-        """The goodput ledger of a job."""
-        return self._entry(name).ledger.account()
+    async def account(self, name: str) -> Account:
+        """The goodput ledger of a job, complete."""
+        entry = self._entry(name)
+        await entry.reading
+        account = entry.books.account
+        assert account is not None, "the books have caught up"
+        return account
 
     # ---- the hub's callbacks
 
     def welcome(self, hello: WorkerHello) -> Welcome:
-        """Whether a worker may stay."""
+        """Whether a worker may stay.
+
+        Raises NotReady when that cannot be known: the worker must try again, for a refusal would end it.
+        """
         entry = self._of(hello.worker_id)
+        job = hello.worker_id.rpartition("/")[0]
+        if not self._started or self._closing or job in self._broken:
+            raise NotReady(f"whether {hello.worker_id} is still wanted is not known here now")
         if entry is None:
             return Welcome(False, f"no job here asked for a worker {hello.worker_id}", 0)
         return entry.driver.welcome(hello.worker_id)
@@ -172,11 +187,6 @@ class SupervisorService:
             seat = entry.driver.state.plan.seat_of(worker_id) if entry.driver.state.plan else None
             for line in ("---- stacks of all threads:", *text.splitlines(), "---- end of stacks"):
                 self.on_log(LogLine(worker_id, seat.rank if seat else -1, line))
-
-    def on_goodbye(self, worker_id: str, why: str) -> None:
-        """A worker says that it ends itself: that is evidence."""
-        if self._of(worker_id) is not None:
-            self.sink(WorkerGone(0, worker_id, f"it said goodbye: {why}"))
 
     # ---- ControlHandler
 
@@ -261,7 +271,7 @@ class SupervisorService:
         if fault.node_id:
             fault = replace(fault, node_id=_node(entry, fault.node_id).node_id)
         record = await self._ask(entry, FaultRequested(0, fault, who))
-        if record is None or not record.commands:
+        if record is None or not (record.commands or fault in entry.driver.state.faults):
             raise NotPossibleError(record.reason if record else f"job {entry.job.name} is over")
 
     async def cancel(self, name: str, *, who: str) -> None:
@@ -308,22 +318,21 @@ class SupervisorService:
                 journal.close()
                 return None
             job = journal.job()
-            telemetry = _Books(self._parts.make_telemetry(job), Ledger())
-            for record in _all_records(journal):
-                telemetry.ledger.add(record)
+            books = Books(self._parts.make_telemetry(job), journal)
+            fresh = not journal.records(limit=1)  # else the journal knows the checkpoint, and storage may be slow
             driver = resume_driver(
-                checkpoint=await self._parts.newest_checkpoint(job),
+                checkpoint=await self._parts.newest_checkpoint(job) if fresh else None,
                 fleet=self._parts.make_fleet(job),
                 workers=self._parts.workers,
                 prober=self._parts.prober,
                 journal=journal,
-                telemetry=telemetry,
+                telemetry=books,
                 clock=self._parts.clock,
             )
         except BaseException:
             journal.close()
             raise
-        return _Entry(job, journal, driver, telemetry.ledger, WorkerLogs(folder / "logs"))
+        return _Entry(job, journal, driver, books, WorkerLogs(folder / "logs"))
 
     async def _begin(self, job: Job, yaml_text: str, next_worker: int) -> None:
         folder = self._jobs_dir / job.name
@@ -334,7 +343,7 @@ class SupervisorService:
             raise NotPossibleError(f"job {job.name} cannot have a journal: {error}") from error
         try:
             (folder / JOB_FILE).write_text(yaml_text)
-            telemetry = _Books(self._parts.make_telemetry(job), Ledger())
+            books = Books(self._parts.make_telemetry(job), journal)
             driver = start_driver(
                 job,
                 checkpoint=checkpoint,
@@ -343,13 +352,13 @@ class SupervisorService:
                 workers=self._parts.workers,
                 prober=self._parts.prober,
                 journal=journal,
-                telemetry=telemetry,
+                telemetry=books,
                 clock=self._parts.clock,
             )
         except BaseException:
             journal.close()
             raise
-        entry = _Entry(job, journal, driver, telemetry.ledger, WorkerLogs(folder / "logs"))
+        entry = _Entry(job, journal, driver, books, WorkerLogs(folder / "logs"))
         self._jobs[job.name] = entry
         self._run(entry)
 
@@ -357,13 +366,18 @@ class SupervisorService:
         """A job that is over makes room for one of the same name; its folder moves in one instant."""
         if old.task is not None:
             await asyncio.wait([old.task])  # it may still be releasing its workers
-        old.logs.close()
-        old.journal.close()
+        await self._shut(old)
         del self._jobs[old.job.name]
         past = self._jobs_dir / PAST_FOLDER
         past.mkdir(mode=0o700, exist_ok=True)
         number = 1 + sum(1 for p in past.iterdir() if p.name.rpartition(".")[0] == old.job.name)
         (self._jobs_dir / old.job.name).rename(past / f"{old.job.name}.{number}")
+
+    async def _shut(self, entry: _Entry) -> None:
+        entry.reading.cancel()
+        await asyncio.wait([entry.reading])
+        entry.logs.close()
+        entry.journal.close()
 
     def _run(self, entry: _Entry) -> None:
         entry.task = asyncio.create_task(self._drive(entry), name=f"driver of {entry.job.name}")
@@ -396,7 +410,7 @@ class SupervisorService:
             recent=driver.recent,
             beats=driver.beats(),
             observed=driver.observed(),
-            goodput=entry.ledger.account().goodput,
+            goodput=entry.books.goodput,
             now_ms=driver.now_ms(),
             trouble=f"the supervisor stopped, the workers train on: {entry.error}" if entry.error else "",
         )
@@ -431,11 +445,12 @@ class SupervisorService:
 class _Entry:
     """One job here."""
 
-    def __init__(self, job: Job, journal: OwnedJournal, driver: Driver, ledger: Ledger, logs: WorkerLogs) -> None:
+    def __init__(self, job: Job, journal: OwnedJournal, driver: Driver, books: Books, logs: WorkerLogs) -> None:
         self.job = job
         self.journal = journal
         self.driver = driver
-        self.ledger = ledger
+        self.books = books
+        self.reading = asyncio.create_task(books.catch_up(), name=f"books of {job.name}")
         self.logs = logs
         self.task: asyncio.Task[None] | None = None
         self.error: BaseException | None = None
@@ -444,21 +459,6 @@ class _Entry:
     def over(self) -> bool:
         """No more records will come."""
         return self.driver.state.phase.terminal or self.error is not None or (self.task is not None and self.task.done())
-
-
-class _Books:
-    """Telemetry that keeps the ledger and passes everything on."""
-
-    def __init__(self, inner: Telemetry, ledger: Ledger) -> None:
-        self.ledger = ledger
-        self._inner = inner
-
-    def decided(self, record: Record, state: State) -> None:
-        self.ledger.add(record)
-        self._inner.decided(record, state)
-
-    def ticked(self, state: State, beats: Iterable[Beat]) -> None:
-        self._inner.ticked(state, beats)
 
 
 def _node(entry: _Entry, node_id: str) -> NodeView:
@@ -472,10 +472,3 @@ def _node(entry: _Entry, node_id: str) -> NodeView:
     if nodes:
         raise BadRequestError(f"{node_id} is the beginning of {len(nodes)} nodes' ids; there are {known}")
     raise NotFoundError(f"there is no node {node_id}; there are {known}")
-
-
-def _all_records(journal: Journal) -> Iterable[Record]:
-    after = 0
-    while page := journal.records(after=after, limit=PAGE):
-        yield from page
-        after = page[-1].seq

@@ -118,8 +118,7 @@ def test_commit_that_only_the_supervisor_knows_counts() -> None:
     s = running(at=3)
     s.commit(4, "j/w2")  # says it, then dies
     s.tell(ev.WorkerGone(s.now, "j/w2", "refused"))
-    for r, w in ((0, "j/w0"), (1, "j/w1"), (3, "j/w3")):
-        out = s.leave(w, s.held(r, at=3, prepared=True))
+    out = [c for r, w in ((0, "j/w0"), (1, "j/w1"), (3, "j/w3")) for c in s.leave(w, s.held(r, at=3, prepared=True))]
     assert only(RunEpoch, out)[0].resume.step == 4
     assert s.state.steps_lost == 0
 
@@ -179,8 +178,7 @@ def test_a_loss_during_a_recovery_uses_what_the_older_plan_described() -> None:
     spare = next(w for w in s.state.workers.values() if w.phase is WorkerPhase.REQUESTED)
     s.hello(spare.worker_id)
     s.tell(ev.WorkerGone(s.now, "j/w4", "refused"))  # the spare that had just been given the rank
-    for w, h in old.items():
-        out = s.tell(ev.LeftEpoch(s.now, w, 2, True, h, "fenced while restoring"))
+    out = [c for w, h in old.items() for c in s.tell(ev.LeftEpoch(s.now, w, 2, True, h, "fenced while restoring"))]
     runs = only(RunEpoch, out)
     assert [r.worker_id for r in runs] == ["j/w0", "j/w1", spare.worker_id, "j/w3"]
     assert (runs[0].plan.epoch, runs[0].resume.step, runs[0].resume.fresh) == (3, 3, (2,))
@@ -347,6 +345,14 @@ def test_spawn_failures_back_off() -> None:
     assert only(SpawnWorker, observe(s))  # type: ignore[arg-type]
 
 
+def test_a_worker_that_ends_before_its_hello_backs_off_too() -> None:
+    s = Story(make_job())
+    s.tell(ev.ClusterChanged(0, cluster(1, 5)))
+    assert not only(SpawnWorker, s.tell(ev.WorkerGone(0, "j/w0", "exit code 1")))
+    s.now = 1000
+    assert only(SpawnWorker, observe(s))  # type: ignore[arg-type]
+
+
 def test_other_code_is_refused() -> None:
     s = Story(make_job())
     s.tell(ev.ClusterChanged(0, cluster(1, 5)))
@@ -381,9 +387,13 @@ def test_stale_words_change_nothing(zero: int) -> None:
 
 def test_a_task_that_cannot_be_built_ends_the_job_with_its_traceback() -> None:
     s = Story(make_job())
-    s.tell(ev.ClusterChanged(0, cluster(1, 5)))
-    for i in range(3):
-        s.tell(ev.SpawnFailed(0, f"j/w{i}", "TaskError: no class Digit in convnet.py"))
+    asked = only(SpawnWorker, s.tell(ev.ClusterChanged(0, cluster(1, 5))))
+    while s.state.phase is JobPhase.WAITING:
+        for c in asked:
+            s.tell(ev.SpawnFailed(s.now, c.worker_id, "TaskError: no class Digit in convnet.py"))
+        assert s.now <= 10_000, "it is retried for ever"
+        s.now += 1000
+        asked = only(SpawnWorker, observe(s))  # type: ignore[arg-type]
     assert s.state.outcome is Outcome.USER_ERROR
     assert "no class Digit" in s.state.last_word
 

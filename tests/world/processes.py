@@ -53,7 +53,9 @@ class ProcessFleet:
         )
         self._processes[command.worker_id] = process
         assert process.stdin is not None
-        process.stdin.write(json.dumps(self._settings.of(command.worker_id, command.node_id)).encode())
+        process.stdin.write(
+            json.dumps({**self._settings.of(command.worker_id, command.node_id), "bind_host": "127.0.0.1"}).encode()
+        )
         process.stdin.close()
         self._watches.append(asyncio.create_task(self._watch(command.worker_id, process)))
 
@@ -94,7 +96,7 @@ class System:
         def fleet(job: Job, settings: WorkerSettings, clock: Clock) -> ProcessFleet:
             return ProcessFleet(job, settings, processes=self.processes, kill_lost=self._kill_lost)
 
-        return Supervisor(home=self.home, cluster="test", ray_address="", make_fleet=fleet)
+        return Supervisor(home=self.home, cluster="test", ray_address="", token="t" * 43, make_fleet=fleet)
 
     async def __aenter__(self) -> System:
         await self.supervisor.start()

@@ -21,7 +21,7 @@ def server_options(timeouts: Timeouts) -> Options:
         *_common(),
         ("grpc.so_reuseport", 0),  # two supervisors on one port would share its workers between them
         ("grpc.keepalive_time_ms", timeouts.lost_ms),
-        ("grpc.keepalive_timeout_ms", 2 * timeouts.lost_ms),
+        *_ping_timeout(2 * timeouts.lost_ms),
         ("grpc.http2.min_ping_interval_without_data_ms", 10),
         ("grpc.http2.max_ping_strikes", 0),  # links ping more often than gRPC's defaults allow
     ]
@@ -35,13 +35,18 @@ def link_options(timeouts: Timeouts) -> Options:
         ("grpc.enable_retries", 0),
         ("grpc.min_reconnect_backoff_ms", timeouts.suspect_ms),  # gRPC's name for the limit of one connection attempt
         ("grpc.keepalive_time_ms", timeouts.suspect_ms),
-        ("grpc.keepalive_timeout_ms", timeouts.lost_ms),
+        *_ping_timeout(timeouts.lost_ms),
     ]
 
 
 def client_options() -> Options:
     """For a person's channel to the control API."""
     return [*_common(), ("grpc.use_local_subchannel_pool", 1), ("grpc.keepalive_time_ms", 20_000)]
+
+
+def _ping_timeout(limit_ms: int) -> Options:
+    """gRPC 1.85 has two limits for one thing, and the second, a minute by default, is the one that closes a connection."""
+    return [("grpc.keepalive_timeout_ms", limit_ms), ("grpc.http2.ping_timeout_ms", limit_ms)]
 
 
 def _common() -> Options:

@@ -33,8 +33,10 @@ def prepare_environment(token_path: Path | None) -> None:
     if ours:
         os.environ.pop("RAY_AUTH_TOKEN", None)
         os.environ.update(ours)
-        from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # a process may join one cluster after another
+        # Ray may be loaded already, with the settings of that moment, and with the token of a cluster that was joined before.
+        from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
+        Config.initialize("")
         AuthenticationTokenLoader.instance().reset_cache()
 
 

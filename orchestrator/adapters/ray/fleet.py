@@ -14,13 +14,13 @@ import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 
-from orchestrator.adapters.ray.placement import create_worker, end_worker, find_worker
+from orchestrator.adapters.ray.placement import actor_name, create_worker, end_worker, find_worker
 from orchestrator.adapters.ray.view import ViewTracker, slot_request
 from orchestrator.core.supervisor.commands import KillWorker, SpawnWorker
 from orchestrator.core.supervisor.events import ClusterChanged, SpawnFailed, WorkerGone
@@ -34,7 +34,11 @@ _THREADS_MAX: Final = 8
 _POLL_TICKS: Final = 5  # the cluster is looked at once per so many ticks
 _RETRY_MIN_S: Final = 0.05
 _RETRY_MAX_S: Final = 2.0
-_CAUSE_CHARS_MAX: Final = 400
+_CAUSE_CHARS_MAX: Final = 300
+
+
+class _NoSlotError(Exception):
+    """A worker cannot come up where it should."""
 
 
 @dataclass(slots=True)
@@ -42,6 +46,8 @@ class _Worker:
     """What the fleet holds for one worker id."""
 
     worker_id: str
+    node_id: str = ""  # while it is being brought up
+    node_lost: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
     creating: asyncio.Future[Any] | None = None  # runs to its end whatever happens to the task
     handle: Any = None  # ray.actor.ActorHandle, once it exists
@@ -51,21 +57,24 @@ class _Worker:
 class RayFleet:
     """runtime.ports.Fleet. The process must be connected to the cluster (connection.connect, or be an actor of it).
 
-    `worker_main` is the dotted path of a function (settings) -> None that a worker's process runs; its settings are
-    `worker_settings` with `worker_id` and `node_id` added.
+    `worker_main` is the dotted path of a function (settings) -> None that a worker's process runs; `settings_of(worker_id,
+    node_id)` makes its settings, which may hold secrets and are not logged. `job` keeps the workers of several jobs apart.
+    The first view has the generation after `after_generation`: a restarted supervisor gives the last one it knew.
     """
 
     def __init__(
         self,
         *,
+        job: str,
         worker_main: str,
-        worker_settings: Mapping[str, str],
+        settings_of: Callable[[str, str], dict[str, str]],
         timeouts: Timeouts,
         clock: Clock,
         after_generation: int = 0,
     ) -> None:
         self._worker_main = worker_main
-        self._worker_settings = dict(worker_settings)
+        self._job = job
+        self._settings_of = settings_of
         self._timeouts = timeouts
         self._clock = clock
         self._tracker = ViewTracker(after_generation=after_generation)
@@ -87,7 +96,7 @@ class RayFleet:
         """Start a worker on its node; SpawnFailed when it is not up within the ladder's spawn_ms. Idempotent."""
         if command.worker_id in self._workers:
             return
-        worker = self._workers[command.worker_id] = _Worker(command.worker_id)
+        worker = self._workers[command.worker_id] = _Worker(command.worker_id, node_id=command.node_id)
         worker.task = asyncio.create_task(self._bring_up(worker, command), name=f"spawn-{command.worker_id}")
 
     async def adopt(self, worker_ids: Sequence[str]) -> None:
@@ -103,7 +112,7 @@ class RayFleet:
         if worker is not None:
             worker.killed = True
             await _settled(worker)
-        await self._in_thread(end_worker, command.worker_id)
+        await self._in_thread(end_worker, self._name(command.worker_id))
 
     async def close(self) -> None:
         """Stop watching, and end every worker that is left."""
@@ -131,28 +140,52 @@ class RayFleet:
         view = self._tracker.look(rows)
         if view is not None:
             self._emit(ClusterChanged(at_ms=self._clock.now_ms(), view=view))
+        lost = {n.node_id for n in self._tracker.view.nodes if not n.healthy}
+        for worker in self._workers.values():
+            if worker.node_id in lost:
+                worker.node_lost.set()
 
     # ---- workers ------------------------------------------------------------------------------------------------------
 
     async def _bring_up(self, worker: _Worker, command: SpawnWorker) -> None:
-        settings = {**self._worker_settings, "worker_id": command.worker_id, "node_id": command.node_id}
         try:
             row = self._rows.get(command.node_id)
             if row is None:
-                raise KeyError(f"no node {command.node_id} in the cluster")
-            request = slot_request(row["Resources"])
-            create = functools.partial(create_worker, worker_main=self._worker_main, settings=settings, request=request)
+                raise _NoSlotError(f"there is no node {command.node_id} in the cluster")
+            if not any(n.node_id == command.node_id and n.healthy for n in self._tracker.view.nodes):
+                raise _NoSlotError(f"node {command.node_id} is lost")
+            create = functools.partial(
+                create_worker,
+                name=self._name(command.worker_id),
+                node_id=command.node_id,
+                worker_main=self._worker_main,
+                settings=self._settings_of(command.worker_id, command.node_id),
+                request=slot_request(row["Resources"]),
+            )
             worker.creating = asyncio.ensure_future(self._in_thread(create))
             worker.handle = await asyncio.shield(worker.creating)
-            async with asyncio.timeout(self._timeouts.spawn_ms / 1000):
-                await _result(worker.handle.start.remote())
-        except TimeoutError:
-            await self._spawn_failed(worker, f"not up within {self._timeouts.spawn_ms} ms")
-            return
-        except (RayError, KeyError, ValueError, OSError, RuntimeError) as error:
+            await self._until_up(worker)
+        except (RayError, _NoSlotError, ValueError, OSError, RuntimeError) as error:
             await self._spawn_failed(worker, _cause(error))
             return
+        worker.node_id = ""
         await self._watch(worker)
+
+    async def _until_up(self, worker: _Worker) -> None:
+        """Ray itself would wait for ever for a slot on a node that is full or lost."""
+        up = asyncio.ensure_future(_result(worker.handle.start.remote()))
+        lost = asyncio.ensure_future(worker.node_lost.wait())
+        try:
+            done, _ = await asyncio.wait((up, lost), timeout=self._timeouts.spawn_ms / 1000, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            up.cancel()
+            lost.cancel()
+        if up in done:
+            up.result()
+        elif lost in done:
+            raise _NoSlotError(f"node {worker.node_id} was lost while the worker started there")
+        else:
+            raise _NoSlotError(f"not up within {self._timeouts.spawn_ms} ms")
 
     async def _spawn_failed(self, worker: _Worker, why: str) -> None:
         self._workers.pop(worker.worker_id, None)
@@ -163,7 +196,7 @@ class RayFleet:
         pause_s = _RETRY_MIN_S
         while worker.handle is None:
             try:
-                worker.handle = await self._in_thread(find_worker, worker.worker_id)
+                worker.handle = await self._in_thread(find_worker, self._name(worker.worker_id))
             except ValueError as error:  # the GCS answered: it knows no live actor of this name
                 await self._gone(worker, f"Ray knows it no more: {_cause(error)}")
                 return
@@ -200,7 +233,7 @@ class RayFleet:
     async def _release(self, worker_id: str) -> None:
         """Free its slot. Best effort: with the GCS away the slot stays taken, and a later spawn there says so."""
         try:
-            await self._in_thread(end_worker, worker_id)
+            await self._in_thread(end_worker, self._name(worker_id))
         except (RayError, OSError, RuntimeError) as error:
             _log.warning("the slot of worker %s could not be freed: %s", worker_id, error)
 
@@ -209,6 +242,9 @@ class RayFleet:
         await self._release(worker.worker_id)
 
     # ---- plumbing -----------------------------------------------------------------------------------------------------
+
+    def _name(self, worker_id: str) -> str:
+        return actor_name(job=self._job, worker_id=worker_id)
 
     def _emit(self, event: ClusterChanged | SpawnFailed | WorkerGone) -> None:
         assert self._sink is not None, "start() comes first"
@@ -230,4 +266,7 @@ async def _result(ref: Any) -> Any:
 
 
 def _cause(error: BaseException) -> str:
-    return " ".join(str(error).split())[:_CAUSE_CHARS_MAX]
+    """Ray's own words on one line, without the table of ids before them."""
+    words = " ".join(str(error).split())
+    _, because, reason = words.partition(" because ")
+    return (reason if because else words)[:_CAUSE_CHARS_MAX]

@@ -174,12 +174,12 @@ class LocalCluster:
 
 
 def prepare_directory(directory: Path, token_path: Path) -> None:
-    """An empty cluster directory, closed to others, with a fresh token."""
+    """An empty cluster directory, closed to others. A token stays for good: Ray aborts a process that cannot read it again."""
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     shutil.rmtree(directory / "ray", ignore_errors=True)
-    token_path.unlink(missing_ok=True)
-    with os.fdopen(os.open(token_path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
-        file.write(secrets.token_hex(32))
+    if not token_path.exists():
+        with os.fdopen(os.open(token_path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
 
 
 def node_environment(token_path: Path, record_path: Path) -> dict[str, str]:
@@ -215,5 +215,4 @@ def stop_recorded(run_dir: Path) -> int:
         if record.socket_dir:
             shutil.rmtree(record.socket_dir, ignore_errors=True)
         (run_dir / "cluster" / f"{record.name}.node.json").unlink(missing_ok=True)
-    (run_dir / "cluster" / "ray-token").unlink(missing_ok=True)
     return killed

@@ -39,6 +39,9 @@ CLUSTER_SETTINGS: Final[dict[str, str]] = {
     "RAY_memory_monitor_refresh_ms": "0",  # every node would watch, and blame itself for, the whole machine's memory
     "RAY_worker_register_timeout_seconds": "120",  # five workers that start at once on two cores are slow, not lost
     "RAY_gcs_server_request_timeout_seconds": "20",
+    # A worker would end itself one second after its raylet. Whether a worker lives is the supervisor's decision, and fencing
+    # must hold without Ray's help; this is the backstop for a worker that nobody speaks to any more.
+    "RAY_raylet_death_check_interval_milliseconds": "30000",
 }
 
 LOOPBACK_SETTINGS: Final[dict[str, str]] = {

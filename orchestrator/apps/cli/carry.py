@@ -38,7 +38,7 @@ class Ending:
     status: JobStatus | None  # the last one that is known
     code: Code
     why: str  # for people, when the status does not say it
-    records: tuple[Record, ...]  # the whole journal, as far as it could be read
+    records: tuple[Record, ...]  # the journal, as far as it could be read; empty when the job is not over
     digest: str  # of the final state; empty when there is none
 
 
@@ -105,17 +105,17 @@ def _hand_in(client: ControlClient, name: str, schedule: Schedule, status: JobSt
 
 def _ending(follower: Follower, name: str, *, cancelled: bool) -> Ending:
     status = follower.newest
-    records = _records(follower.client, name)
-    digest = next((r.event.digest for r in reversed(records) if isinstance(r.event, RankFinished)), "")
     if status is not None and status.phase.terminal:
+        records = _records(follower.client, name)
+        digest = next((r.event.digest for r in reversed(records) if isinstance(r.event, RankFinished)), "")
         return Ending(status, code_of(status.outcome), "", records, digest)
-    if cancelled:
-        return Ending(status, Code.INTERRUPTED, "interrupted before the job had ended", records, digest)
+    if cancelled:  # the journal is not asked for: whoever hurries must not wait for a supervisor that may be stopped
+        return Ending(status, Code.INTERRUPTED, "interrupted before the job had ended", (), "")
     if follower.error is not None and not isinstance(follower.error, UnreachableError):
         raise follower.error
     trouble = status.last_word if status is not None else ""
     why = trouble or str(follower.error or "the supervisor told nothing")
-    return Ending(status, Code.INFRA, f"the job was left without a supervisor: {why}", records, digest)
+    return Ending(status, Code.INFRA, f"the job was left without a supervisor: {why}", (), "")
 
 
 def _records(client: ControlClient, name: str) -> tuple[Record, ...]:

@@ -25,6 +25,7 @@ from orchestrator.apps.cli.options import (
     Report,
     resolved,
 )
+from orchestrator.apps.report_facts import bytewise
 
 if TYPE_CHECKING:
     from orchestrator.adapters.grpc.client import ControlClient
@@ -123,7 +124,7 @@ def _stay(
     from orchestrator.apps.cli.signals import Signals
     from orchestrator.apps.cli.view import make_view
 
-    view = make_view(talk(), live=not no_view, bytewise=_bytewise(job))
+    view = make_view(talk(), live=not no_view, bytewise=bytewise(job))
     with Signals() as signals:
         with view:
             try:
@@ -147,7 +148,7 @@ def _stay(
                     reconnect=_reconnect(session, home=home, cluster=cluster),
                 )
             finally:
-                signals.on_signal = lambda count: view.note("stopping what was started; this takes some seconds")
+                view.note("stopping what was started; this takes some seconds")
                 session.stop()
         _tell(job, ending, path=report or _report_path(home, job), as_json=as_json)
     raise typer.Exit(ending.code)
@@ -176,13 +177,6 @@ def _reconnect(session: Session, *, home: Path, cluster: str | None) -> Callable
     return again
 
 
-def _bytewise(job: Job) -> bool:
-    """Whether a token is a byte, so that nats can be told as bits per byte."""
-    import json
-
-    return job.task.target == "gpt" and not json.loads(job.task.options_json).get("tokenizer")
-
-
 def _report_path(home: Path, job: Job) -> Path:
     from orchestrator.adapters.files.home import Home
 
@@ -207,7 +201,7 @@ def _tell(job: Job, ending: Ending, *, path: Path, as_json: bool) -> None:
         facts = {"exit_code": int(ending.code), "digest": ending.digest, "report": written, "why": ending.why}
         data_json({"status": to_json(status), **facts})
     elif status is not None:
-        lines = render.status_lines(status, bytewise=_bytewise(job))
+        lines = render.status_lines(status, bytewise=bytewise(job))
         extra = [("digest", ending.digest)] if ending.digest else []
         extra += [("report", written)] if written else []
         data("\n".join([*lines, "", *render.table(extra)] if extra else lines))

@@ -7,8 +7,7 @@ one asks for an orderly end, the second one for a quick one; what was started is
 from __future__ import annotations
 
 import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
@@ -19,12 +18,10 @@ CAUGHT = (signal.SIGINT, signal.SIGTERM)
 class Signals:
     """Counts interrupts while it is entered; handlers are put back afterwards. For the main thread."""
 
-    def __init__(self, on_signal: Callable[[int], None] = lambda count: None) -> None:
+    def __init__(self) -> None:
         self.count = 0
-        self.on_signal = on_signal
         self._raises = False
         self._before: dict[int, Any] = {}
-        self.arrived = threading.Event()
 
     def __enter__(self) -> Signals:
         for number in CAUGHT:
@@ -53,7 +50,5 @@ class Signals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
-        self.arrived.set()
-        self.on_signal(self.count)
         if self._raises:
             raise KeyboardInterrupt

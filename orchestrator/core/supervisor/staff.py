@@ -7,7 +7,7 @@ request per missing worker at once, not one after another; failures to start are
 from __future__ import annotations
 
 from orchestrator.core.supervisor.commands import SpawnWorker
-from orchestrator.core.supervisor.state import Worker, WorkerPhase
+from orchestrator.core.supervisor.state import JobPhase, Worker, WorkerPhase
 from orchestrator.core.supervisor.turn import Turn
 
 RETRY_FIRST_MS = 1_000
@@ -27,6 +27,9 @@ def staff(turn: Turn) -> None:
             used[w.node_id] = used.get(w.node_id, 0) + 1
             alive += w.node_id not in state.drained
     nodes = [n for n in state.cluster.healthy() if n.node_id not in state.drained]
+    homes = {w.node_id for w in state.workers.values() if w.phase.alive and w.node_id not in state.drained}
+    if state.phase is JobPhase.WAITING and state.job.parallel.copies and alive >= wanted and len(homes) == 1:
+        wanted, nodes = alive + 1, [n for n in nodes if n.node_id not in homes]  # copies need a worker on a second node
     asked: list[str] = []
     while alive < wanted:
         room = [n for n in nodes if used.get(n.node_id, 0) < n.slots]
@@ -44,7 +47,9 @@ def staff(turn: Turn) -> None:
 
 
 def back_off(turn: Turn) -> None:
-    """A worker failed to start: wait longer each time before asking again."""
+    """A worker failed to start: wait longer each time before asking again. Those that fail together count once."""
+    if turn.at_ms < turn.state.retry_spawn_ms:
+        return
     failures = turn.state.spawn_failures + 1
     pause = min(RETRY_MAX_MS, RETRY_FIRST_MS * 2 ** min(failures - 1, 10))
     turn.set(spawn_failures=failures, retry_spawn_ms=turn.at_ms + pause)
@@ -52,7 +57,7 @@ def back_off(turn: Turn) -> None:
 
 
 def available(turn: Turn) -> list[tuple[str, str]]:
-    """(worker_id, node_id) of connected spares on nodes that may be used, those on the emptiest nodes first."""
+    """(worker_id, node_id) of connected spares on nodes that may be used, each on the node that those before leave emptiest."""
     state = turn.state
     usable = {n.node_id for n in state.cluster.healthy()} if state.cluster else set()
     busy: dict[str, int] = {}
@@ -68,5 +73,10 @@ def available(turn: Turn) -> list[tuple[str, str]]:
         and w.node_id in usable
         and w.node_id not in state.drained
     ]
-    spares.sort(key=lambda w: (busy.get(w.node_id, 0), w.node_id, w.worker_id))
-    return [(w.worker_id, w.node_id) for w in spares]
+    out: list[tuple[str, str]] = []
+    while spares:
+        chosen = min(spares, key=lambda w: (busy.get(w.node_id, 0), w.node_id, w.worker_id))
+        spares.remove(chosen)
+        busy[chosen.node_id] = busy.get(chosen.node_id, 0) + 1
+        out.append((chosen.worker_id, chosen.node_id))
+    return out

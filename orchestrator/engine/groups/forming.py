@@ -45,9 +45,12 @@ class _Attempt:
         with self._lock:
             late = self._abandoned
             self._group, self._error = (None if late else group), error
-        self.finished.set()
+            store = self._store
+        if group is None and store is not None:
+            store.close()
         if late and group is not None:
             group.close()
+        self.finished.set()
 
     def abandon(self) -> None:
         with self._lock:

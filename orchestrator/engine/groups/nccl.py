@@ -52,6 +52,10 @@ class NcclGroup(LibraryGroup):
         if pg is not None:
             threading.Thread(target=pg.abort, name=f"abort-{self.name}-{self.epoch}", daemon=True).start()
 
+    def close(self) -> None:
+        super().close()
+        self._store.close()
+
     def _collective(self, start: Callable[[Any], Any]) -> None:
         try:
             self._poll(self._start(start))

@@ -49,7 +49,7 @@ class StoreClient(c10d.Store):
         self._timeout_s = timeout_s
         self._lock = threading.Lock()
 
-    def set(self, key: str, value: str | bytes) -> None:  # type: ignore[override]  # torch's stub knows str alone
+    def set(self, key: str, value: str | bytes) -> None:
         """Store bytes (a str is encoded) under `key`, over what was there."""
         self._ask(SET, key, value.encode() if isinstance(value, str) else bytes(value))
 
@@ -57,13 +57,13 @@ class StoreClient(c10d.Store):
         """The value of `key`; waits until there is one."""
         return self._ask(GET, key, b"")
 
-    def wait(self, keys: Sequence[str], timeout: timedelta | None = None) -> None:  # type: ignore[override]
+    def wait(self, keys: Sequence[str], timeout: timedelta | None = None) -> None:
         """Return when all `keys` are there, within `timeout` if given."""
         until = time.monotonic() + (self._timeout_s if timeout is None else timeout.total_seconds())
         for key in keys:
             self._ask(GET, key, b"", min(self._timeout_s, max(0.001, until - time.monotonic())))
 
-    def check(self, keys: Sequence[str]) -> bool:  # type: ignore[override]
+    def check(self, keys: Sequence[str]) -> bool:
         """True when all `keys` are there; does not wait."""
         return all(self._ask(CHECK, key, b"") == b"1" for key in keys)
 

@@ -46,6 +46,10 @@ class Process:
             return
         self.held_up = True
         self.world.timeline.play(for_ms)
+        self.go_on()
+
+    def go_on(self) -> None:
+        """It gets to what has come in since."""
         self.held_up = False
         self.world.timeline.after(0, self._catch_up)
 

@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from orchestrator.testkit.sim.world import World
 
 
+# As in adapters/grpc/link.py; tests/sim holds the two together. Together they must leave a worker time to find a supervisor that
+# came back at another address before it is silent for too long.
+RESOLVE_AFTER = 3
+BACKOFF_MAX = 4
+
+
 class _Lane:
     """One direction."""
 
@@ -216,12 +222,12 @@ class Link:
 
     def _failed(self) -> None:
         self.failures += 1
-        if self.failures % 5 == 0 and self.world.hub is not None and not self.world.control_cut(self.worker.node_id):
+        if self.failures % RESOLVE_AFTER == 0 and self.world.hub is not None and not self.world.control_cut(self.worker.node_id):
             self.knows = self.world.address
         self.worker.later(self._pause(), self.start)
 
     def _pause(self) -> float:
-        factor: float = min(8.0, 2 ** min(self.failures, 10) / 2)
+        factor: float = min(BACKOFF_MAX, 2 ** min(self.failures, 10) / 2)
         return self.reconnect_ms * factor * self.world.rng.uniform(0.5, 1.0)
 
     def _flush(self) -> None:

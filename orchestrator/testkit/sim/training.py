@@ -168,7 +168,10 @@ class Training:
                 self._fatal(f"no checkpoint of step {resume.step} at {resume.checkpoint_uri}")
                 return
             self._install(saved[1], {b: saved[2][b] for b in self._wanted()})
-            self._later(self.world.rng.uniform(1, 30), lambda: self._barrier(None))
+            if resume.source is Source.INIT:
+                self._later(self.world.rng.uniform(1, 30), self._restored)
+            else:  # what the ranks have read together is compared with the manifest
+                self._later(self.world.rng.uniform(1, 30), lambda: self._gate("loaded", resume.step, None, lambda _: self._restored()))
             return
         if self.new_rank in resume.fresh:
             self.plan, self.optim, self.params, self.commit = None, {}, [0] * len(self.world.serial.params[0]), None
@@ -220,16 +223,22 @@ class Training:
             return
         self._later(self.world.rng.uniform(0.5, 10), lambda: self._barrier({b: optim[b] for b in self._wanted()}))
 
-    def _barrier(self, optim: dict[int, int] | None) -> None:
+    def _barrier(self, optim: dict[int, int]) -> None:
         if not self._stopped():
-            self._gate("restored", self.order.resume.step, self.done_step, lambda done: self._restored(optim, min(done.values())))
+            done_step = None if self.plan is None else self.done_step
+            self._gate("restored", self.order.resume.step, done_step, lambda done: self._everybody_has(optim, done))
 
-    def _restored(self, optim: dict[int, int] | None, done_step: int) -> None:
-        if optim is not None:
-            self._install(tuple(self.params), optim, keep=self.plan is not None)
-        self.done_step = done_step  # all ranks come to the same digests and checkpoints
+    def _everybody_has(self, optim: dict[int, int], done: dict[int, Any]) -> None:
+        """What only the old layout needed may go."""
+        step = self.order.resume.step
+        self._install(tuple(self.params), optim, keep=self.plan is not None)
+        self.done_step = step if min((d for d in done.values() if d is not None), default=step) >= step else -1
+        self._restored()
+
+    def _restored(self) -> None:
         self._check_content()
         if self.active:
+            self.digest = ""
             self.worker.say(EpochReady(0, self.worker.worker_id, self.newest))
             self.world.ready(self.worker.worker_id, self.newest)
             self._next_step()
@@ -270,7 +279,10 @@ class Training:
             self._after_step()
             return
         if n > self.job.train.steps:
-            self._finish()
+            if self.digest:
+                self._finish()
+            else:
+                self._gather_digest(self.applied)
             return
         key = hash(tuple(self.params))
         if self.work[:2] != (n, key):
@@ -284,8 +296,10 @@ class Training:
         if not left:
             mine = {m: v for m, v in self.work[2].items() if m in self.order.plan.micro_batch_range(self.rank)}
             self._enter("reduce", n)
+            self.prepared = self.applied  # what an earlier epoch had reduced is written over
             self._gate("reduce", n, mine, lambda parts: self._prepared(n, parts))
             return
+        self.worker.in_user_code()
         took = self.world.mb_ms() * self.worker.slowness
         self.mb_ms = took if not self.mb_ms else 0.7 * self.mb_ms + 0.3 * took
 
@@ -365,35 +379,42 @@ class Training:
         n, train = self.applied, self.job.train
         every = self.job.checkpoint.every if self.job.checkpoint.uri else 0
         last = n == train.steps
-        self._enter("digest", n)
         if last or (train.digest_every and n % train.digest_every == 0) or (every and n % every == 0):
-            mine = {b: self.optim[b] for b in self._blocks(self.order.plan.layout(OPTIMIZER).holdings[self.rank].primary)}
-            self._gate("digest", n, mine, lambda parts: self._digested(n, parts))
+            self._gather_digest(n)
         else:
             self.done_step = n
             self._next_step()
 
+    def _gather_digest(self, n: int) -> None:
+        self._enter("digest", n)
+        mine = {b: self.optim[b] for b in self._blocks(self.order.plan.layout(OPTIMIZER).holdings[self.rank].primary)}
+        self._gate("digest", n, mine, lambda parts: self._digested(n, parts))
+
     def _digested(self, n: int, parts: dict[int, Any]) -> None:
         optim = {b: v for rank in sorted(parts) for b, v in parts[rank].items()}
         self.digest = content.digest_of(self.params, [optim[b] for b in sorted(optim)])
+        if self.done_step >= n:  # the last step was done before this epoch began
+            self._finish()
+            return
         self.worker.say(DigestReported(0, self.worker.worker_id, self.newest, n, self.digest))
-        every = self.job.checkpoint.every if self.job.checkpoint.uri else 0
-        if every and n % every == 0 and self.rank == 0:
-            values = tuple(self.params), tuple(optim[b] for b in sorted(optim))
-            epoch, digest = self.newest, self.digest
-            self.worker.later(self.world.rng.uniform(20, 400), lambda: self._save(n, epoch, values, digest))
         self.done_step = n
+        last = n == self.job.train.steps
+        if self.job.checkpoint.uri and self.rank == 0 and (last or n % self.job.checkpoint.every == 0):
+            values = tuple(self.params), tuple(optim[b] for b in sorted(optim))
+            digest = self.digest
+            self._enter("checkpoint", n)
+            self._later(self.world.rng.uniform(20, 400), lambda: self._save(n, values, digest))
+            if last:
+                return
         self._next_step()
 
-    def _save(self, n: int, epoch: int, values: tuple[tuple[int, ...], tuple[int, ...]], digest: str) -> None:
+    def _save(self, n: int, values: tuple[tuple[int, ...], tuple[int, ...]], digest: str) -> None:
         uri = f"{self.job.checkpoint.uri}/{n}"
         self.world.checkpoints[uri] = (n, *values)
-        self.worker.say(CheckpointReported(0, self.worker.worker_id, epoch, n, uri, True, digest))
+        self.worker.say(CheckpointReported(0, self.worker.worker_id, self.newest, n, uri, True, digest))
+        if n == self.job.train.steps:
+            self._finish()
 
     def _finish(self) -> None:
-        self._enter("finish", self.applied)
-        self._gate("final", self.applied, None, lambda _: self._finished())
-
-    def _finished(self) -> None:
         self.world.finished(self.worker.worker_id, self.newest, self.digest)
         self._end(Finished(self.applied, self.digest))

@@ -38,6 +38,7 @@ class Worker:
         self.closed_us = 0  # from when on its port refuses
         self.stopped = False
         self.hung = False  # its training thread
+        self.hangs_for_ms = 0.0  # when it next computes a micro-batch; -1: for ever
         self.orphaned = False
         self.slowness = 1.0
         self._parked: list[Callable[[], None]] = []
@@ -90,6 +91,14 @@ class Worker:
                 what()
             self.world.recheck()
 
+    def in_user_code(self) -> None:
+        """The training thread is in the user's code, where it may hang."""
+        for_ms, self.hangs_for_ms = self.hangs_for_ms, 0
+        if for_ms:
+            self.hung = True
+        if for_ms > 0:
+            self.world.timeline.after(for_ms, self.release)
+
     def release(self) -> None:
         """The training thread goes on."""
         if self.alive and self.hung:
@@ -111,7 +120,7 @@ class Worker:
         if silently:
             return
         self.link.close()
-        if group is not None:
+        if group is not None and not world.node(self.node_id).cut_data:
             group.lost(self.training.new_rank, f"{self.worker_id} closed the connection", everybody=world.everybody_sees)
         if world.node(self.node_id).tells:
             world.timeline.after(world.rng.uniform(20, 600), lambda: world.fleet_says(WorkerGone(0, self.worker_id, why)))

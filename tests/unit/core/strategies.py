@@ -73,10 +73,12 @@ def make_plan(nodes: Sequence[str], *, numel: int, block: int, zero_stage: int, 
 
 
 @st.composite
-def plans(draw: st.DrawFn, ranks_max: int = 6) -> Plan:
-    """First plans of 1 to 6 ranks: replicated, sharded, or sharded with copies where there are two nodes."""
-    nodes = draw(st.lists(st.sampled_from("abcd"), min_size=1, max_size=ranks_max))
-    kinds = [(0, 0), (1, 0)] + [(1, 1)] * (len(set(nodes)) > 1)
+def plans(draw: st.DrawFn, *, with_copies: bool = False) -> Plan:
+    """First plans of 1 to 6 ranks: replicated, sharded, or sharded with copies where there are two nodes (or only the last)."""
+    nodes = draw(st.lists(st.sampled_from("abcd"), min_size=1, max_size=6))
+    if with_copies and len(set(nodes)) == 1:
+        nodes.append("e")
+    kinds = [(0, 0), (1, 0)] * (not with_copies) + [(1, 1)] * (len(set(nodes)) > 1)
     zero_stage, copies = draw(st.sampled_from(kinds))
     block = draw(st.integers(1, 4))
     numel = block * draw(st.integers(1, 14))

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -22,19 +22,29 @@ DEADLINE_S = 60.0
 T = TypeVar("T")
 
 
-def form(endpoint: str, *, rank: int, size: int, epoch: int = 1, deadline_s: float = DEADLINE_S) -> EpochGroup:
+def form(
+    endpoint: str,
+    *,
+    rank: int,
+    size: int,
+    epoch: int = 1,
+    deadline_s: float = DEADLINE_S,
+    cancelled: threading.Event | None = None,
+    backend: str = "gloo",
+) -> EpochGroup:
     """The gloo group "world" of a test."""
-    return form_group(
-        "gloo",
-        connect_store(endpoint, DEADLINE_S),
-        name="world",
-        epoch=epoch,
-        rank=rank,
-        size=size,
-        bind_host=HOST,
-        deadline_s=deadline_s,
-        cancelled=threading.Event(),
-    )
+    with closing(connect_store(endpoint, DEADLINE_S)) as store:
+        return form_group(
+            backend,
+            store,
+            name="world",
+            epoch=epoch,
+            rank=rank,
+            size=size,
+            bind_host=HOST,
+            deadline_s=deadline_s,
+            cancelled=cancelled or threading.Event(),
+        )
 
 
 def run_ranks(size: int, work: Callable[[EpochGroup], T]) -> list[T]:

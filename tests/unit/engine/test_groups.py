@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import psutil
@@ -19,8 +19,7 @@ from orchestrator.engine.groups import (
     GroupBroken,
     StoreServer,
     connect_store,
-    drain,
-    form_group,
+    forming,
 )
 from orchestrator.engine.groups.sockets import Connection, create_with_listener
 from orchestrator.engine.groups.store import StoreClient
@@ -112,14 +111,19 @@ def test_an_aborted_group_raises_for_ever() -> None:
 def test_abort_wakes_a_waiter(op: str) -> None:
     """Rank 1 never takes part, so rank 0 can only end through the abort."""
     arrived = threading.Barrier(2)
+
+    def abort_when_arrived(group: EpochGroup) -> None:
+        arrived.wait()
+        group.abort()
+
     big = torch.zeros(1 << 24)  # 64 MiB: a send that no receiver has asked for stays pending
 
     def work(group: EpochGroup) -> None:
         if group.rank == 1:
             arrived.wait()
             return
-        threading.Thread(target=lambda: (arrived.wait(), group.abort()), daemon=True).start()
-        operations = {
+        threading.Thread(target=abort_when_arrived, args=(group,), daemon=True).start()
+        operations: dict[str, Callable[[], None]] = {
             "collective": group.barrier,
             "recv": lambda: group.recv(big, 1),
             "send": lambda: group.send(big, 1),
@@ -222,39 +226,44 @@ def test_two_new_listeners_at_once_make_it_try_again() -> None:
         sock.close()
 
 
-def test_forming_can_be_cancelled_and_a_late_group_is_closed() -> None:
+def test_forming_can_be_cancelled_and_its_thread_ends() -> None:
     server, cancelled = StoreServer(HOST), threading.Event()
-    store = connect_store(server.endpoint, DEADLINE_S)
-    outcome: list[GroupBroken] = []
 
-    def first() -> None:
-        with pytest.raises(GroupBroken, match="cancelled") as caught:
-            form_group(
-                "gloo",
-                store,
-                name="world",
-                epoch=1,
-                rank=0,
-                size=2,
-                bind_host=HOST,
-                deadline_s=DEADLINE_S,
-                cancelled=cancelled,
-            )
-        outcome.append(caught.value)
+    def cancel_when_rank_0_waits() -> None:
+        with contextlib.closing(connect_store(server.endpoint, DEADLINE_S)) as store:
+            store.wait(["epoch1/world/listener/0"])  # its constructor is about to wait for rank 1
+        cancelled.set()
 
-    thread = threading.Thread(target=first)
+    thread = threading.Thread(target=cancel_when_rank_0_waits)
     thread.start()
-    store_of_test = connect_store(server.endpoint, DEADLINE_S)
-    store_of_test.wait(["epoch1/world/listener/0"])  # the constructor is about to wait for rank 1
-    cancelled.set()
+    with pytest.raises(GroupBroken, match="cancelled"):
+        form(server.endpoint, rank=0, size=2, cancelled=cancelled)
+    for helper in [each for each in threading.enumerate() if each.name == "form-world-1"]:
+        helper.join()  # it does not sit out its deadline: the connection that it waits on is closed
     thread.join()
-    assert len(outcome) == 1
-
-    # Rank 1 comes late: the abandoned constructor of rank 0 ends now, and its group is closed, not kept.
-    with pytest.raises(GroupBroken):
-        form(server.endpoint, rank=1, size=2).recv(torch.empty(1), 0)
     server.close()
-    assert drain(DEADLINE_S)
+
+
+def test_a_group_formed_too_late_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    building, cancelled, closed = threading.Event(), threading.Event(), threading.Event()
+
+    class Late:
+        def close(self) -> None:
+            closed.set()
+
+    def build(*_: object, **__: object) -> Late:
+        cancelled.set()
+        building.wait()
+        return Late()
+
+    monkeypatch.setitem(forming._BUILDERS, "gloo", build)
+    server = StoreServer(HOST)
+    with pytest.raises(GroupBroken, match="cancelled"):
+        form(server.endpoint, rank=0, size=2, cancelled=cancelled)
+    assert not closed.is_set()
+    building.set()
+    assert closed.wait(DEADLINE_S)
+    server.close()
 
 
 def test_a_missing_peer_ends_the_forming_at_the_deadline() -> None:
@@ -266,44 +275,27 @@ def test_a_missing_peer_ends_the_forming_at_the_deadline() -> None:
 
 def test_a_lost_store_ends_the_forming() -> None:
     server = StoreServer(HOST)
-    store = connect_store(server.endpoint, DEADLINE_S)
-    server.close()
-    with pytest.raises(GroupBroken, match="refused"):
-        form_group(
-            "gloo",
-            store,
-            name="world",
-            epoch=1,
-            rank=0,
-            size=2,
-            bind_host=HOST,
-            deadline_s=DEADLINE_S,
-            cancelled=threading.Event(),
-        )
+
+    def close_when_rank_0_waits() -> None:
+        with contextlib.closing(connect_store(server.endpoint, DEADLINE_S)) as store:
+            store.wait(["epoch1/world/listener/0"])
+        server.close()
+
+    thread = threading.Thread(target=close_when_rank_0_waits)
+    thread.start()
+    with pytest.raises(GroupBroken, match="store") as caught:
+        form(server.endpoint, rank=0, size=2)
+    thread.join()
+    assert "no answer" in caught.value.cause
 
 
 def test_unknown_and_unavailable_backends() -> None:
     server = StoreServer(HOST)
-    store = connect_store(server.endpoint, DEADLINE_S)
-
-    def ask(backend: str) -> None:
-        form_group(
-            backend,
-            store,
-            name="world",
-            epoch=1,
-            rank=0,
-            size=1,
-            bind_host=HOST,
-            deadline_s=DEADLINE_S,
-            cancelled=threading.Event(),
-        )
-
     with pytest.raises(ValueError, match="'gloop': one of gloo, nccl"):
-        ask("gloop")
+        form(server.endpoint, rank=0, size=1, backend="gloop")
     if not torch.cuda.is_available():
         with pytest.raises(BackendUnavailable, match="needs a CUDA device"):
-            ask("nccl")
+            form(server.endpoint, rank=0, size=1, backend="nccl")
     server.close()
 
 

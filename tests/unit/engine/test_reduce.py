@@ -99,9 +99,9 @@ def test_fast_sums_are_close_and_equal_on_all_ranks(size: int, kind: str) -> Non
 
     def work(group: EpochGroup) -> Tensor:
         pool = BufferPool()
+        flat = torch.empty(LENGTH)
         for exact in (False, True):  # one local sum, or several partials
             mine = partials(group, 12, exact=exact)
-            flat = torch.empty(LENGTH)
             all_reduce_fast(group, owned, mine, flat, pool=pool)
             torch.testing.assert_close(flat.double(), want, rtol=1e-4, atol=10.0)
             region = reduce_scatter_fast(group, owned, mine, pool=pool)

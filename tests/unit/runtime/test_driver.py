@@ -20,6 +20,7 @@ from orchestrator.core.supervisor.events import (
     WorkerDisconnected,
     WorkerGone,
 )
+from orchestrator.core.supervisor.machine import step
 from orchestrator.core.supervisor.state import FailureClass, JobPhase, Outcome, WorkerPhase
 from orchestrator.runtime import driver as driver_module
 from orchestrator.runtime.driver import DriverStopped, JournalFailed, SupervisorBug
@@ -222,14 +223,13 @@ def test_nothing_is_done_about_a_decision_that_could_not_be_written() -> None:
 
 def test_a_bug_in_the_core_stops_the_driver_with_the_story_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
     world, journal = World(job()), MemoryJournal()
-    real = driver_module.step
 
     def buggy(state: Any, event: Any) -> Any:
         if isinstance(event, StepCommitted) and event.step == 17:
             raise AssertionError("no such thing")
-        return real(state, event)
+        return step(state, event)
 
-    monkeypatch.setattr(driver_module, "step", buggy)
+    monkeypatch.setattr("orchestrator.runtime.driver.step", buggy)
 
     async def main() -> None:
         with pytest.raises(SupervisorBug) as caught:
@@ -245,14 +245,14 @@ def test_a_bug_in_the_core_stops_the_driver_with_the_story_so_far(monkeypatch: p
     assert not world.closed
 
 
-def test_telemetry_that_breaks_influences_nothing() -> None:
+def test_telemetry_that_breaks_influences_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     world, journal = World(job()), MemoryJournal()
 
     def broken(*_: object) -> None:
         raise ValueError("bad gauge")
 
-    world.telemetry.decided = broken  # type: ignore[method-assign]
-    world.telemetry.ticked = broken  # type: ignore[method-assign]
+    monkeypatch.setattr(world.telemetry, "decided", broken)
+    monkeypatch.setattr(world.telemetry, "ticked", broken)
     run_whole(world, journal)
     assert world.driver.state.phase is JobPhase.SUCCEEDED
 

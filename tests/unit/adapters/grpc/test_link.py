@@ -6,7 +6,8 @@ import asyncio
 import queue
 import socket
 import sys
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,6 +76,45 @@ class Worker:
 
 async def got(source: queue.Queue[Any]) -> Any:
     return await asyncio.to_thread(source.get, True, WAIT_S)
+
+
+@dataclass
+class Relay:
+    """Carries bytes to a port until it is frozen; its connections stay open."""
+
+    address: str
+    frozen: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@asynccontextmanager
+async def relayed(port: int) -> AsyncIterator[Relay]:
+    relay = Relay("")
+    open_ends: list[asyncio.StreamWriter] = []
+    tasks: list[asyncio.Task[None]] = []
+
+    async def carry(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        while (data := await source.read(65536)) and not relay.frozen.is_set():
+            target.write(data)
+        if not relay.frozen.is_set():
+            target.close()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        onward_reader, onward_writer = await asyncio.open_connection("127.0.0.1", port)
+        open_ends.extend((writer, onward_writer))
+        tasks.append(asyncio.create_task(carry(reader, onward_writer)))
+        tasks.append(asyncio.create_task(carry(onward_reader, writer)))
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    relay.address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    try:
+        yield relay
+    finally:
+        server.close()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for end in open_ends:
+            end.close()
 
 
 async def test_it_says_hello_and_beats_without_being_asked() -> None:
@@ -219,6 +259,15 @@ async def test_a_server_that_accepts_and_says_nothing_is_given_up() -> None:
         address = f"127.0.0.1:{mute.getsockname()[1]}"
         async with serving() as running, Worker(address, resolved=running.address):
             await running.heard.events.of(WorkerHello)
+
+
+async def test_a_supervisor_that_falls_silent_behind_an_open_connection_is_left() -> None:
+    async with serving() as running, relayed(running.port) as relay, Worker(relay.address) as worker:
+        await running.heard.beats.first(lambda b: b.step == 2)
+        worker.resolved = running.address
+        relay.frozen.set()
+        await running.heard.events.first(lambda e: isinstance(e, WorkerHello) and e.pid > 1)
+        assert worker.link.endpoint == running.address
 
 
 async def test_a_wrong_token_never_gets_in_and_keeps_trying() -> None:

@@ -6,7 +6,7 @@ import copy
 from dataclasses import replace
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.core.plan.plan import OPTIMIZER, PARAMS, Plan
@@ -22,9 +22,9 @@ def swapped(draw: st.DataObject, world: World) -> Plan:
     places = {r: (f"e{world.plan.epoch}r{r}", draw.draw(st.sampled_from("abcdxy"))) for r in dead}
     try:
         return swap_plan(world.plan, epoch=world.plan.epoch + 1, replacements=places, reason="swap")
-    except PlanError:
-        assume(False)
-        raise
+    except PlanError:  # all on one node now, and there are copies to keep: to nodes of their own, then
+        places = {r: (worker_id, f"x{r}") for r, (worker_id, _) in places.items()}
+        return swap_plan(world.plan, epoch=world.plan.epoch + 1, replacements=places, reason="swap")
 
 
 def assert_complete(new: Plan, at: int, memories: dict[int, Memory]) -> None:
@@ -78,7 +78,8 @@ def test_survivors_go_on_from_the_newest_known_step(world: World, data: st.DataO
 @given(worlds(), st.data())
 def test_a_recovery_that_breaks_is_recovered_from(world: World, data: st.DataObject) -> None:
     """Ranks are lost while state moves: some have the new layout, some still the old one, some nothing yet."""
-    assume(world.recoverable)
+    if not world.recoverable:
+        return  # the test above has it
     second = swapped(data, world)
     plans = {world.plan.epoch: world.plan, second.epoch: second}
     resume = resolve(plans=plans, new=second, held=world.held(), known=world.known)

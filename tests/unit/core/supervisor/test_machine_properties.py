@@ -7,4 +7,4 @@ from hypothesis import settings
 from tests.unit.core.supervisor.chaos import Chaos
 
 TestAnythingMayBeSaid = Chaos.TestCase
-TestAnythingMayBeSaid.settings = settings(max_examples=150, stateful_step_count=60)
+TestAnythingMayBeSaid.settings = settings(max_examples=100, stateful_step_count=60)

@@ -1,0 +1,1 @@
+"""What people use today, measured beside our own system: torchrun elastic and torchft (see README.md)."""

@@ -1,0 +1,199 @@
+"""The only place that knows concrete classes: how a person's command reaches a supervisor, and starts one where there is none.
+
+`start_local` makes a whole cluster on this machine, `attach` joins one that runs, `find` talks to a supervisor that is up, and
+`down` ends what `start_local` made, also after its launcher died.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from orchestrator.adapters.files.home import ClusterEndpoint, Home
+from orchestrator.adapters.files.token import ensure_token, read_token
+from orchestrator.adapters.grpc.client import ControlClient
+from orchestrator.core.graph.view import GraphView
+from orchestrator.core.job import Job
+from orchestrator.core.plan.plan import Plan
+from orchestrator.core.planner.planner import first_plan
+from orchestrator.runtime.control import ControlError
+
+if TYPE_CHECKING:
+    from orchestrator.adapters.ray.local_cluster import LocalCluster
+
+SUPERVISOR_START_MS = 60_000
+LOCAL = "local"
+
+Progress = Callable[[str], None]
+
+
+class NotRunning(Exception):
+    """There is no supervisor to talk to; the message says what to do."""
+
+
+class Session:
+    """A connection to a supervisor. `stop` ends everything that this session started, and nothing else."""
+
+    def __init__(self, *, client: ControlClient, address: str, end: Callable[[], None] = lambda: None) -> None:
+        self.client = client
+        self.address = address
+        self._end = end
+        self._stopped = False
+
+    def stop(self) -> None:
+        """End it; idempotent."""
+        if not self._stopped:
+            self._stopped = True
+            self.client.close()
+            self._end()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.stop()
+
+
+def start_local(job: Job, *, home: Path, cluster: str = LOCAL, on_progress: Progress) -> Session:
+    """An embedded cluster with the job's nodes and spares on this machine, and a supervisor on it.
+
+    Raises NotRunning when one runs under this name already, and the cluster's own error when it cannot be started; then
+    nothing is left running.
+    """
+    from orchestrator.adapters.ray import connection
+    from orchestrator.adapters.ray.local_cluster import LocalCluster
+
+    place = Home(home)
+    local = LocalCluster(
+        nodes=job.cluster.nodes + job.cluster.spares,
+        slots_per_node=job.cluster.slots_per_node,
+        run_dir=place.cluster(cluster),
+    )
+    if local.node_ids:
+        raise NotRunning(f"the cluster {cluster} of {home} runs already: use it (status, cancel) or end it (orchestrator down)")
+    _clean(place, cluster)
+    on_progress(f"starting an embedded Ray cluster of {job.cluster.nodes} nodes and {job.cluster.spares} spare(s)")
+    try:
+        local.start(on_progress)
+        address = local.address
+        connection.connect(address, token_path=local.token_path)
+        try:
+            on_progress("starting the supervisor")
+            endpoint, token = _supervisor(place, cluster, address, loopback=True)
+        finally:
+            connection.disconnect()
+    except BaseException:
+        _end_local(place, cluster, local)
+        raise
+    client = ControlClient(address=endpoint, token=token)
+    return Session(client=client, address=endpoint, end=lambda: _end_local(place, cluster, local))
+
+
+def attach(address: str, *, home: Path, on_progress: Progress) -> Session:
+    """The supervisor of an existing Ray cluster (host:port, or `auto`); it is started where there is none yet."""
+    from orchestrator.adapters.ray import connection
+
+    place = Home(home)
+    cluster = re.sub(r"[^a-z0-9]+", "-", f"ray-{address}".lower()).strip("-")[:63]
+    on_progress(f"joining the Ray cluster at {address}")
+    connection.connect(address)
+    try:
+        endpoint, token = _supervisor(place, cluster, address, loopback=False)
+    finally:
+        connection.disconnect()
+    place.write_endpoint(cluster, ClusterEndpoint(endpoint, address, 0))
+    return Session(client=ControlClient(address=endpoint, token=token), address=endpoint)
+
+
+def find(*, home: Path, cluster: str | None) -> Session:
+    """A running supervisor. Without a name there must be exactly one. Raises NotRunning."""
+    place = Home(home)
+    name = cluster or _only_cluster(place)
+    try:
+        endpoint = place.read_endpoint(name)
+        token = read_token(place.token_file(name))
+    except (OSError, ValueError) as error:
+        raise NotRunning(f"the cluster {name} of {home} cannot be reached: {error}") from error
+    if endpoint is None:
+        raise NotRunning(f"no supervisor of a cluster {name} runs in {home}; start a job with `orchestrator run job.yaml`")
+    return Session(client=ControlClient(address=endpoint.address, token=token), address=endpoint.address)
+
+
+def down(*, home: Path, cluster: str | None) -> list[str]:
+    """End every recorded cluster (or the one named), and say what was ended. A cluster that is not ours is left running."""
+    from orchestrator.adapters.ray.local_cluster import stop_recorded
+
+    place = Home(home)
+    ended = []
+    for name in [cluster] if cluster else _clusters(place):
+        endpoint = place.read_endpoint(name)
+        if endpoint is not None:
+            with suppress(ControlError, OSError, ValueError), find(home=home, cluster=name) as session:
+                session.client.shutdown(who="orchestrator down")
+        killed = stop_recorded(place.cluster(name))
+        if killed:
+            ended.append(f"cluster {name}: {killed} processes")
+        elif endpoint is not None:
+            ended.append(f"supervisor of cluster {name} at {endpoint.address}")
+        _clean(place, name)
+    return ended
+
+
+def describe(job: Job) -> GraphView:
+    """What the job's model consists of. Raises TaskError."""
+    from orchestrator.engine.describe import describe as of
+
+    return of(job)
+
+
+def preview_plan(job: Job, graph: GraphView) -> Plan:
+    """The plan on the cluster that the job asks for, with made-up names. Raises PlanError."""
+    c = job.cluster
+    workers = [
+        (f"{job.name}/w{n * c.slots_per_node + s}", f"node-{n + 1}") for n in range(c.nodes) for s in range(c.slots_per_node)
+    ]
+    return first_plan(job=job, graph=graph, workers=workers, epoch=1)
+
+
+def _supervisor(place: Home, cluster: str, ray_address: str, *, loopback: bool) -> tuple[str, str]:
+    from orchestrator.adapters.ray.supervisor_actor import ensure_supervisor
+    from orchestrator.apps.ray_main import SUPERVISOR_MAIN
+
+    token = ensure_token(place.token_file(cluster))
+    settings = {
+        "home": str(place.root),
+        "cluster": cluster,
+        "ray_address": ray_address,
+        "token": token,
+        "loopback": "1" if loopback else "0",
+    }
+    return ensure_supervisor(SUPERVISOR_MAIN, settings, timeout_ms=SUPERVISOR_START_MS), token
+
+
+def _end_local(place: Home, cluster: str, local: LocalCluster) -> None:
+    local.stop()
+    _clean(place, cluster)
+
+
+def _clean(place: Home, cluster: str) -> None:
+    """Forget an embedded cluster that is gone; its logs stay."""
+    place.remove_endpoint(cluster)
+    shutil.rmtree(place.cluster(cluster) / "cluster" / "ray", ignore_errors=True)
+
+
+def _clusters(place: Home) -> list[str]:
+    folder = place.root / "clusters"
+    return sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
+
+
+def _only_cluster(place: Home) -> str:
+    running = [name for name in _clusters(place) if place.endpoint_file(name).exists()]
+    if len(running) != 1:
+        told = f"several run: {', '.join(running)}; name one with --cluster" if running else "none runs"
+        raise NotRunning(f"no cluster to talk to in {place.root}: {told}")
+    return running[0]

@@ -1,0 +1,226 @@
+"""What must hold in every run, checked after every step against the truth that only the world knows.
+
+Safety: one epoch acts at a time and nobody joins an older one; what the journal says was committed was committed, once, and holds what
+the serial run holds; the state goes on from the newest step that the survivors hold; status tells the truth; nothing is done that the
+journal does not durably hold. Cost: decisions and commands per virtual second are bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from orchestrator.core.plan.lint import lint
+from orchestrator.core.reshard.recovery import Commit, Source
+from orchestrator.core.supervisor.commands import Command, RunEpoch
+from orchestrator.core.supervisor.state import JobPhase, Outcome, State, WorkerPhase
+from orchestrator.runtime.ports import Beat, Record
+
+if TYPE_CHECKING:
+    from orchestrator.testkit.sim.group import Gate, Group
+    from orchestrator.testkit.sim.training import Training
+    from orchestrator.testkit.sim.worker import Worker
+    from orchestrator.testkit.sim.world import World
+
+COMMANDS_MAX = 150  # for free
+COMMANDS_PER_S_MAX = 30
+RECORDS_PER_S_MAX = 120
+
+
+class Checks:
+    """Of one run. Also the driver's Telemetry."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.issued: set[Command] = set()
+        self.waiting: list[Command] = []  # of records that are not durable yet: there must be none
+        self.state: State | None = None
+        self.ready: set[tuple[str, int]] = set()
+        self.finished: dict[tuple[str, int], str] = {}
+        self.formed = 0  # newest epoch whose group was formed
+        self.passed = 0  # newest step that somebody is past the commit of
+        self.commands = 0
+        self.records = 0
+        self.steps_redone = 0
+
+    # ---- the journal and the commands
+
+    def journaled(self, record: Record, durable: bool) -> None:
+        """A record is written."""
+        self.records += 1
+        self.commands += len(record.commands)
+        if record.commands and not durable:
+            self.world.violation(f"record {record.seq} has commands and was not written durably")
+        if durable:
+            self.issued.update(record.commands)
+
+    def carried_out(self, command: Command) -> None:
+        """The supervisor acts."""
+        if command not in self.issued:
+            self.world.violation(f"{type(command).__name__} of {command.worker_id} acts before it is in the journal")  # type: ignore[union-attr]
+
+    # ---- decisions (runtime.ports.Telemetry)
+
+    def resumed(self, state: State) -> None:
+        """A new supervisor believes this."""
+        self.state = state
+
+    def ticked(self, state: State, beats: Iterable[Beat]) -> None:
+        """Nothing to check."""
+
+    def decided(self, record: Record, state: State) -> None:
+        """A decision was made and written. Telemetry may not raise, so bugs of the checks are violations as well."""
+        try:
+            before = self.state
+            if before is not None:
+                self._decided(record, before, state)
+            self.state = state
+        except Exception as error:
+            self.world.violation(f"the checks broke: {error!r}")
+            raise
+
+    def _decided(self, record: Record, before: State, state: State) -> None:
+        say = self.world.violation
+        if record.commands and not record.reason:
+            say(f"record {record.seq} commands without a reason")
+        if before.phase.terminal:
+            say(f"record {record.seq} decides after the end of the job")
+        if not before.epoch <= state.epoch <= before.epoch + 1:
+            say(f"epoch {before.epoch} is followed by epoch {state.epoch}")
+        if state.epoch > before.epoch:
+            self._new_epoch(record, before, state)
+        if state.phase is JobPhase.RUNNING and before.phase is not JobPhase.RUNNING:
+            assert state.plan is not None
+            late = [s.rank for s in state.plan.seats if (s.worker_id, state.epoch) not in self.ready]
+            if late:
+                say(f"epoch {state.epoch} is said to run, and ranks {late} have no state yet")
+        lost = state.steps_lost - before.steps_lost
+        if state.committed_step < before.committed_step and lost != before.committed_step - state.committed_step:
+            say(f"committed step {before.committed_step} became {state.committed_step} with {lost} steps counted as lost")
+        if state.committed_step > before.committed_step:
+            self._step(before, state)
+        if state.phase.terminal:
+            self._end(state)
+
+    def _step(self, before: State, state: State) -> None:
+        say, n = self.world.violation, state.committed_step
+        if n > self.passed:
+            say(f"step {n} is said to be committed, and nobody is past step {self.passed}")
+        elif state.commit is None or state.commit.loss != _loss(self.world, n):
+            say(f"the commit of step {n} is not that of the serial run")
+
+    def _new_epoch(self, record: Record, before: State, state: State) -> None:
+        say, plan, resume = self.world.violation, state.plan, state.resume
+        assert plan is not None
+        assert resume is not None
+        for finding in lint(plan):
+            say(f"plan of epoch {plan.epoch}: {finding}")
+        asked = [c.worker_id for c in record.commands if isinstance(c, RunEpoch)]
+        if asked != [s.worker_id for s in plan.seats] or plan.epoch != state.epoch:
+            say(f"epoch {plan.epoch} starts on {asked} and its seats are {[s.worker_id for s in plan.seats]}")
+        if resume.step < state.committed_step:
+            say(f"epoch {plan.epoch} resumes at step {resume.step}, step {state.committed_step} is committed")
+        old = before.plan
+        stay: list[Worker] = []
+        for seat in old.seats if old is not None else ():
+            worker = self.world.workers[seat.worker_id]
+            fenced = state.workers[seat.worker_id].phase is WorkerPhase.LOST
+            if worker.inside and worker.epoch == before.epoch and not fenced:
+                say(f"epoch {plan.epoch} starts while {worker.worker_id} is inside epoch {before.epoch} and not fenced")
+            if plan.seats[seat.rank].worker_id == seat.worker_id:
+                stay.append(worker)
+        best = newest_step(stay, before.commit)
+        if resume.source is Source.MEMORY and resume.step != best:
+            say(f"epoch {plan.epoch} resumes at step {resume.step}, its survivors hold step {best}")
+        if resume.source is not Source.MEMORY and best is not None and best > resume.step:
+            say(f"epoch {plan.epoch} takes step {resume.step} from {resume.source}, its survivors hold step {best}")
+
+    def _end(self, state: State) -> None:
+        say = self.world.violation
+        if not state.last_word.strip() or state.outcome is Outcome.NONE:
+            say(f"the job {state.phase} without a last word")
+        if state.phase is JobPhase.SUCCEEDED:
+            steps = self.world.job.train.steps
+            if state.committed_step != steps:
+                say(f"the job succeeded at step {state.committed_step} of {steps}")
+            for seat in state.plan.seats if state.plan else ():
+                if self.finished.get((seat.worker_id, state.epoch)) != self.world.serial.digest(steps):
+                    say(f"the job succeeded, and rank {seat.rank} did not finish with the serial run's state")
+        if state.outcome is Outcome.CORRUPT_STATE:
+            say(f"the state is corrupt: {state.last_word}")
+        if state.outcome is Outcome.UNRECOVERABLE and state.plan is not None:
+            stay = [
+                self.world.workers[s.worker_id]
+                for s in state.plan.seats
+                if state.workers[s.worker_id].phase is WorkerPhase.ENDED and s.node_id not in state.drained
+            ]
+            best = newest_step(stay, state.commit)
+            if best is not None:
+                say(f"the job gives up, and its survivors hold step {best}")
+
+    # ---- what happens in the world
+
+    def welcomed(self, worker_id: str, state: State) -> None:
+        """The hub lets a worker in."""
+        worker = state.workers.get(worker_id)
+        if worker is None or not worker.phase.alive:
+            self.world.violation(f"{worker_id} is let in, and it is {worker.phase if worker else 'unknown'}")
+
+    def joins(self, worker: Worker, old: int, new: int) -> None:
+        """A worker takes an order."""
+        if new <= old:
+            self.world.violation(f"{worker.worker_id} goes from epoch {old} to epoch {new}")
+
+    def seated(self, group: Group, worker_id: str) -> None:
+        """A worker joins a group."""
+        if self.state is not None and group.epoch > self.state.epoch:
+            self.world.violation(f"{worker_id} joins epoch {group.epoch}, the journal is at epoch {self.state.epoch}")
+
+    def opened(self, group: Group, gate: Gate) -> None:
+        """All members of a group came to a gate."""
+        if gate.kind == "form":
+            self.formed = max(self.formed, group.epoch)
+        if group.epoch < self.formed:
+            self.world.violation(f"epoch {group.epoch} acts ({gate.kind} of step {gate.step}) after epoch {self.formed} was formed")
+
+    def committed(self, training: Training, step: int) -> None:
+        """A worker is past the commit of a step."""
+        if step > self.passed + 1:
+            self.world.violation(f"step {step} is committed and step {self.passed + 1} was skipped")
+        self.passed = max(self.passed, step)
+        if training.grad != self.world.serial.grad[step]:
+            self.world.violation(f"step {step} is committed with another gradient than the serial run's")
+
+    # ---- the whole run
+
+    def cost(self, virtual_s: float) -> None:
+        """What it cost."""
+        if self.commands > COMMANDS_MAX + COMMANDS_PER_S_MAX * virtual_s:
+            self.world.violation(f"{self.commands} commands in {virtual_s:.1f} s")
+        if self.records > COMMANDS_MAX + RECORDS_PER_S_MAX * virtual_s:
+            self.world.violation(f"{self.records} records in {virtual_s:.1f} s")
+
+
+def newest_step(workers: Iterable[Worker], known: Commit | None) -> int | None:
+    """The newest step that these workers can get to by themselves, from what is in their memory; None when some block is missing."""
+    trainings = [w.training for w in workers if w.training.plan is not None]
+    commits = {t.commit.step for t in trainings if t.commit is not None} | ({known.step} if known is not None else set())
+    for step in sorted({t.applied for t in trainings} | commits, reverse=True):
+        optim: set[int] = set()
+        params: set[int] = set()
+        blocks = 0
+        for t in trainings:
+            behind = t.applied == step - 1 and t.prepared == step and step in commits
+            if t.applied == step or behind:
+                blocks = len(t.params)
+                optim |= t.optim.keys()
+                params |= set(range(blocks)) if t.params_step == step else t.optim.keys()
+        if blocks and len(optim) == blocks and len(params) == blocks:
+            return step
+    return None
+
+
+def _loss(world: World, step: int) -> float:
+    from orchestrator.testkit.sim.content import loss_of
+
+    return loss_of(world.serial.grad[step])
