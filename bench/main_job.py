@@ -14,9 +14,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from rich.console import Console
+
 from bench.harness import Run, figures, run_job, say
 from orchestrator import spec
-from orchestrator.apps.cli.view import JobView
+from orchestrator.apps.cli.view import make_view
 from orchestrator.apps.report import write_report
 from orchestrator.apps.wiring import start_local
 from orchestrator.core.job import Job
@@ -78,8 +80,8 @@ def main() -> int:
         for name, faults in (("undisturbed", ()), ("one-node-lost", (fault,))):
             say(f"---- {name}")
             named = replace(job, name=f"{job.name}-{name}", checkpoint=replace(job.checkpoint, uri=""))
-            with JobView(named) as view:
-                runs.append(run_job(session.client, named, faults=faults, on_status=view.show))
+            with make_view(Console(stderr=True), live=True, bytewise=True) as view:
+                runs.append(run_job(session.client, named, faults=faults, on_status=view.update))
             if runs[-1].status.outcome != "completed":
                 say(f"{name}: {runs[-1].status.phase}: {runs[-1].status.last_word}")
                 figures("main-job", seed=seed, completed=0)

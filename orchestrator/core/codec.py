@@ -53,11 +53,15 @@ def from_json(cls: Any, data: Json) -> Any:
             raise ValueError(f"expected {len(args)} items for {cls}, got {len(data)}")
         return tuple(from_json(a, v) for a, v in zip(args, data, strict=True))
     if origin in (dict, Mapping):
+        if not isinstance(data, dict):
+            raise TypeError(f"expected an object for {cls}")
         key, val = typing.get_args(cls)
         return {key(k): from_json(val, v) for k, v in data.items()}
     if isinstance(cls, type) and issubclass(cls, Enum):
         return cls(data)
     if isinstance(cls, type) and dataclasses.is_dataclass(cls):
+        if not isinstance(data, dict) or data.get("type", cls.__name__) != cls.__name__:
+            raise TypeError(f"expected a {cls.__name__}, got {data!r}")
         hints = _hints(cls)
         names = {f.name for f in dataclasses.fields(cls)}
         unknown = set(data) - names - {"type"}

@@ -421,3 +421,66 @@ def test_a_fault_asked_for_before_the_start_waits_for_the_epoch() -> None:
     for n in range(1, 6):
         s.commit(n)
     assert not s.tell(ev.FaultRequested(0, fault, "me")), "step 5 is done"
+
+
+# ---- stories that the simulator found
+
+
+def hello_all(s: Story, *but: str) -> list[RunEpoch]:
+    """Every worker that was asked for says hello."""
+    out: list[RunEpoch] = []
+    for w in [w for w in s.state.workers.values() if w.phase is WorkerPhase.REQUESTED and w.node_id not in but]:
+        out += only(RunEpoch, s.hello(w.worker_id))
+    return out
+
+
+def test_two_lost_ranks_go_to_spares_on_two_nodes_when_copies_need_them() -> None:
+    s = Story(make_job(data=2, nodes=2, spares=2, slots=2))
+    s.tell(ev.ClusterChanged(0, cluster(1, 2, slots=2)))
+    assert len(hello_all(s)) == 2
+    s.tell(ev.WorkerGone(s.now, "j/w0", "refused"))  # before any state was there
+    s.tell(ev.WorkerGone(s.now, "j/w1", "refused"))
+    runs = hello_all(s) or only(RunEpoch, observe(s))  # type: ignore[arg-type]
+    assert s.state.phase is JobPhase.FORMING
+    assert {seat.node_id for seat in s.plan.seats} == {"n0", "n1"}
+    assert runs or s.state.epoch == 2
+
+
+def test_workers_on_one_node_only_ask_for_one_elsewhere_when_copies_need_it() -> None:
+    s = running(data=2, nodes=2, spares=0, slots=2)
+    assert {seat.node_id for seat in s.plan.seats} == {"n0", "n1"}
+    s.tell(ev.ClusterChanged(s.now, cluster(2, 2, dead=(1,), slots=2)))
+    assert not hello_all(s), "its replacement sits beside the survivor"
+    s.leave_all(3)
+    assert not hello_all(s)
+    assert s.state.phase is JobPhase.WAITING
+    asked = only(SpawnWorker, s.tell(ev.ClusterChanged(s.now, cluster(3, 3, dead=(1,), slots=2))))
+    assert [c.node_id for c in asked] == ["n2"]
+    assert len(hello_all(s)) == 2
+    assert s.plan.seats[1].node_id == "n2"
+
+
+def test_a_drain_waits_for_a_spare_on_another_node_than_the_copys() -> None:
+    s = Story(make_job(data=2, nodes=2, spares=1, slots=2))
+    assert len(s.launch(2, slots=2)) == 2
+    s.ready()
+    hello_all(s)
+    assert [w.node_id for w in s.state.workers.values() if w.phase is WorkerPhase.SPARE] == ["n0"]
+    assert not s.tell(ev.DrainRequested(s.now, "n1", "me"))
+    assert s.state.phase is JobPhase.RUNNING, "with both ranks on n0 there would be no copy elsewhere"
+    asked = only(SpawnWorker, s.tell(ev.ClusterChanged(s.now, cluster(2, 3, slots=2))))
+    assert [c.node_id for c in asked] == ["n2"]
+    assert len(only(FenceEpoch, s.hello(asked[0].worker_id))) == 2
+    assert len(only(RunEpoch, s.leave_all(0))) == 2
+    assert [seat.node_id for seat in s.plan.seats] == ["n0", "n2"]
+
+
+def test_the_first_plan_does_not_put_all_ranks_on_the_node_that_is_ready_first() -> None:
+    s = Story(make_job(data=2, nodes=2, spares=1, slots=2, zero=0))
+    s.tell(ev.ClusterChanged(0, cluster(1, 2, slots=2)))
+    on_n0 = [w.worker_id for w in s.state.workers.values() if w.node_id == "n0"]
+    assert len(on_n0) == 2
+    for worker_id in on_n0:
+        assert s.hello(worker_id) == []
+    assert len(hello_all(s)) == 2
+    assert {seat.node_id for seat in s.plan.seats} == {"n0", "n1"}

@@ -94,7 +94,10 @@ def down(as_json: AsJson = False, home: HomeDir = DEFAULT_HOME, cluster: Cluster
     """End everything that was started on this machine: jobs, supervisors, embedded clusters."""
     from orchestrator.apps.wiring import down as end_all
 
-    ended = end_all(home=resolved(home), cluster=cluster)
+    try:
+        ended = end_all(home=resolved(home), cluster=cluster)
+    except ValueError as error:  # no name of a cluster, or a damaged file; it says which
+        raise CliError(str(error), Code.INPUT) from None
     if as_json:
         data_json({"ended": ended})
     elif ended:

@@ -85,11 +85,7 @@ def launch(
     if detach:
         if plan:
             raise CliError("--chaos needs somebody who stays: leave --detach out, or use `orchestrator chaos`", Code.INPUT)
-        try:
-            session = attach(address, home=root, on_progress=say)
-        except (RuntimeError, TimeoutError, ValueError) as error:
-            raise CliError(f"no supervisor on the Ray cluster at {address}: {error}", Code.INFRA) from error
-        with session:
+        with _opened(lambda note: attach(address, home=root, on_progress=note), say) as session:
             submitted = session.client.submit(job, yaml_text=text)
             data_json({"job": submitted, "supervisor": session.address}) if as_json else data(submitted)
         say(f"submitted to {session.address}; see it with: orchestrator status {submitted} --watch")
@@ -129,13 +125,9 @@ def _stay(
         with view:
             try:
                 with signals.raising():
-                    session = open_session(view.note)
+                    session = _opened(open_session, view.note)
             except (KeyboardInterrupt, SystemExit):  # Ray's own handler of SIGTERM raises the latter
                 raise CliError("interrupted while the cluster was starting; nothing was left running", Code.INTERRUPTED) from None
-            except (RuntimeError, TimeoutError) as error:
-                raise CliError(
-                    f"the cluster could not be started: {error}; `orchestrator doctor` checks it", Code.INFRA
-                ) from error
             signals.take_back()
             try:
                 ending = carry(
@@ -152,6 +144,20 @@ def _stay(
                 session.stop()
         _tell(job, ending, path=report or _report_path(home, job), as_json=as_json)
     raise typer.Exit(ending.code)
+
+
+def _opened(open_session: Callable[[Callable[[str], None]], Session], note: Callable[[str], None]) -> Session:
+    """The session; raises CliError for whatever keeps the cluster or its supervisor from starting."""
+    from orchestrator.apps.wiring import NotRunning
+
+    try:
+        return open_session(note)
+    except NotRunning as error:  # its message says what to do
+        raise CliError(str(error), Code.INFRA) from None
+    except (RuntimeError, OSError) as error:
+        raise CliError(
+            f"the cluster could not be used: {error}; `orchestrator doctor` checks this machine", Code.INFRA
+        ) from error
 
 
 def _reconnect(session: Session, *, home: Path, cluster: str | None) -> Callable[[], ControlClient]:

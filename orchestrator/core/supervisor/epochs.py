@@ -77,8 +77,9 @@ def advance(turn: Turn) -> None:
 
 
 def _drain(turn: Turn) -> None:
-    going = movable(turn, turn.members(), spares=len(available(turn)))
-    if going:
+    members, spares = turn.members(), available(turn)
+    going = movable(turn, members, spares=len(spares))
+    if going and _apart(turn, [w for w in members if w not in going], spares[: len(going)]):
         names = ", ".join(turn.name(w) for w in going)
         turn.say(f"spares are ready: moving {names} off drained nodes")
         fence(turn, FailureClass.NODE_LOST, f"drain of {names}", free=True)
@@ -91,6 +92,11 @@ def movable(turn: Turn, present: Sequence[Worker], *, spares: int) -> list[Worke
         if w.node_id in turn.state.drained and _hold_all(turn, [o for o in present if o is not w and o not in going]):
             going.append(w)
     return going if len(going) <= spares else []
+
+
+def _apart(turn: Turn, stay: Sequence[Worker], spares: Sequence[tuple[str, str]]) -> bool:
+    """Whether peer copies, if asked for, find a second node among these."""
+    return not turn.state.job.parallel.copies or len({w.node_id for w in stay} | {node for _, node in spares}) > 1
 
 
 def sole_holder(plan: Plan, rank: int) -> bool:
@@ -129,6 +135,9 @@ def _first_epoch(turn: Turn) -> None:
     ready = available(turn)
     if state.graph is None or len(ready) < state.job.parallel.data:
         return
+    homes = {node for _, node in ready}
+    if len(homes) == 1 and any(w.phase is WorkerPhase.REQUESTED and w.node_id not in homes for w in state.workers.values()):
+        return  # one node must not hold all of the state while workers on other nodes are coming up
     epoch = state.epoch + 1
     try:
         plan = first_plan(job=state.job, graph=state.graph, workers=ready, epoch=epoch)
@@ -151,6 +160,8 @@ def _next_epoch(turn: Turn) -> None:
     spares = available(turn)
     left = [w for w in turn.seated() if w.phase is WorkerPhase.LEFT]
     going = movable(turn, left, spares=len(spares) - (old.size - len(left)))
+    if not _apart(turn, [w for w in left if w not in going], spares[: old.size - len(left) + len(going)]):
+        going = []  # they stay where they are until a spare on another node is ready
     by_id = {w.worker_id: w for w in left if w not in going}
     stay = {s.rank: by_id[s.worker_id] for s in old.seats if s.worker_id in by_id}
     gone = [s for s in old.seats if s.rank not in stay]

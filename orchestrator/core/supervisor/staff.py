@@ -7,7 +7,7 @@ request per missing worker at once, not one after another; failures to start are
 from __future__ import annotations
 
 from orchestrator.core.supervisor.commands import SpawnWorker
-from orchestrator.core.supervisor.state import JobPhase, Worker, WorkerPhase
+from orchestrator.core.supervisor.state import Worker, WorkerPhase
 from orchestrator.core.supervisor.turn import Turn
 
 RETRY_FIRST_MS = 1_000
@@ -28,7 +28,7 @@ def staff(turn: Turn) -> None:
             alive += w.node_id not in state.drained
     nodes = [n for n in state.cluster.healthy() if n.node_id not in state.drained]
     homes = {w.node_id for w in state.workers.values() if w.phase.alive and w.node_id not in state.drained}
-    if state.phase is JobPhase.WAITING and state.job.parallel.copies and alive >= wanted and len(homes) == 1:
+    if state.job.parallel.copies and alive >= wanted and len(homes) == 1:
         wanted, nodes = alive + 1, [n for n in nodes if n.node_id not in homes]  # copies need a worker on a second node
     asked: list[str] = []
     while alive < wanted:

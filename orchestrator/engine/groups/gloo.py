@@ -113,8 +113,14 @@ class GlooGroup(LibraryGroup):
             mine[rank] = conn.local[1]
         table = torch.zeros(self.size * self.size, dtype=torch.int64)
         self.all_gather_into(table, mine)
-        callers = table.view(self.size, self.size)[:, self.rank].tolist()
-        accepted = {conn: callers.index(conn.remote[1]) for conn in self._conns if conn not in made and conn.remote[1] in callers}
+        ports = table.view(self.size, self.size)[:, self.rank].tolist()  # [r]: port that rank r calls me from
+        accepted = {}
+        for conn in self._conns:
+            callers = [rank for rank, port in enumerate(ports) if port == conn.remote[1] and conn not in made]
+            if len(callers) > 1:  # the same port on two machines
+                callers = [rank for rank in callers if listeners[rank][0] == conn.remote[0]]
+            if len(callers) == 1:
+                accepted[conn] = callers[0]
         self._rank_of = {**accepted, **made}
 
 

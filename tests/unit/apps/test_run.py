@@ -13,7 +13,7 @@ import pytest
 from orchestrator.core.supervisor.events import Fault
 from orchestrator.core.supervisor.state import Outcome
 from orchestrator.runtime.control import NotPossibleError, UnreachableError
-from tests.unit.apps.world import EXAMPLE, FakeClient, cli, ended, install, running_status, statuses, story
+from tests.unit.apps.world import EXAMPLE, FakeClient, NotRunning, cli, ended, install, running_status, statuses, story
 
 CODES = {
     Outcome.COMPLETED: 0,
@@ -76,12 +76,23 @@ def test_a_bad_file_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert fake.calls == []
 
 
-def test_a_cluster_that_does_not_start_is_infrastructure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(monkeypatch, FakeClient()).broken = RuntimeError("the raylet did not come up")
-    result = cli("run", EXAMPLE, home=tmp_path)
+@pytest.mark.parametrize(
+    ("broken", "hint"),
+    [
+        (RuntimeError("the raylet did not come up"), "doctor"),
+        (ConnectionError("no Ray cluster can be joined"), "doctor"),
+        (NotRunning("the cluster local runs already: end it with orchestrator down"), "orchestrator down"),
+    ],
+)
+@pytest.mark.parametrize("command", [("run",), ("launch", "--address", "auto"), ("launch", "--address", "auto", "--detach")])
+def test_a_cluster_that_does_not_start_is_infrastructure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], broken: Exception, hint: str
+) -> None:
+    install(monkeypatch, FakeClient()).broken = broken
+    result = cli(*command, EXAMPLE, home=tmp_path)
     assert result.exit_code == 3
-    assert "the raylet did not come up" in result.stderr
-    assert "doctor" in result.stderr
+    assert str(broken) in result.stderr
+    assert hint in result.stderr
     assert "Traceback" not in result.stderr
 
 

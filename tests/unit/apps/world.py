@@ -193,7 +193,7 @@ class FakeClient:
             raise self.fails
 
 
-class NotRunning(RuntimeError):
+class NotRunning(Exception):
     """Stands for wiring.NotRunning."""
 
 

@@ -1,0 +1,176 @@
+"""Checkpoints that everybody can read, any number of ranks can resume from, and that count only when they are whole."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+from orchestrator.core.job import CheckpointSettings, Job
+from orchestrator.core.reshard.recovery import Resume, Source
+from orchestrator.core.supervisor.events import CheckpointReported, DigestReported
+from orchestrator.engine.checkpoint import newest_good, verify
+from orchestrator.engine.checkpoint_files import BadCheckpoint, list_steps, prune, temp_name
+from orchestrator.engine.describe import build_seeded
+from orchestrator.engine.tasks.loading import load_task
+from orchestrator.runtime.ports import Failed
+from tests.unit.engine.engine_world import World, curve, job, undisturbed, world
+
+
+@cache
+def reference() -> tuple[str, dict[int, tuple[float, float]]]:
+    """A run without checkpoints in which nothing fails."""
+    return undisturbed(job())
+
+
+def saving(folder: Path, *, every: int = 3, keep: int = 5, **more: Any) -> Job:
+    """A job with checkpoints in `folder`."""
+    return job(checkpoint=CheckpointSettings(str(folder), every, keep), **more)
+
+
+def save(folder: Path, **more: Any) -> World:
+    """A finished run of four sharded ranks that left checkpoints of steps 3 and 6."""
+    names = [f"w{n}" for n in range(4)]
+    with world(saving(folder, size=4, zero_stage=1, copies=1, **more)) as w:
+        w.spawn(*names)
+        w.start(*names)
+        assert set(w.finish()) == {reference()[0]}
+        return w
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, World]:
+    """Written once; tests only read it."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return folder, save(folder)
+
+
+def test_what_is_written_and_reported(saved: tuple[Path, World]) -> None:
+    folder, w = saved
+    assert sorted(p.name for p in folder.iterdir()) == ["step-00000003", "step-00000006"]
+    reports = [e for m in w.members() for e in m.events if isinstance(e, CheckpointReported)]
+    assert [(r.step, r.uri, r.ok, r.worker_id) for r in reports] == [
+        (3, f"{folder}/step-00000003", True, "w0"),
+        (6, f"{folder}/step-00000006", True, "w0"),
+    ]
+    digests = {e.step: e.digest for m in w.members() for e in m.events if isinstance(e, DigestReported)}
+    found = newest_good(str(folder), "tiny")
+    assert found is not None
+    assert (found.step, found.uri, found.digest) == (6, f"{folder}/step-00000006", digests[6])
+    assert verify(f"{folder}/step-00000003").digest == digests[3]
+
+
+@pytest.mark.parametrize(("size", "zero", "copies"), [(1, 0, 0), (2, 1, 1), (3, 0, 0), (4, 1, 0)])
+def test_any_layout_resumes_from_it(saved: tuple[Path, World], size: int, zero: int, copies: int) -> None:
+    names = [f"n{n}" for n in range(size)]
+    with world(job(size=size, zero_stage=zero, copies=copies)) as w:
+        w.spawn(*names)
+        uri = f"{saved[0]}/step-00000003"
+        w.start(*names, resume=Resume(Source.CHECKPOINT, 3, None, (), tuple(range(size)), uri))
+        assert set(w.finish()) == {reference()[0]}
+        assert curve(w) == {s: v for s, v in reference()[1].items() if s > 3}
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+def test_anybody_reads_it_with_plain_torch(saved: tuple[Path, World], tmp_path: Path) -> None:
+    the_job = job()
+    model = build_seeded(load_task(the_job.task), seed=the_job.train.seed)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    state: dict[str, Any] = {
+        "model": model.state_dict(),
+        "optim.inner.weight.exp_avg": torch.empty(96 * 48),
+        "optim.inner.weight.step": torch.zeros(()),
+    }
+    dcp.load(state, checkpoint_id=f"{saved[0]}/step-00000006", no_dist=True)
+    model.load_state_dict(state["model"], strict=True)
+    after = model.state_dict()
+    assert torch.equal(after["outer.weight"], after["tied.weight"])
+    assert not torch.equal(after["outer.weight"], before["outer.weight"])
+    assert torch.equal(after["frozen"], before["frozen"])
+    assert int(after["norm.num_batches_tracked"]) == 6
+    assert float(state["optim.inner.weight.step"]) == 6.0
+    assert float(state["optim.inner.weight.exp_avg"].abs().max()) > 0.0
+
+    whole = tmp_path / "whole.pt"
+    dcp_to_torch_save(f"{saved[0]}/step-00000006", whole)
+    read = torch.load(whole, weights_only=True)
+    assert set(read) == {"model", "optim"}
+    assert torch.equal(read["model"]["inner.weight"], after["inner.weight"])
+    assert torch.equal(read["optim"]["inner.weight.exp_avg"], state["optim.inner.weight.exp_avg"])
+
+
+def test_damaged_and_half_written_ones_are_passed_over_with_a_reason(tmp_path: Path) -> None:
+    save(tmp_path)
+    newest, older = tmp_path / "step-00000006", tmp_path / "step-00000003"
+    part = next(iter(sorted(newest.glob("*.distcp"))))
+    data = bytearray(part.read_bytes())
+    data[len(data) // 2] ^= 1
+    part.write_bytes(data)
+    (tmp_path / "step-00000009").mkdir()
+    why: list[str] = []
+    found = newest_good(str(tmp_path), "tiny", why)
+    assert found is not None
+    assert found.step == 3
+    assert "step-00000009: it has no COMMIT.json: it was never completed" in why[0]
+    assert "another content than when it was committed" in why[1]
+
+    (older / ".metadata").unlink()
+    with pytest.raises(BadCheckpoint, match=r"file \.metadata is missing"):
+        verify(str(older))
+    assert newest_good(str(tmp_path), "tiny") is None
+    part.write_bytes(bytes(data[:-1]))
+    with pytest.raises(BadCheckpoint, match="another size"):
+        verify(str(newest))
+
+
+def test_a_checkpoint_of_another_job_is_none_of_ours(saved: tuple[Path, World]) -> None:
+    why: list[str] = []
+    assert newest_good(str(saved[0]), "other", why) is None
+    assert all("it belongs to job 'tiny'" in w for w in why)
+    assert len(why) == 2
+
+
+def test_a_manifest_that_is_no_manifest(tmp_path: Path) -> None:
+    made = tmp_path / "step-00000001"
+    made.mkdir()
+    for text, why in (("{", "cannot be read"), ('{"format": 99}', "format 99"), ("{}", "cannot be read")):
+        (made / "COMMIT.json").write_text(text)
+        with pytest.raises(BadCheckpoint, match=re.escape(why)):
+            verify(str(made))
+    assert newest_good(str(tmp_path / "nowhere"), "tiny") is None
+
+
+def test_old_ones_and_leftovers_of_older_epochs_are_removed(tmp_path: Path) -> None:
+    for name in (*(f"step-{n:08d}" for n in range(1, 6)), temp_name(4, 1), temp_name(4, 2), temp_name(9, 1), "notes"):
+        (tmp_path / name).mkdir()
+    prune(str(tmp_path), keep=2, step=5, epoch=1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        ["notes", "step-00000004", "step-00000005", temp_name(4, 2), temp_name(9, 1)]
+    )
+    assert [s for s, _ in list_steps(str(tmp_path))] == [5, 4]
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    save(tmp_path, every=1, keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000005", "step-00000006"]
+
+
+def test_a_swapped_digest_is_found_when_it_is_loaded(tmp_path: Path) -> None:
+    save(tmp_path)
+    marker = tmp_path / "step-00000003" / "COMMIT.json"
+    manifest = json.loads(marker.read_text())
+    marker.write_text(json.dumps({**manifest, "digest": "0" * 64}))
+    with world(job(size=2)) as w:
+        w.spawn("n0", "n1")
+        w.start("n0", "n1", resume=Resume(Source.CHECKPOINT, 3, None, (), (0, 1), str(marker.parent)))
+        for outcome in w.outcomes():
+            assert isinstance(outcome, Failed)
+            assert outcome.fatal_check
+            assert "its manifest says 000" in outcome.traceback

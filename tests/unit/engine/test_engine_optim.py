@@ -1,0 +1,143 @@
+"""The schedule, clipping, and an optimizer that is cut over ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from orchestrator.core.job import OptimizerSettings
+from orchestrator.core.plan.layout import Interval
+from orchestrator.engine.model_state import FlatState
+from orchestrator.engine.optim import MomentStore, Regions, ShardedOptimizer, StateKeys, clip_scale, lr_at, probe_keys
+from orchestrator.engine.task import NamedShard, Task, TaskError
+
+SETTINGS = OptimizerSettings(
+    lr=1.0, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, warmup_steps=4, min_lr_ratio=0.1, clip_grad_norm=1.0
+)
+
+
+def test_the_schedule_warms_up_and_ends_at_its_floor() -> None:
+    lrs = [lr_at(step, settings=SETTINGS, steps=20) for step in range(1, 21)]
+    assert lrs[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert lrs[11] == pytest.approx(0.1 + 0.9 * 0.5)  # half way down the cosine
+    assert lrs[-1] == pytest.approx(0.1)
+    assert all(a > b for a, b in zip(lrs[3:], lrs[4:], strict=False))
+    assert lr_at(1, settings=SETTINGS, steps=1) == 0.25
+
+
+def test_clipping_agrees_with_torch() -> None:
+    for size in (0.5, 1.0, 3.0):
+        param = nn.Parameter(torch.zeros(4))
+        param.grad = torch.full((4,), size)
+        norm = float(nn.utils.clip_grad_norm_([param], 1.0))
+        assert float(param.grad[0]) == pytest.approx(size * clip_scale(norm, limit=1.0), rel=1e-6)
+    assert clip_scale(1e9, limit=0.0) == 1.0
+
+
+def test_regions_lie_one_after_the_other() -> None:
+    regions = Regions([Interval(20, 30), Interval(0, 10), Interval(10, 12)])
+    assert regions.numel == 22
+    assert regions.offset(21, 30) == 13
+    buffer = torch.arange(22.0)
+    assert regions.view(buffer, 20, 23).tolist() == [12.0, 13.0, 14.0]
+    with pytest.raises(KeyError, match="not held"):
+        regions.offset(11, 21)
+
+
+class Plain(Task):
+    """Only its model and optimizer are used."""
+
+    def build_model(self) -> nn.Module:
+        """Two layers."""
+        return nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 40))
+
+    def batch(self, *, seed: int, step: int, micro_batch: int) -> Any:
+        """None."""
+
+    def eval_batch(self, *, seed: int, index: int) -> Any:
+        """None."""
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """None."""
+        raise NotImplementedError
+
+    @property
+    def tokens_per_micro_batch(self) -> int:
+        """None."""
+        return 1
+
+
+class Momentum(Plain):
+    """Its state begins to exist with the first step."""
+
+    def build_optimizer(self, params: Sequence[NamedShard], settings: OptimizerSettings) -> torch.optim.Optimizer:
+        """SGD."""
+        return torch.optim.SGD([p.param for p in params], lr=1.0, momentum=0.9)
+
+
+class Muddled(Plain):
+    """Keeps state that no shard can hold a slice of."""
+
+    def build_optimizer(self, params: Sequence[NamedShard], settings: OptimizerSettings) -> torch.optim.Optimizer:
+        """Adafactor keeps row and column sums; L-BFGS a history: here, a matrix."""
+        made = torch.optim.SGD([p.param for p in params], lr=1.0)
+        step = made.step
+
+        def stepping(*args: Any, **kwargs: Any) -> Any:
+            for p in params:
+                made.state[p.param]["rows"] = torch.zeros(3, 3)
+            return step(*args, **kwargs)
+
+        made.step = stepping  # type: ignore[method-assign]
+        return made
+
+
+def _steps(task: Task, cuts: Sequence[Sequence[Interval]], *, keys: StateKeys, handover: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    """Four steps with the vector cut so; with `handover` each part's state goes to a new optimizer after two."""
+    torch.manual_seed(0)
+    state = FlatState(task.build_model())
+    store = MomentStore(torch.device("cpu"))
+
+    def make(intervals: Sequence[Interval]) -> ShardedOptimizer:
+        return ShardedOptimizer(task=task, settings=SETTINGS, state=state, keys=keys, intervals=intervals, store=store)
+
+    parts = [make(c) for c in cuts]
+    generator = torch.Generator().manual_seed(1)
+    for step in range(1, 5):
+        grad = torch.randn(state.padded_numel, generator=generator)
+        for part in parts:
+            part.update(grad, lr=0.1 * step, scale=0.5, micro_batches=1)
+        if handover and step == 2:
+            heirs = [make(c) for c in cuts]
+            for old, new in zip(parts, heirs, strict=True):
+                new.keep_from(old)
+                new.install(old.scalars())
+            parts = heirs
+    moments = {k: torch.cat([p.buffers[k] for p in parts]) for k, _ in keys.elementwise}
+    return state.flat, moments
+
+
+@pytest.mark.parametrize(("task", "names"), [(Plain(), ["exp_avg", "exp_avg_sq"]), (Momentum(), ["momentum_buffer"])])
+def test_parts_equal_the_whole_to_the_bit(task: Task, names: list[str]) -> None:
+    state = FlatState(task.build_model())
+    keys = probe_keys(task, SETTINGS, state)
+    assert [k for k, _ in keys.elementwise] == names
+    whole = _steps(task, [[Interval(0, state.padded_numel)]], keys=keys, handover=False)
+    for handover in (False, True):
+        parts = _steps(
+            task, [[Interval(0, 1024)], [Interval(1024, 2048)], [Interval(2048, 4096)]], keys=keys, handover=handover
+        )
+        assert torch.equal(whole[0], parts[0])
+        for key in names:
+            assert torch.equal(whole[1][key], parts[1][key])
+            assert math.isfinite(float(whole[1][key].sum()))
+
+
+def test_state_that_cannot_be_cut_is_refused() -> None:
+    with pytest.raises(TaskError, match="keeps 'rows'"):
+        probe_keys(Muddled(), SETTINGS, FlatState(Plain().build_model()))
