@@ -65,6 +65,10 @@ class Welcome:
     committed_step: int  # the worker reports again what it committed after this step
 
 
+class NotReady(RuntimeError):
+    """Ask again later."""
+
+
 class Clock(Protocol):
     """Monotonic and wall time. Virtual in simulation."""
 

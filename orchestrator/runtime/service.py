@@ -32,7 +32,7 @@ from orchestrator.runtime.driver import Driver, DriverStopped, resume_driver, st
 from orchestrator.runtime.explain import explain
 from orchestrator.runtime.ledger import Account
 from orchestrator.runtime.logs import WorkerLogs
-from orchestrator.runtime.ports import Beat, Clock, Fleet, Journal, LogLine, Prober, Record, Telemetry, Welcome, Workers
+from orchestrator.runtime.ports import Beat, Clock, Fleet, Journal, LogLine, NotReady, Prober, Record, Telemetry, Welcome, Workers
 from orchestrator.runtime.status import job_status
 from orchestrator.runtime.status_types import JobStatus
 
@@ -70,10 +70,6 @@ class Parts:
     workers: Workers
     prober: Prober
     clock: Clock
-
-
-class NotReady(RuntimeError):
-    """Ask again later."""
 
 
 class SupervisorService:

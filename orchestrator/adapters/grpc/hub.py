@@ -22,7 +22,7 @@ from orchestrator.adapters.grpc.options import DETAILS_MAX
 from orchestrator.adapters.grpc.pb.v1 import worker_pb2, worker_pb2_grpc
 from orchestrator.core.supervisor.events import WorkerDisconnected, WorkerHello
 from orchestrator.core.timeouts import Timeouts
-from orchestrator.runtime.ports import Beat, Clock, LogLine, Sink, Welcome, WorkerCommand
+from orchestrator.runtime.ports import Beat, Clock, LogLine, NotReady, Sink, Welcome, WorkerCommand
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,10 @@ class WorkerHub(worker_pb2_grpc.WorkerServiceServicer):
         if handlers is None or self._closing:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the supervisor is not ready for workers")
         hello = await self._hello(context)
-        answer = self._answer(handlers, hello)
+        try:
+            answer = self._answer(handlers, hello)
+        except NotReady as e:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(e))
         if not answer.accepted:
             await context.write(from_supervisor_to_proto(answer))
             return

@@ -269,4 +269,4 @@ def _cause(error: BaseException) -> str:
     """Ray's own words on one line, without the table of ids before them."""
     words = " ".join(str(error).split())
     _, because, reason = words.partition(" because ")
-    return (reason if because else words)[:_CAUSE_CHARS_MAX]
+    return (reason if because else words).partition(" Some common causes")[0][:_CAUSE_CHARS_MAX]

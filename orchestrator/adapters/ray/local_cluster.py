@@ -19,7 +19,6 @@ from typing import Final
 
 import psutil
 
-import orchestrator
 from orchestrator.adapters.ray.connection import authentication, prepare_environment, registered_node_ids
 from orchestrator.adapters.ray.node_process import NodeOrder
 from orchestrator.adapters.ray.nodes import KEEPER_RECORD_VARIABLE, NodeRecord, end_node, end_raylet, keeper
@@ -185,7 +184,7 @@ def prepare_directory(directory: Path, token_path: Path) -> None:
 def node_environment(token_path: Path, record_path: Path) -> dict[str, str]:
     """Environment of a node's processes: the user's, with our Ray settings in place of any others."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    package_root = str(Path(orchestrator.__file__).parent.parent)
+    package_root = str(Path(__file__).resolve().parents[3])
     inherited = environment.get("PYTHONPATH")
     environment["PYTHONPATH"] = os.pathsep.join([package_root, inherited]) if inherited else package_root
     return {

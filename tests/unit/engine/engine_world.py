@@ -44,7 +44,7 @@ HERE = Path(__file__).parent
 LIMIT_S = 60.0
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["orchestrator.engine.engine", "orchestrator.engine.tasks.loading"])
+_context.set_forkserver_preload(["orchestrator.engine.engine", "numpy.random", "torch._dynamo"])
 
 Outcome = Left | Finished | Failed
 

@@ -16,7 +16,7 @@ def reference() -> tuple[str, dict[int, tuple[float, float]]]:
     return undisturbed(job())
 
 
-@pytest.mark.parametrize(("size", "zero", "copies"), [(2, 0, 0), (4, 0, 0), (1, 1, 0), (2, 1, 0), (2, 1, 1), (4, 1, 1)])
+@pytest.mark.parametrize(("size", "zero", "copies"), [(2, 0, 0), (4, 0, 0), (2, 1, 0), (4, 1, 1)])
 def test_digest_and_curve_do_not_depend_on_the_layout(size: int, zero: int, copies: int) -> None:
     names = [f"w{n}" for n in range(size)]
     with world(job(size=size, zero_stage=zero, copies=copies)) as w:
@@ -30,8 +30,7 @@ def test_digest_and_curve_do_not_depend_on_the_layout(size: int, zero: int, copi
 PHASES = ["batch", "reduce", "commit", "update", "gather"]
 
 
-@pytest.mark.parametrize("victim", [0, 2])
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize(("phase", "victim"), [*((p, 2) for p in PHASES), ("reduce", 0), ("update", 0)])
 def test_a_rank_of_a_sharded_run_dies(phase: str, victim: int) -> None:
     names = [f"w{n}" for n in range(4)]
     with world(job(zero_stage=1, copies=1)) as w:
