@@ -11,6 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from orchestrator.adapters.files.home import ClusterEndpoint, Home
 from orchestrator.adapters.files.journal import SqliteJournal
@@ -23,7 +24,7 @@ from orchestrator.core.supervisor.state import CheckpointRef, State
 from orchestrator.core.timeouts import derive
 from orchestrator.runtime.clock import SystemClock
 from orchestrator.runtime.ports import Beat, Clock, Fleet, Record
-from orchestrator.runtime.service import Parts, SupervisorService
+from orchestrator.runtime.service import OwnedJournal, Parts, SupervisorService
 
 LOOPBACK = "127.0.0.1"
 DETECT_WITHIN_MS = 4_000  # for the server's own keep-alive; each job has its own
@@ -62,6 +63,7 @@ class Supervisor:
         make_fleet: MakeFleet,
         host: str = LOOPBACK,
         on_failure: Callable[[str, BaseException], None] | None = None,
+        open_journal: Callable[[Path], OwnedJournal] = SqliteJournal,
     ) -> None:
         self._home = home
         self._cluster = cluster
@@ -76,7 +78,7 @@ class Supervisor:
         self.service = SupervisorService(
             jobs_dir=home.jobs,
             parts=Parts(
-                open_journal=SqliteJournal,
+                open_journal=open_journal,
                 make_fleet=self._fleet,
                 make_telemetry=lambda job: _LogTelemetry(job.name),
                 newest_checkpoint=_newest_checkpoint,

@@ -194,6 +194,10 @@ def _clusters(place: Home) -> list[str]:
 def _only_cluster(place: Home) -> str:
     running = [name for name in _clusters(place) if place.endpoint_file(name).exists()]
     if len(running) != 1:
-        told = f"several run: {', '.join(running)}; name one with --cluster" if running else "none runs"
+        told = (
+            f"several run: {', '.join(running)}; name one with --cluster"
+            if running
+            else "none runs; start one with `orchestrator run job.yaml`"
+        )
         raise NotRunning(f"no cluster to talk to in {place.root}: {told}")
     return running[0]

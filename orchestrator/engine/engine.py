@@ -270,14 +270,13 @@ class _Epoch:
         rank = self._body.rank
         assert rank is not None
         step = rank.applied_step
-        if rank.done_step < step and (step > 0 or self._train.steps == 0):
+        last = step == self._train.steps  # its checkpoint may not have been completed: do it all again
+        if step > 0 and (rank.done_step < step or last):
             self._after(step)
         while step < self._train.steps:
             step += 1
             self._trainer.run(step)
             self._after(step)
-        if not self._digest:  # the last step was done before this epoch began
-            self._digest = self._compute_digest(step)
         self._finish_checkpoint()
         return Finished(step=step, digest=self._digest)
 

@@ -7,6 +7,7 @@ would never look.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -35,9 +36,14 @@ class FaultBox:
         self._raise_now = False
 
     def add(self, fault: Fault) -> None:
-        """Take a fault; one for step 0 strikes now. Raises ValueError for an unknown kind."""
+        """Take a fault; one for step 0 strikes now.
+
+        Raises ValueError for an unknown kind, RuntimeError when a node is to be killed and this process is no child of a raylet.
+        """
         if fault.kind not in KINDS:
             raise ValueError(f"unknown fault {fault.kind!r}; known: {', '.join(KINDS)}")
+        if fault.kind in ("kill-node", "kill-raylet"):
+            _raylet()
         if fault.at_step == 0:
             self._carry_out(fault)
             return
@@ -90,19 +96,19 @@ def _stop_self(amount_ms: int) -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def _kill_raylet(*, whole_node: bool) -> None:
-    """SIGKILL the parent raylet, for a whole node with all that it started, this process last.
-
-    Raises RuntimeError when the parent is no raylet: outside Ray there is no node to kill.
-    """
+def _raylet() -> psutil.Process:
     parent = psutil.Process().parent()
     if parent is None or "raylet" not in parent.name():
-        raise RuntimeError(f"the parent of this worker is {parent.name() if parent else 'gone'}, not a raylet")
-    others = [p for p in parent.children(recursive=True) if p.pid != os.getpid()] if whole_node else []
-    for process in (parent, *others):
-        try:
+        raise RuntimeError(f"the parent of this worker is {parent.name() if parent else 'gone'}, not a raylet: no node to kill")
+    return parent
+
+
+def _kill_raylet(*, whole_node: bool) -> None:
+    """SIGKILL the parent raylet, for a whole node with all that it started, this process last."""
+    raylet = _raylet()
+    others = [p for p in raylet.children(recursive=True) if p.pid != os.getpid()] if whole_node else []
+    for process in (raylet, *others):
+        with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-        except psutil.NoSuchProcess:
-            continue
     if whole_node:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -109,9 +109,9 @@ class Body:
 
     @property
     def reduced(self) -> Tensor:
-        """fp32 [padded_numel]: the step's mean gradient, at least where this rank holds state."""
+        """fp32 [padded_numel]: the step's mean gradient where this rank holds state; anything elsewhere."""
         if self._reduced is None:
-            self._reduced = self.state.new_vector()
+            self._reduced = self.pool.take(self.state.padded_numel)
         return self._reduced
 
     def drop_reduced(self) -> None:
@@ -120,7 +120,8 @@ class Body:
 
     def drop_flat(self) -> None:
         """A broken operation may still write into the params: go on with a copy."""
-        self.state.rebind(self.state.flat.clone())
+        copy = self.pool.take(self.state.padded_numel)  # most likely pages that were touched before
+        self.state.rebind(copy.copy_(self.state.flat))
 
     def bind_grads(self, buffer: Tensor) -> None:
         """Backward adds into `buffer` from here on."""

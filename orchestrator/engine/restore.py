@@ -100,7 +100,7 @@ def _from_checkpoint(body: Body, *, plan: Plan, rank: int, resume: Resume) -> No
     body.pristine = False
     optimizer = new_optimizer(body, plan=plan, rank=rank)
     load_checkpoint(resume.checkpoint_uri, state=body.state, optimizer=optimizer, step=resume.step)
-    body.rank = RankState(plan, rank, optimizer, resume.step, resume.step, resume.step, None)
+    body.rank = RankState(plan, rank, optimizer, resume.step, resume.step, resume.step, None, resume.step)
 
 
 def _from_memory(body: Body, *, plan: Plan, rank: int, group: EpochGroup, resume: Resume, control: Control) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.core.job import Consistency, Precision
-from orchestrator.core.plan.layout import Interval, Intervals, intersect
+from orchestrator.core.plan.layout import Interval, Intervals, intersect, subtract
 from orchestrator.core.plan.plan import OPTIMIZER, Plan
 from orchestrator.core.reshard.recovery import Commit
 from orchestrator.core.supervisor.events import StepCommitted
@@ -28,7 +28,6 @@ from orchestrator.engine.optim import clip_scale, lr_at
 from orchestrator.engine.rank_state import Body, FatalCheck, RankState, StepWork, user_code
 from orchestrator.engine.reduce import (
     Ownership,
-    all_gather_regions,
     all_reduce_exact,
     all_reduce_fast,
     block_sums,
@@ -39,6 +38,7 @@ from orchestrator.engine.task import TaskError, seed_everything
 from orchestrator.runtime.ports import Report
 
 _COPY_TAG = 4
+_PARAMS_TAG = 5
 _NAMED_MAX = 8
 
 
@@ -56,17 +56,13 @@ class Trainer:
         layout = plan.layout(OPTIMIZER)
         self._primary = layout.holdings[group.rank].primary
         self._ownership = Ownership.of([[(i.start, i.stop) for i in h.primary] for h in layout.holdings])
-        self._copies_out = _overlaps(self._primary, [h.extra for h in layout.holdings]) if plan.zero_stage else []
-        self._copies_in = (
-            [
-                (i, src)
-                for src, h in enumerate(layout.holdings)
-                if src != group.rank
-                for i in intersect(h.primary, layout.holdings[group.rank].extra)
-            ]
-            if plan.zero_stage
-            else []
-        )
+        mine = layout.holdings[group.rank]
+        others = [(r, h) for r, h in enumerate(layout.holdings) if plan.zero_stage and r != group.rank]
+        self._copies_out = [(i, dst) for dst, h in others for i in intersect(mine.primary, h.extra)]
+        self._copies_in = [(i, src) for src, h in others for i in intersect(h.primary, mine.extra)]
+        # Who keeps a copy has made the same update from the same gradient: its params need not travel.
+        self._params_out = [(i, dst) for dst, h in others for i in subtract(mine.primary, h.extra)]
+        self._params_in = [(i, src) for src, h in others for i in subtract(h.primary, mine.extra)]
         params: Intervals = (Interval(0, body.state.param_numel),)
         self._normed = [intersect(h.primary, params) for h in layout.holdings]
         self._ended = time.monotonic()
@@ -259,17 +255,19 @@ class Trainer:
         self._body.pristine = False
         lr = lr_at(commit.step, settings=self._train.optimizer, steps=self._train.steps)
         with user_code():
-            state.optimizer.update(
-                self._body.reduced, lr=lr, scale=commit.scale, micro_batches=self._train.micro_batches
-            )
+            state.optimizer.update(self._body.reduced, lr=lr, scale=commit.scale, micro_batches=self._train.micro_batches)
         state.applied_step = commit.step
         state.params_step = -1 if self._plan.zero_stage and self._plan.size > 1 else commit.step
 
     def _gather(self) -> None:
-        """All owners' updated params. In place: whoever is broken in here goes on with a copy of the vector."""
+        """The owners' updated params. In place: whoever is broken in here goes on with a copy of the vector."""
         flat = self._body.state.flat
         try:
-            all_gather_regions(self._group, self._ownership, _region(flat, self._primary), flat)
+            self._group.exchange(
+                [(flat[i.start : i.stop], dst) for i, dst in self._params_out],
+                [(flat[i.start : i.stop], src) for i, src in self._params_in],
+                tag=_PARAMS_TAG,
+            ).wait()
         except GroupBroken:
             self._body.drop_flat()
             raise
@@ -280,10 +278,6 @@ def autocast(body: Body) -> AbstractContextManager[object]:
     if body.job.train.precision is Precision.BF16:
         return torch.autocast(device_type=body.device.type, dtype=torch.bfloat16)
     return nullcontext()
-
-
-def _overlaps(mine: Intervals, theirs: Sequence[Intervals]) -> list[tuple[Interval, int]]:
-    return [(i, rank) for rank, held in enumerate(theirs) for i in intersect(mine, held)]
 
 
 def _region(vector: Tensor, intervals: Intervals) -> Tensor:

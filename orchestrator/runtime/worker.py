@@ -36,6 +36,7 @@ from orchestrator.core.supervisor.events import (
 from orchestrator.core.timeouts import Timeouts
 from orchestrator.runtime.ports import Beat, Engine, Failed, Finished, Left, LogLine, WorkerCommand
 
+END_S = 10.0  # saying goodbye and ending the process takes less, see Link.close
 LOOK_MS = 500  # how often an idle worker asks itself whether anybody still wants it
 
 WorkerReport = (
@@ -124,6 +125,7 @@ class WorkerShell:
         self._inside = False  # it is a member of _epoch: busy, or it finished or failed there and was not fenced since
         self._exit_why = ""
         self._ended = False
+        self._over = threading.Event()  # the process was ended, as far as that returns
 
     def run(self) -> None:
         """Warm up, say hello, then train whenever told to. Blocks until the end; raises what `warm` raises."""
@@ -137,6 +139,7 @@ class WorkerShell:
         while (order := self._next_order()) is not None:
             self._run_epoch(order)
         self._end(self._exit_why)
+        self._over.wait(END_S)  # another thread may be ending the process: returning now would cut its last words off
 
     def log(self, text: str) -> None:
         """One printed line, without its line end, for the supervisor; dropped before the link exists."""
@@ -319,6 +322,7 @@ class WorkerShell:
         if goodbye and self._link is not None:
             self._link.close(why)
         self._end_process(why)
+        self._over.set()
 
 
 def end_process(why: str) -> None:

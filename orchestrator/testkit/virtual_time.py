@@ -1,8 +1,9 @@
 """Virtual time: a timeline of plain callbacks, and an asyncio loop that lives on it.
 
-The world of a simulation (processes, wires, faults) runs as callbacks on a Timeline; the unchanged driver runs on a VirtualLoop,
-whose `select` plays the timeline until the driver has something to do. Nothing sleeps, nothing is threaded, and the same
-callbacks in the same order give the same run. The supervisor alone can be held up (`Timeline.play`) while the world goes on.
+The world of a simulation (processes, wires, faults) runs as callbacks on a Timeline; the unchanged driver runs on a
+VirtualLoop, whose `select` plays the timeline until the driver has something to do. Nothing sleeps, nothing is threaded, and
+the same callbacks in the same order give the same run. The supervisor alone can be held up (`Timeline.play`) while the world
+goes on.
 """
 
 from __future__ import annotations

@@ -6,34 +6,36 @@ Nodes are names here, so losing one is not real; everything else is. It is what 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import signal
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from pathlib import Path
 
 from orchestrator.adapters.files.home import Home
+from orchestrator.adapters.files.journal import SqliteJournal
 from orchestrator.apps.supervisor import Supervisor, WorkerSettings
 from orchestrator.core.cluster.view import ClusterView, NodeView
 from orchestrator.core.job import Job
 from orchestrator.core.supervisor.commands import KillWorker, SpawnWorker
-from orchestrator.core.supervisor.events import ClusterChanged, SpawnFailed, WorkerGone
+from orchestrator.core.supervisor.events import ClusterChanged, Fault, SpawnFailed, WorkerGone
 from orchestrator.runtime.ports import Clock, Record, Sink
+from orchestrator.runtime.replay import story, verify_replay
+from tests.world.facts import Facts
+from tests.world.relay import Relay
+from tests.world.spawning import WorkerProcess
 
 
 class ProcessFleet:
-    """Implements runtime.ports.Fleet with subprocesses. `kill_lost` False leaves lost workers alive, as zombies to be refused."""
+    """Implements runtime.ports.Fleet with processes of `system`; what it should kill lives on there where `kill_lost` is false."""
 
-    def __init__(self, job: Job, settings: WorkerSettings, *, processes: dict[str, asyncio.subprocess.Process], kill_lost: bool):
+    def __init__(self, job: Job, settings: WorkerSettings, *, system: System) -> None:
         self._job = job
         self._settings = settings
-        self._processes = processes
-        self._kill_lost = kill_lost
+        self._system = system
         self._sink: Sink | None = None
         self._watches: list[asyncio.Task[None]] = []
 
     async def start(self, sink: Sink) -> None:
+        """All nodes are there and stay."""
         self._sink = sink
         c = self._job.cluster
         nodes = tuple(
@@ -42,80 +44,167 @@ class ProcessFleet:
         sink(ClusterChanged(0, ClusterView(1, nodes)))
 
     async def spawn(self, command: SpawnWorker) -> None:
-        if command.worker_id in self._processes:
+        """Start it, behind a relay if the test asked for them."""
+        if command.worker_id in self._system.processes:
             return
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "orchestrator.apps.worker_main",
-            stdin=asyncio.subprocess.PIPE,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
-        )
-        self._processes[command.worker_id] = process
-        assert process.stdin is not None
-        process.stdin.write(
-            json.dumps({**self._settings.of(command.worker_id, command.node_id), "bind_host": "127.0.0.1"}).encode()
-        )
-        process.stdin.close()
+        settings = {**self._settings.of(command.worker_id, command.node_id), "bind_host": "127.0.0.1"}
+        if self._system.relayed:
+            relay = self._system.relays[command.worker_id] = Relay(settings["endpoint"])
+            settings["endpoint"] = await relay.start()
+        process = WorkerProcess(settings, output=self._system.output_of(command.worker_id))
+        self._system.processes[command.worker_id] = process
         self._watches.append(asyncio.create_task(self._watch(command.worker_id, process)))
 
-    async def _watch(self, worker_id: str, process: asyncio.subprocess.Process) -> None:
+    async def _watch(self, worker_id: str, process: WorkerProcess) -> None:
         code = await process.wait()
         assert self._sink is not None
         if code > 0:
-            self._sink(SpawnFailed(0, worker_id, f"exit code {code}"))
+            self._sink(SpawnFailed(0, worker_id, f"exit code {code}: {process.said().strip()}"))
         self._sink(WorkerGone(0, worker_id, f"its process ended with {code}"))
 
     async def adopt(self, worker_ids: Sequence[str]) -> None:
+        """Watch again; those of an earlier system are gone."""
         for worker_id in worker_ids:
-            self._watches.append(asyncio.create_task(self._watch(worker_id, self._processes[worker_id])))
+            process = self._system.processes.get(worker_id)
+            if process is not None:
+                self._watches.append(asyncio.create_task(self._watch(worker_id, process)))
+            else:
+                assert self._sink is not None
+                self._sink(WorkerGone(0, worker_id, "nobody knows its process"))
 
     async def kill(self, command: KillWorker) -> None:
-        process = self._processes.get(command.worker_id)
-        if self._kill_lost and process is not None and process.returncode is None:
+        """SIGKILL."""
+        process = self._system.processes.get(command.worker_id)
+        if self._system.kill_lost and process is not None:
             process.kill()
 
     async def close(self) -> None:
+        """Forget them; end what is left."""
         for watch in self._watches:
             watch.cancel()
-        for process in self._processes.values():
-            if process.returncode is None and self._kill_lost:
+        await asyncio.gather(*self._watches, return_exceptions=True)
+        if self._system.kill_lost:
+            for process in self._system.processes.values():
                 process.kill()
 
 
 class System:
-    """One supervisor and its worker processes; use as an async context."""
+    """One supervisor and its worker processes; use as an async context. At the end every journal must replay as it was written.
 
-    def __init__(self, root: Path, *, kill_lost: bool = True) -> None:
+    With `kill_lost` False a worker that was declared lost lives on, as behind a broken network, and must be refused.
+    `relayed`: each worker's stream goes through a Relay of its own. `open_journal`: for a disk that misbehaves.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        kill_lost: bool = True,
+        relayed: bool = False,
+        open_journal: Callable[[Path], SqliteJournal] = SqliteJournal,
+    ) -> None:
         self.home = Home(root)
-        self.processes: dict[str, asyncio.subprocess.Process] = {}
-        self._kill_lost = kill_lost
+        self.kill_lost = kill_lost
+        self.processes: dict[str, WorkerProcess] = {}
+        self.relayed = relayed
+        self.relays: dict[str, Relay] = {}
+        self._open_journal = open_journal
         self.supervisor = self._new()
 
     def _new(self) -> Supervisor:
         def fleet(job: Job, settings: WorkerSettings, clock: Clock) -> ProcessFleet:
-            return ProcessFleet(job, settings, processes=self.processes, kill_lost=self._kill_lost)
+            return ProcessFleet(job, settings, system=self)
 
-        return Supervisor(home=self.home, cluster="test", ray_address="", token="t" * 43, make_fleet=fleet)
+        return Supervisor(
+            home=self.home,
+            cluster="test",
+            ray_address="",
+            token="t" * 43,
+            make_fleet=fleet,
+            open_journal=self._open_journal,
+        )
 
     async def __aenter__(self) -> System:
         await self.supervisor.start()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        await self.supervisor.close()
-        for process in self.processes.values():
-            if process.returncode is None:
-                process.send_signal(signal.SIGCONT)
-                process.kill()
-            await process.wait()
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        await self.crash()
+        if kind is None:
+            self.check_journals()
 
-    async def replace_supervisor(self) -> None:
-        """End the supervisor as a crash would (nothing is said to anybody) and start another on the same journal."""
+    async def crash(self) -> None:
+        """SIGKILL every worker and leave the supervisor as a crash would: nothing is said to anybody."""
+        try:
+            for process in self.processes.values():
+                process.kill()
+        finally:
+            await self.supervisor.close()
+        for process in self.processes.values():
+            await process.wait()
+        for relay in self.relays.values():
+            await relay.close()
+
+    def check_journals(self) -> None:
+        """Every decision that was written down is the one that the program makes of the same events."""
+        for folder in self.home.jobs.iterdir():
+            journal = SqliteJournal(folder, read_only=True)
+            assert verify_replay(journal) == ()
+            journal.close()
+
+    async def end_supervisor(self) -> None:
+        """End the supervisor as a crash would: nothing is said to anybody."""
         await self.supervisor.close()
+
+    async def start_supervisor(self) -> None:
+        """Start another one on the same journals."""
         self.supervisor = self._new()
         await self.supervisor.start()
+
+    async def replace_supervisor(self) -> None:
+        """End it and start another."""
+        await self.end_supervisor()
+        await self.start_supervisor()
+
+    def output_of(self, worker_id: str) -> Path:
+        """File with what a worker prints."""
+        folder = self.home.root / "output"
+        folder.mkdir(exist_ok=True)
+        return folder / f"{worker_id.replace('/', '-')}.txt"
+
+    # ---- what a test does with it
+
+    async def submit(self, job: Job, *faults: Fault) -> None:
+        """Start a job and ask for its faults; those that come before an epoch runs wait for it."""
+        await self.supervisor.service.submit(job=job, yaml_text="")
+        for fault in faults:
+            await self.supervisor.service.inject(job.name, fault=fault, who="test")
+
+    async def finish(self, job: Job) -> Facts:
+        """Wait for the end."""
+        state = await self.supervisor.service.finished(job.name)
+        return Facts(await self.records(job.name), state)
+
+    async def run(self, job: Job, *faults: Fault) -> Facts:
+        """Submit and wait for the end."""
+        await self.submit(job, *faults)
+        return await self.finish(job)
 
     async def records(self, name: str) -> list[Record]:
         """The journal so far."""
         return [r async for r in self.supervisor.service.watch_events(name, after_seq=0, follow=False)]
+
+    async def until(self, job: Job, wanted: Callable[[Record], bool], *, after: int = 0) -> Record:
+        """The first such record, past or to come; AssertionError when the job ends without one."""
+        seen: list[Record] = []
+        async with aclosing(self.supervisor.service.watch_events(job.name, after_seq=after, follow=True)) as records:
+            async for record in records:
+                if wanted(record):
+                    return record
+                seen.append(record)
+        raise AssertionError(f"{job.name} ended without the record that was waited for:\n{story(seen)}")
+
+    async def log(self, job: Job) -> str:
+        """What the workers' logs hold now."""
+        lines = self.supervisor.service.tail_logs(job.name, rank=None, follow=False)
+        return "\n".join([line.text async for line in lines])

@@ -1,7 +1,8 @@
 """A journal in memory that can lose what a crash loses.
 
 Records are kept as the objects that they are and leave through the codec, as they would from a file. `crash` drops the newest
-records that were not written durably, down to a given number of them: a `kill -9` loses none, a power cut may lose all of those.
+records that were not written durably, down to a given number of them: a `kill -9` loses none, a power cut may lose all of
+those.
 """
 
 from __future__ import annotations

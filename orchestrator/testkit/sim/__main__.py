@@ -1,7 +1,7 @@
 """`python -m orchestrator.testkit.sim --runs N [--seed S] [--verbose]`: the entry point of `make sim`.
 
-Runs seeds S, S+1, ... in two processes that differ in PYTHONHASHSEED. Each takes half of the seeds, and both take a common share, whose
-journals must come out equal to the byte. Talk goes to stderr, a failing seed tells its story there; the last line of stdout is JSON.
+Runs seeds S, S+1, ... in two processes that differ in PYTHONHASHSEED, and whose journals must come out equal to the byte.
+Talk goes to stderr, where a failing seed tells its story; the last line of stdout is JSON.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.runs < 1:
         parser.error("--runs must be at least 1")
-    figures = (one if args.runs == 1 else several)(first=args.seed or 0, runs=args.runs, verbose=args.verbose)
+    first = args.seed or 0
+    if args.runs == 1:
+        figures = one(first, verbose=args.verbose)
+    else:
+        figures = several(first=first, runs=args.runs, verbose=args.verbose)
     return 0 if figures.violations == 0 and figures.hash_seeds_agree == 1 else EXIT_VIOLATION
 
 

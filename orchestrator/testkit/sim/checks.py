@@ -1,8 +1,8 @@
 """What must hold in every run, checked after every step against the truth that only the world knows.
 
-Safety: one epoch acts at a time and nobody joins an older one; what the journal says was committed was committed, once, and holds what
-the serial run holds; the state goes on from the newest step that the survivors hold; status tells the truth; nothing is done that the
-journal does not durably hold. Cost: decisions and commands per virtual second are bounded.
+Safety: one epoch acts at a time and nobody joins an older one; what the journal says was committed was committed, once, and
+holds what the serial run holds; the state goes on from the newest step that the survivors hold; status tells the truth;
+nothing is done that the journal does not durably hold. Cost: decisions and commands per virtual second are bounded.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from orchestrator.core.reshard.recovery import Commit, Source
 from orchestrator.core.supervisor.commands import Command, RunEpoch
 from orchestrator.core.supervisor.state import JobPhase, Outcome, State, WorkerPhase
 from orchestrator.runtime.ports import Beat, Record
+from orchestrator.testkit.sim import content
 
 if TYPE_CHECKING:
     from orchestrator.testkit.sim.group import Gate, Group
@@ -33,7 +34,6 @@ class Checks:
     def __init__(self, world: World) -> None:
         self.world = world
         self.issued: set[Command] = set()
-        self.waiting: list[Command] = []  # of records that are not durable yet: there must be none
         self.state: State | None = None
         self.ready: set[tuple[str, int]] = set()
         self.finished: dict[tuple[str, int], str] = {}
@@ -181,7 +181,9 @@ class Checks:
         if gate.kind == "form":
             self.formed = max(self.formed, group.epoch)
         if group.epoch < self.formed:
-            self.world.violation(f"epoch {group.epoch} acts ({gate.kind} of step {gate.step}) after epoch {self.formed} was formed")
+            self.world.violation(
+                f"epoch {group.epoch} acts ({gate.kind} of step {gate.step}) after epoch {self.formed} was formed"
+            )
 
     def committed(self, training: Training, step: int) -> None:
         """A worker is past the commit of a step."""
@@ -202,7 +204,7 @@ class Checks:
 
 
 def newest_step(workers: Iterable[Worker], known: Commit | None) -> int | None:
-    """The newest step that these workers can get to by themselves, from what is in their memory; None when some block is missing."""
+    """The newest step that these workers can get to by themselves, from what their memory holds; None when a block is missing."""
     trainings = [w.training for w in workers if w.training.plan is not None]
     commits = {t.commit.step for t in trainings if t.commit is not None} | ({known.step} if known is not None else set())
     for step in sorted({t.applied for t in trainings} | commits, reverse=True):
@@ -221,6 +223,4 @@ def newest_step(workers: Iterable[Worker], known: Commit | None) -> int | None:
 
 
 def _loss(world: World, step: int) -> float:
-    from orchestrator.testkit.sim.content import loss_of
-
-    return loss_of(world.serial.grad[step])
+    return content.loss_of(world.serial.grad[step])

@@ -1,8 +1,9 @@
 """What training computes, as numbers that give every mistake away.
 
-Each block of the parameters and of the optimizer state is one integer, chained by a hash from step to step over the gradient, which
-is a hash over all micro-batches, each of which sees all parameters. A region that is stale, torn, mixed up or updated twice differs
-from the serial run from then on, everywhere. Hashes are of tuples of integers: equal in every process, whatever PYTHONHASHSEED.
+Each block of the parameters and of the optimizer state is one integer, chained by a hash from step to step over the gradient,
+which is a hash over all micro-batches, each of which sees all parameters. A region that is stale, torn, mixed up or updated
+twice differs from the serial run from then on, everywhere. Hashes are of tuples of integers: equal in every process, whatever
+PYTHONHASHSEED.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Carries a scenario's faults out, and ends them all when the calm begins.
 
-Each action is something that happens to machines: processes end or stop, cables are pulled and plugged in again, disks are slow, the
-supervisor is killed. Whoever is hit is drawn when it happens, members of the current group first.
+Each action is something that happens to machines: processes end or stop, cables are pulled and plugged in again, disks are
+slow, the supervisor is killed. Whoever is hit is drawn when it happens, members of the current group first.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from orchestrator.testkit.sim.scenario import Fault, Kind
 
 if TYPE_CHECKING:
     from orchestrator.testkit.sim.worker import Worker
-    from orchestrator.testkit.sim.world import World
+    from orchestrator.testkit.sim.world import Node, World
 
 
 class Faults:
@@ -38,6 +38,7 @@ class Faults:
         self.disk_ms = 0.0  # what each write takes
         self._counts: dict[str, int] = {}
         self._points: dict[tuple[str, int], list[Fault]] = {}
+        self._drained: set[str] = set()
         self._quiet_until_ms: dict[str, float] = {}
         for fault in world.scenario.faults:
             if fault.point:
@@ -76,7 +77,10 @@ class Faults:
         world.timeline.after(6000, lambda: self._make_room(need))
 
     def _make_room(self, need: int) -> None:
-        while sum(n.slots for n in self.world.nodes.values() if n.runs and n.healthy) < need + self.world.job.cluster.slots_per_node:
+        def usable() -> list[Node]:
+            return [n for n in self.world.nodes.values() if n.runs and n.healthy and n.node_id not in self._drained]
+
+        while len(usable()) < 2 or sum(n.slots for n in usable()) < need + self.world.job.cluster.slots_per_node:
             self.world.add_node()
 
     def _strike(self, fault: Fault, here: Worker | None) -> None:
@@ -104,9 +108,11 @@ class Faults:
                 self.disk_ms = rng.uniform(20, 300)
                 after(rng.uniform(500, 3000), self._fast_disk)
             case "pause supervisor":
-                self.pause_supervisor(rng.uniform(1000, 3000))
+                self.pause_supervisor(rng.uniform(1000, 6000))
             case "bad spawns":
-                world.spawn_modes += [rng.choice(("refused", "dies", "slow", "slow", "nothing")) for _ in range(rng.randint(1, 3))]
+                world.spawn_modes += [
+                    rng.choice(("refused", "dies", "slow", "slow", "nothing")) for _ in range(rng.randint(1, 3))
+                ]
             case "add node":
                 world.add_node()
             case "cancel":
@@ -151,6 +157,7 @@ class Faults:
                 for worker in world.living():
                     self._break(worker)
             case "drain":
+                self._drained.add(node_id)
                 self.ask(DrainRequested(0, node_id, "the simulation"))
             case _:
                 raise AssertionError(action)

@@ -1,8 +1,9 @@
 """The process group of one epoch: gates that ranks pass together, or break out of, or hang in.
 
-A gate (forming, a reduction, the commit exchange, a barrier) opens when every member has come to it and is up and reachable; the
-members then leave it one after the other, and a fault in between lets some out and not the others. Who waits for a process that
-ended is told soon if it is its neighbour; everybody else hangs until a fence. A stopped or cut-off member is noticed by nobody.
+A gate (forming, a reduction, the commit exchange, a barrier) opens when every member has come to it and is up and reachable;
+the members then leave it one after the other, and a fault in between lets some out and not the others. Who waits for a
+process that ended is told soon if it is its neighbour; everybody else hangs until a fence. A stopped or cut-off member is
+noticed by nobody.
 """
 
 from __future__ import annotations

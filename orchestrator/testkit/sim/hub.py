@@ -1,8 +1,8 @@
 """The supervisor's side of the world: its hub of streams, its fleet and its prober, one of each for every supervisor process.
 
-All of them die with their process: whatever reaches a dead one is lost, whatever it still tries has no effect. While the process is
-held up (a slow disk, a pause) nothing is lost, and what arrives waits in its inbox. Each of them asks the checks whether the journal
-holds the command that it is told to carry out.
+All of them die with their process: whatever reaches a dead one is lost, whatever it still tries has no effect. While the
+process is held up (a slow disk, a pause) nothing is lost, and what arrives waits in its inbox. Each of them asks the checks
+whether the journal holds the command that it is told to carry out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ from orchestrator.runtime.ports import Beat, Sink, WorkerCommand
 if TYPE_CHECKING:
     from orchestrator.runtime.driver import Driver
     from orchestrator.testkit.sim.links import Stream
+    from orchestrator.testkit.sim.worker import Worker
     from orchestrator.testkit.sim.world import World
+
+
+KILL_WORKS = 0.8  # of the fleet's kills; the fence must do without them
 
 
 class Process:
@@ -187,8 +191,8 @@ class Fleet:
         self.world.checks.carried_out(command)
         await asyncio.sleep(self.world.rng.uniform(0.001, 0.05))
         worker = self.world.workers.get(command.worker_id)
-        if self.process.alive and worker is not None and self.world.can_kill(worker):
-            worker.die("killed by the fleet")
+        if worker is not None:
+            self.process.run(lambda: self._kill(worker))
 
     async def close(self) -> None:
         """Release what is left."""
@@ -196,6 +200,10 @@ class Fleet:
         for worker in list(self.world.workers.values()):
             if self.process.alive and worker.alive and self.world.can_kill(worker):
                 worker.die("released")
+
+    def _kill(self, worker: Worker) -> None:
+        if self.world.can_kill(worker) and self.world.rng.random() < KILL_WORKS:
+            worker.die("killed by the fleet")
 
     def cluster_changed(self) -> None:
         """Something about the nodes is known anew."""

@@ -1,8 +1,8 @@
 """The wire between a worker and the supervisor: streams that deliver in order or break, and what is said again after a break.
 
-Each message takes its own time, never overtaking another one. A cut holds messages back until it heals or an end gives up; a break
-loses whatever is under way in either direction and each end learns of it in its own time. The outbox repeats the rules of the real
-one (adapters/grpc/outbox.py), which this package may not import.
+Each message takes its own time, never overtaking another one. A cut holds messages back until it heals or an end gives up; a
+break loses whatever is under way in either direction and each end learns of it in its own time. The outbox repeats the rules
+of the real one (adapters/grpc/outbox.py), which this package may not import.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """One seed: a world, a supervisor that is killed and started again, and a verdict.
 
-The supervisor is the real driver (start_driver, then resume_driver after each crash) in virtual time. A run ends when the driver says
-that the job is over, or when it took too long, which is a violation: once faults stop and there is room, every job reaches an end.
+The supervisor is the real driver (start_driver, then resume_driver after each crash) in virtual time. A run ends when the
+driver says that the job is over, or when it took too long, which is a violation: once faults stop and there is room, every
+job reaches an end.
 """
 
 from __future__ import annotations
@@ -66,15 +67,14 @@ class Simulation:
         self.restarts = 0
         self.dying = False
         self.too_long = False
-        self.faults = Faults(
-            self.world, kill_supervisor=self._kill, pause_supervisor=self._pause, ask=self._ask
-        )
+        self.faults = Faults(self.world, kill_supervisor=self._kill, pause_supervisor=self._pause, ask=self._ask)
 
     def run(self, *, verbose: bool = False) -> Result:
         """To the end; never raises for what the simulated code does wrong."""
         world = self.world
         loop = VirtualLoop(world.timeline)
         world.timeline.after(self.scenario.calm_after_ms + LIMIT_MS, self._give_up)
+        state: State | None
         try:
             state = loop.run_until_complete(self._supervise())
         except Exception as error:
@@ -121,7 +121,13 @@ class Simulation:
         prober = Prober(world)
         if self.restarts:
             driver = resume_driver(
-                checkpoint=None, fleet=fleet, workers=hub, prober=prober, journal=self.journal, telemetry=world.checks, clock=clock
+                checkpoint=None,
+                fleet=fleet,
+                workers=hub,
+                prober=prober,
+                journal=self.journal,
+                telemetry=world.checks,
+                clock=clock,
             )
         else:
             driver = start_driver(
@@ -170,7 +176,9 @@ class Simulation:
 
     def _give_up(self) -> None:
         state = self.driver.state if self.driver is not None else None
-        self.world.violation(f"the job is not over {LIMIT_MS // 1000} s after the calm began: it is {state.phase if state else '?'}")
+        self.world.violation(
+            f"the job is not over {LIMIT_MS // 1000} s after the calm began: it is {state.phase if state else '?'}"
+        )
         self.too_long = True
         if self.task is not None:
             self.task.cancel()
@@ -237,7 +245,7 @@ class Simulation:
             world.violation(f"a {kind} run ended as {state.phase} {state.outcome}: {state.last_word[:300]}")
         if kind in (Kind.CALM, Kind.PAUSES):
             lost = [w for w, worker in state.workers.items() if worker.phase is WorkerPhase.LOST]
-            if lost or state.recoveries:
+            if lost or (state.recoveries and kind is Kind.CALM):  # an epoch may have to form again after a long pause
                 world.violation(f"nothing failed, and {lost} were lost in {len(state.recoveries)} recoveries")
         if kind is Kind.SINGLE and state.steps_lost:
             world.violation(f"one fault cost {state.steps_lost} steps")

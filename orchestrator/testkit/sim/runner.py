@@ -1,7 +1,7 @@
-"""Many seeds: shared out between two processes with different hash seeds, told about, and summed up in one line of JSON.
+"""Many seeds: run in two processes with different hash seeds, told about, and summed up in one line of JSON.
 
-A part process (`python -m orchestrator.testkit.sim.runner FIRST STEP ...`) prints one line of JSON per seed. The seeds that both
-processes run are the first COMMON of every HUNDRED; what a set's order could change shows there as two digests of one seed.
+Both processes (`python -m orchestrator.testkit.sim.runner FIRST RUNS VERBOSE`) run all seeds and print one line of JSON for
+each. What the order of a set could change shows as two digests of one seed's journal.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from statistics import mean
 
 from orchestrator.testkit.sim.run import Result, simulate
 
-HUNDRED = 100
-COMMON = 25  # of each HUNDRED seeds, run by both processes
 HASH_SEEDS = ("1", "4711")
 STORY_MAX = 400  # lines of a failing seed's story
 STORIES_MAX = 5
@@ -31,8 +29,7 @@ class Figures:
 
     runs: int
     violations: int  # seeds with at least one
-    hash_seeds_agree: int  # 1: every seed that both processes ran gave one digest
-    hash_seeds_compared: int
+    hash_seeds_agree: int  # 1: every seed gave one digest of its journal in both processes
     faults: int
     recoveries: int
     supervisor_restarts: int
@@ -42,20 +39,15 @@ class Figures:
     virtual_s: float
 
 
-def seeds_of(part: int, *, first: int, runs: int) -> list[int]:
-    """The seeds of one of the two processes."""
-    return [first + k for k in range(runs) if k % HUNDRED < COMMON or k % 2 == part]
-
-
 def several(*, first: int, runs: int, verbose: bool) -> Figures:
     """Run them all in two processes; prints and returns the figures. Raises RuntimeError when a process breaks."""
-    parts = [_start(part, first=first, runs=runs, verbose=verbose) for part in range(len(HASH_SEEDS))]
+    parts = [_start(hash_seed, first=first, runs=runs, verbose=verbose) for hash_seed in HASH_SEEDS]
     results: dict[int, Result] = {}
-    digests: dict[int, set[str]] = {}
+    digests: dict[int, list[str]] = {}
     told = 0
     try:
         for result in _read(parts):
-            digests.setdefault(result.seed, set()).add(result.digest)
+            digests.setdefault(result.seed, []).append(result.digest)
             if result.seed in results:
                 continue
             results[result.seed] = result
@@ -71,35 +63,32 @@ def several(*, first: int, runs: int, verbose: bool) -> Figures:
         for process in parts:
             process.kill()
             process.wait()
-    common = set(seeds_of(0, first=first, runs=runs)) & set(seeds_of(1, first=first, runs=runs))
-    differ = sorted(s for s, d in digests.items() if len(d) > 1)
+    differ = sorted(s for s, d in digests.items() if len(d) != len(HASH_SEEDS) or len(set(d)) > 1)
     if differ:
         print(f"PYTHONHASHSEED changes what happens in seeds {differ[:20]}", file=sys.stderr)
-    return show([results[s] for s in sorted(results)], agree=not differ and len(common) > 0, compared=len(common))
+    return show([results[s] for s in sorted(results)], agree=not differ)
 
 
-def one(*, first: int, runs: int, verbose: bool) -> Figures:
-    """One seed: here with its story if it fails, and in two processes for the digests."""
+def one(seed: int, *, verbose: bool) -> Figures:
+    """One seed: here, with its story if it fails, and in two processes for the digests."""
     quiet()
-    assert runs == 1
-    result = simulate(first, verbose=True)
+    result = simulate(seed, verbose=verbose)
     if verbose or result.violations:
         tell(result)
     else:
         print(summary(result), file=sys.stderr)
-    parts = [_start(part, first=first, runs=1, verbose=False) for part in range(len(HASH_SEEDS))]
+    parts = [_start(hash_seed, first=seed, runs=1, verbose=False) for hash_seed in HASH_SEEDS]
     digests = {r.digest for r in _read(parts)}
-    return show([result], agree=digests == {result.digest}, compared=1)
+    return show([result], agree=digests == {result.digest})
 
 
-def show(results: Sequence[Result], *, agree: bool, compared: int) -> Figures:
+def show(results: Sequence[Result], *, agree: bool) -> Figures:
     """Print the line of JSON."""
     virtual_s = sum(r.virtual_s for r in results)
     figures = Figures(
         runs=len(results),
         violations=sum(bool(r.violations) for r in results),
         hash_seeds_agree=int(agree),
-        hash_seeds_compared=compared,
         faults=sum(r.faults for r in results),
         recoveries=sum(r.recoveries for r in results),
         supervisor_restarts=sum(r.restarts for r in results),
@@ -116,7 +105,8 @@ def summary(result: Result) -> str:
     """One line."""
     return (
         f"seed {result.seed} ({result.kind}): {result.outcome or 'no outcome'} after {result.virtual_s:.1f} virtual s, "
-        f"{result.faults} faults, {result.recoveries} recoveries, {result.restarts} supervisor restarts, {result.steps_lost} steps lost"
+        f"{result.faults} faults, {result.recoveries} recoveries, "
+        f"{result.restarts} supervisor restarts, {result.steps_lost} steps lost"
     )
 
 
@@ -136,9 +126,9 @@ def quiet() -> None:
     logging.getLogger("orchestrator").setLevel(logging.CRITICAL)
 
 
-def _start(part: int, *, first: int, runs: int, verbose: bool) -> subprocess.Popen[str]:
-    args = [sys.executable, "-m", "orchestrator.testkit.sim.runner", str(part), str(first), str(runs), str(int(verbose))]
-    return subprocess.Popen(args, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONHASHSEED": HASH_SEEDS[part]})
+def _start(hash_seed: str, *, first: int, runs: int, verbose: bool) -> subprocess.Popen[str]:
+    args = [sys.executable, "-m", "orchestrator.testkit.sim.runner", str(first), str(runs), str(int(verbose))]
+    return subprocess.Popen(args, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONHASHSEED": hash_seed})
 
 
 def _read(parts: Iterable[subprocess.Popen[str]]) -> Iterator[Result]:
@@ -159,9 +149,9 @@ def _read(parts: Iterable[subprocess.Popen[str]]) -> Iterator[Result]:
 
 
 def _part(argv: Sequence[str]) -> None:
-    part, first, runs, verbose = (int(a) for a in argv)
+    first, runs, verbose = (int(a) for a in argv)
     quiet()
-    for seed in seeds_of(part, first=first, runs=runs):
+    for seed in range(first, first + runs):
         print(json.dumps(asdict(simulate(seed, verbose=bool(verbose)))), flush=True)
 
 

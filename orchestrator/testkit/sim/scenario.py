@@ -1,7 +1,7 @@
 """What a seed stands for: the shape of the job and the cluster, and the faults that strike.
 
-A fault is an action with a trigger: a moment, or the n-th time that some point of the protocol is reached (a gate opens, a rank passes
-the commit, a fence arrives, a decision is written down), which is how the narrow windows are hit.
+A fault is an action with a trigger: a moment, or the n-th time that some point of the protocol is reached (a gate opens, a
+rank passes the commit, a fence arrives, a decision is written down), which is how the narrow windows are hit.
 """
 
 from __future__ import annotations
@@ -187,7 +187,11 @@ def _faults(rng: random.Random, *, kind: Kind, data: int, until_ms: float) -> li
             out = some(ACTIONS, 1, 7)
             for _ in range(rng.choice((0, 0, 1, 2))):  # strikes in what the first fault sets off
                 point, before = rng.choice(RECOVERY_POINTS)
-                out.append(Fault(rng.choice(ACTIONS), 0, point, before * data + rng.randint(1, data), rng.choice((0, rng.uniform(0, 15)))))
+                out.append(
+                    Fault(
+                        rng.choice(ACTIONS), 0, point, before * data + rng.randint(1, data), rng.choice((0, rng.uniform(0, 15)))
+                    )
+                )
             return out
 
 

@@ -1,8 +1,8 @@
 """One worker's engine: forms groups, gets its state, trains, and leaves when its groups break or its epoch is fenced.
 
-It follows docs/decisions/0001 (prepared, commit, roll forward) and the rules by which the real engine keeps what it holds: nothing
-is thrown away between epochs, and a restore makes the new layout count only once every rank has all it needs. All of it is the
-training thread's: it stands still while that thread hangs.
+It follows docs/decisions/0001 (prepared, commit, roll forward) and the rules by which the real engine keeps what it holds:
+nothing is thrown away between epochs, and a restore makes the new layout count only once every rank has all it needs. All of
+it is the training thread's: it stands still while that thread hangs.
 """
 
 from __future__ import annotations
@@ -171,7 +171,9 @@ class Training:
             if resume.source is Source.INIT:
                 self._later(self.world.rng.uniform(1, 30), self._restored)
             else:  # what the ranks have read together is compared with the manifest
-                self._later(self.world.rng.uniform(1, 30), lambda: self._gate("loaded", resume.step, None, lambda _: self._restored()))
+                self._later(
+                    self.world.rng.uniform(1, 30), lambda: self._gate("loaded", resume.step, None, lambda _: self._restored())
+                )
             return
         if self.new_rank in resume.fresh:
             self.plan, self.optim, self.params, self.commit = None, {}, [0] * len(self.world.serial.params[0]), None
@@ -179,7 +181,9 @@ class Training:
         else:
             self._roll_forward()
             if self.plan is None or self.applied != resume.step:
-                self._fatal(f"it holds step {self.applied if self.plan else None} and epoch {self.newest} resumes at {resume.step}")
+                self._fatal(
+                    f"it holds step {self.applied if self.plan else None} and epoch {self.newest} resumes at {resume.step}"
+                )
                 return
         self._later(self.world.rng.uniform(1, 10), self._exchange)
 
@@ -265,7 +269,9 @@ class Training:
         """Everything that it holds is what the serial run holds."""
         serial, step = self.world.serial, self.applied
         wrong = [b for b, v in sorted(self.optim.items()) if v != serial.optim[step][b]]
-        torn = [b for b, v in enumerate(self.params) if v != serial.params[step][b] and (self.params_step == step or b in self.optim)]
+        torn = [
+            b for b, v in enumerate(self.params) if v != serial.params[step][b] and (self.params_step == step or b in self.optim)
+        ]
         if wrong or torn:
             self._fatal(f"after step {step} optimizer blocks {wrong} and param blocks {torn} differ from the serial run")
 
@@ -328,7 +334,9 @@ class Training:
         commit = self.commit = Commit(n, content.loss_of(self.grad), 1.0, 1.0)
         self.world.committed(self, n)
         job = self.job
-        report = StepCommitted(0, self.worker.worker_id, self.newest, n, commit.loss, 1.0, 1.0, 1e-3, 1.0, job.train.micro_batches)
+        report = StepCommitted(
+            0, self.worker.worker_id, self.newest, n, commit.loss, 1.0, 1.0, 1e-3, 1.0, job.train.micro_batches
+        )
         self.worker.say(report)
         self._enter("update", n)
         if self.cancelled and self.world.rng.random() < 0.5:  # a fence may find it before the update or after it

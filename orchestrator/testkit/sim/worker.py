@@ -1,8 +1,8 @@
 """One worker process: alive, stopped or dead, with the shell of runtime/worker.py retold in callbacks.
 
-The real shell lives in threads; its rules (which command counts in which epoch, what is answered to a fence, what a hello says) are
-repeated here one by one, including the moment in which an order waits for the training thread. Everything that the process does
-goes through `later` and `run`, so that a stopped process does nothing and goes on where it was.
+The real shell lives in threads; its rules (which command counts in which epoch, what is answered to a fence, what a hello
+says) are repeated here one by one, including the moment in which an order waits for the training thread. Everything that the
+process does goes through `later` and `run`, so that a stopped process does nothing and goes on where it was.
 """
 
 from __future__ import annotations

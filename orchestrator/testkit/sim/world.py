@@ -1,7 +1,8 @@
 """The simulated cluster: nodes, wires, processes, and what is known about them.
 
-Only the world knows the truth; supervisor and workers see it through delays, silence and lies by omission (a node whose death nobody
-reports). All randomness of a run comes from one generator that is drawn from in the order of events, so a seed is a run.
+Only the world knows the truth; supervisor and workers see it through delays, silence and lies by omission (a node whose death
+nobody reports). All randomness of a run comes from one generator that is drawn from in the order of events, so a seed is a
+run.
 """
 
 from __future__ import annotations

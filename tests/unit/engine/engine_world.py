@@ -1,7 +1,7 @@
 """Real engines in processes of their own, and a pocket supervisor that swaps lost ranks as the real one does.
 
-Processes come from a fork server that has torch loaded, so that one costs milliseconds; a worker can be told to kill itself when its
-training thread enters a phase of a step.
+Processes come from a fork server that has torch loaded, so that one costs milliseconds; a worker can be told to kill
+itself when its training thread enters a phase of a step.
 """
 
 from __future__ import annotations
@@ -98,9 +98,7 @@ def job(
         parallel=ParallelSettings(data=size, zero_stage=zero_stage, copies=copies),
         cluster=ClusterSettings(nodes=size, spares=1, slots_per_node=1, device=DeviceKind.CPU),
         checkpoint=checkpoint or CheckpointSettings("", 0, 2),
-        resilience=ResilienceSettings(
-            detect_within_ms=4000, failure_budget=3, budget_refill_steps=10, slow_factor=3.0
-        ),
+        resilience=ResilienceSettings(detect_within_ms=4000, failure_budget=3, budget_refill_steps=10, slow_factor=3.0),
     )
 
 
@@ -147,7 +145,8 @@ def _main(link: Connection, the_job: Job, traps: Sequence[Trap]) -> None:
                 tell("answer", {"held": engine.held(), "pulse": engine.pulse(), "entered": dict(entered)}[arguments[0]])
             elif what == "flip":  # a cosmic ray
                 body = engine._body
-                assert body is not None and body.rank is not None
+                assert body is not None
+                assert body.rank is not None
                 target = body.state.flat if arguments[0] == "params" else body.rank.optimizer.buffers[arguments[0]]
                 target[arguments[1]] += 1.0
                 tell("answer", None)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import state_dict_loader as dcp
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from orchestrator.core.job import CheckpointSettings, Job
@@ -21,7 +21,7 @@ from orchestrator.engine.checkpoint_files import BadCheckpoint, list_steps, prun
 from orchestrator.engine.describe import build_seeded
 from orchestrator.engine.tasks.loading import load_task
 from orchestrator.runtime.ports import Failed
-from tests.unit.engine.engine_world import World, curve, job, undisturbed, world
+from tests.unit.engine.engine_world import Trap, World, curve, job, undisturbed, world
 
 
 @cache
@@ -160,6 +160,22 @@ def test_old_ones_and_leftovers_of_older_epochs_are_removed(tmp_path: Path) -> N
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     save(tmp_path, every=1, keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000005", "step-00000006"]
+
+
+def test_the_last_checkpoint_is_written_again_when_its_epoch_breaks(tmp_path: Path) -> None:
+    with world(saving(tmp_path, size=2)) as w:
+        w.spawn("w0", "spare")
+        w.spawn("w1", traps=[Trap("checkpoint", 6)])
+        w.start("w0", "w1")
+        resume = w.recover("spare")
+        assert resume.step == 6
+        assert set(w.finish()) == {reference()[0]}
+        reports = [(e.step, e.epoch, e.ok) for m in w.members() for e in m.events if isinstance(e, CheckpointReported)]
+        assert (6, 2, True) in reports
+    found = newest_good(str(tmp_path), "tiny")
+    assert found is not None
+    assert found.step == 6
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000003", "step-00000006"]
 
 
 def test_a_swapped_digest_is_found_when_it_is_loaded(tmp_path: Path) -> None:

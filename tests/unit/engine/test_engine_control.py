@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.core.reshard.recovery import Resume, Source
+from orchestrator.core.supervisor.commands import RunEpoch
 from orchestrator.core.supervisor.events import EvalReported, Fault, StepCommitted
 from orchestrator.engine.faults import FaultBox, InjectedError
 from orchestrator.runtime.ports import Failed, Left
@@ -25,8 +26,6 @@ def test_a_fence_interrupts_forming_and_the_epoch_stays_refused() -> None:
         alone = w.workers["w0"]
         w.plan = later
         resume = Resume(Source.INIT, 0, None, (), (0, 1), "")
-        from orchestrator.core.supervisor.commands import RunEpoch
-
         alone.send("run", RunEpoch("w0", later, resume, alone.endpoint))  # the other one never comes
         w.until(lambda: w.ask(alone, "ask", "pulse").phase == "forming")
         alone.send("fence", 2)

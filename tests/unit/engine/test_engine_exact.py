@@ -27,6 +27,16 @@ def test_digest_and_curve_do_not_depend_on_the_layout(size: int, zero: int, copi
         assert curve(w) == reference()[1]
 
 
+def test_ranks_that_own_nothing_and_a_swap_among_them() -> None:
+    alone = undisturbed(job(width=8))  # one block: ranks 1 and 2 own no part of the optimizer's state
+    with world(job(size=3, zero_stage=1, copies=1, width=8)) as w:
+        w.spawn("w1", "w2", "spare")
+        w.spawn("w0", traps=[Trap("commit", 3)])
+        w.start("w0", "w1", "w2")
+        w.recover("spare")
+        assert (set(w.finish()), curve(w)) == ({alone[0]}, alone[1])
+
+
 PHASES = ["batch", "reduce", "commit", "update", "gather"]
 
 

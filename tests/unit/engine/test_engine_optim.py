@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -26,7 +27,7 @@ def test_the_schedule_warms_up_and_ends_at_its_floor() -> None:
     assert lrs[:4] == [0.25, 0.5, 0.75, 1.0]
     assert lrs[11] == pytest.approx(0.1 + 0.9 * 0.5)  # half way down the cosine
     assert lrs[-1] == pytest.approx(0.1)
-    assert all(a > b for a, b in zip(lrs[3:], lrs[4:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(lrs[3:]))
     assert lr_at(1, settings=SETTINGS, steps=1) == 0.25
 
 
@@ -97,7 +98,9 @@ class Muddled(Plain):
         return made
 
 
-def _steps(task: Task, cuts: Sequence[Sequence[Interval]], *, keys: StateKeys, handover: bool) -> tuple[Tensor, dict[str, Tensor]]:
+def _steps(
+    task: Task, cuts: Sequence[Sequence[Interval]], *, keys: StateKeys, handover: bool
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Four steps with the vector cut so; with `handover` each part's state goes to a new optimizer after two."""
     torch.manual_seed(0)
     state = FlatState(task.build_model())
@@ -129,9 +132,7 @@ def test_parts_equal_the_whole_to_the_bit(task: Task, names: list[str]) -> None:
     assert [k for k, _ in keys.elementwise] == names
     whole = _steps(task, [[Interval(0, state.padded_numel)]], keys=keys, handover=False)
     for handover in (False, True):
-        parts = _steps(
-            task, [[Interval(0, 1024)], [Interval(1024, 2048)], [Interval(2048, 4096)]], keys=keys, handover=handover
-        )
+        parts = _steps(task, [[Interval(0, 1024)], [Interval(1024, 2048)], [Interval(2048, 4096)]], keys=keys, handover=handover)
         assert torch.equal(whole[0], parts[0])
         for key in names:
             assert torch.equal(whole[1][key], parts[1][key])

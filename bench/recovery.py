@@ -1,0 +1,366 @@
+"""`make bench-recovery`: from `kill -9` of a worker to the end of the next completed step, ours beside torchrun and torchft.
+
+Ours is the product on an embedded Ray cluster of several nodes. A worker drawn from a seed is killed from outside at a drawn
+moment; the workers' step log, with the same rules as for the peers (bench/baselines/steps.py), says when the next step was whole,
+and the journal says where the time went. Both layouts are compared with one undisturbed run, digest by digest: exact mode
+promises the same bits for both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import secrets
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.baselines import steps
+from bench.baselines.dims import Dims, add_dims_flags, dims_from
+from bench.bench_task import DIGEST_EVERY, bench_job
+from bench.harness import Run, figures, run_job, say
+from orchestrator.adapters.files.home import Home
+from orchestrator.adapters.grpc.client import ControlClient
+from orchestrator.adapters.ray.local_cluster import LocalCluster
+from orchestrator.apps.wiring import LOCAL, start_local
+from orchestrator.core.job import Job
+from orchestrator.core.supervisor.commands import FenceEpoch, RunEpoch
+from orchestrator.core.supervisor.events import DigestReported
+from orchestrator.core.supervisor.state import JobPhase, WorkerPhase
+from orchestrator.runtime.ports import Record
+from orchestrator.runtime.status_types import JobStatus, WorkerStatus
+
+ROOT = Path(__file__).resolve().parent.parent
+SETTLE_STEPS = 4  # whole steps at full strength before a kill
+STEPS_MAX = 1_000_000  # nobody gets there: the disturbed jobs are cancelled
+WAIT_S = 120.0
+LOOK_S = 0.05
+LAYOUTS = (("dp", 0, 0), ("zero1", 1, 1))  # name, ZeRO stage, peer copies
+
+
+class BenchFailed(Exception):
+    """Something did not happen in time, or the job ended; the message says what."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """One kill and what followed. Times are CLOCK_MONOTONIC seconds, as in the journal and the step log."""
+
+    what: str  # worker | node
+    rank: int
+    killed_s: float
+    end_s: float  # the next new step is whole on every rank
+    step_s: float  # median undisturbed step time just before
+    records: tuple[Record, ...]  # from the kill on
+
+    @property
+    def took_s(self) -> float:
+        """Kill to the end of the next completed step."""
+        return self.end_s - self.killed_s
+
+    @property
+    def over_bar(self) -> float:
+        """Over 1.5 step times + 0.3 s."""
+        return self.took_s / (1.5 * self.step_s + 0.3)
+
+    def milestones(self) -> dict[str, float]:
+        """Seconds since the kill at which the journal has each milestone of the recovery."""
+        found: dict[str, float] = {}
+        epoch = self.records[0].epoch if self.records else 0
+        for r in self.records:
+            at_s = r.at_ms / 1e3 - self.killed_s
+            if any(isinstance(c, FenceEpoch) for c in r.commands):
+                found.setdefault("detected", at_s)
+            if any(isinstance(c, RunEpoch) for c in r.commands):
+                found.setdefault("planned", at_s)
+            if "planned" in found and r.phase == JobPhase.RUNNING:
+                found.setdefault("ready", at_s)
+            if "ready" in found and r.epoch > epoch and r.committed_step > self.records[0].committed_step:
+                found.setdefault("committed", at_s)
+        found["step whole"] = self.took_s
+        return found
+
+
+@dataclass(slots=True)
+class Storm:
+    """A disturbed run of one layout."""
+
+    name: str
+    kills: list[Kill] = field(default_factory=list)
+    digests: dict[int, str] = field(default_factory=dict)
+    steps_lost: int = 0
+    survivors_restarted: int = 0
+    last_step: int = 0  # the newest one with a digest
+
+    def of(self, what: str) -> list[Kill]:
+        """Only workers, or only nodes."""
+        return [k for k in self.kills if k.what == what]
+
+
+# ------------------------------------------------------------------------------------------------------ one disturbed run
+
+
+class Chaser:
+    """Kills workers and nodes of a running job and waits until it is whole again."""
+
+    def __init__(
+        self, client: ControlClient, job: Job, log: Path, rng: random.Random, kill_node: Callable[[str], object]
+    ) -> None:
+        self._client, self._job, self._log, self._rng, self._kill_node = client, job, log, rng, kill_node
+        self._ranks = job.parallel.data
+
+    def run(self, name: str, *, kills: int, node_kills: int) -> Storm:
+        """The whole story of one layout. Raises BenchFailed."""
+        storm = Storm(name)
+        self._client.submit(self._job, yaml_text="")
+        spares = self._job.cluster.spares
+        for n in range(kills + node_kills):
+            what = "worker" if n < kills else "node"
+            self._await_spares(spares if what == "worker" else spares - (n - kills))
+            storm.kills.append(self._kill(what))
+            k = storm.kills[-1]
+            parts = ", ".join(f"{name} {s * 1e3:.0f}" for name, s in k.milestones().items())
+            say(f"{name} {what} kill {n}: {k.took_s:.2f} s = {k.over_bar:.2f} of the bar, step {k.step_s:.2f} s; ms: {parts}")
+        self._await_digest_after(self._newest())
+        self._client.cancel(self._job.name, who="bench-recovery")
+        self._wait("the end of the cancelled job", lambda: self._client.get(self._job.name).phase.terminal or None, over=True)
+        run = Run(self._job, self._client.get(self._job.name), tuple(self._client.watch_events(self._job.name)))
+        storm.digests = digests_of(run.records)
+        storm.last_step = max(storm.digests)
+        storm.steps_lost = run.steps_lost
+        storm.survivors_restarted = run.survivors_restarted
+        return storm
+
+    def _kill(self, what: str) -> Kill:
+        since = time.monotonic()
+        done = self._wait("settled steps", lambda: d if len(d := self._whole(since)) > SETTLE_STEPS else None)
+        newest, step_s = max(done), statistics.median(steps.step_times(done))
+        done = self._wait("one more step", lambda: d if max(d := self._whole(since)) > newest else None)
+        time.sleep(max(0.0, done[max(done)] + self._rng.random() * step_s - time.monotonic()))
+        victim = self._rng.choice(self._members())
+        seq = self._last_seq()
+        killed_s = time.monotonic()
+        if what == "node":
+            self._kill_node(victim.node_id)
+        else:
+            os.kill(victim.pid, signal.SIGKILL)
+        _, end_s = self._wait(
+            f"a new step after a {what} was killed",
+            lambda: steps.first_new_step(self._lines(), ranks=self._ranks, killed_s=killed_s),
+        )
+        records = tuple(self._client.watch_events(self._job.name, after_seq=seq))
+        return Kill(what, victim.rank, killed_s, end_s, step_s, records)
+
+    def _members(self) -> list[WorkerStatus]:
+        return [w for w in self._status().workers if w.phase is WorkerPhase.MEMBER]
+
+    def _status(self) -> JobStatus:
+        status = self._client.get(self._job.name)
+        if status.phase.terminal:
+            raise BenchFailed(f"the job has {status.phase}: {status.last_word}")
+        return status
+
+    def _await_spares(self, count: int) -> None:
+        def ready() -> bool | None:
+            status = self._status()
+            warm = sum(w.phase is WorkerPhase.SPARE and w.connected for w in status.workers)
+            return True if warm >= count and status.phase is JobPhase.RUNNING else None
+
+        self._wait(f"{count} warm spare(s)", ready, look_s=0.5)
+
+    def _await_digest_after(self, step: int) -> None:
+        wanted = (step // DIGEST_EVERY + 1) * DIGEST_EVERY
+        self._wait(f"step {wanted + 1}", lambda: True if self._newest() > wanted else None)
+
+    def _newest(self) -> int:
+        return max(self._whole(0.0), default=0)
+
+    def _last_seq(self) -> int:
+        decision = self._status().decision
+        return decision.seq if decision is not None else 0
+
+    def _lines(self) -> list[steps.Line]:
+        return steps.parse(self._log.read_text()) if self._log.exists() else []
+
+    def _whole(self, since_s: float) -> dict[int, float]:
+        return steps.completions(self._lines(), ranks=self._ranks, after_s=since_s)
+
+    def _wait(self, what: str, check: Callable[[], Any], *, look_s: float = LOOK_S, over: bool = False) -> Any:
+        deadline = time.monotonic() + WAIT_S
+        while (value := check()) is None:
+            if time.monotonic() > deadline:
+                if not over:
+                    self._status()
+                raise BenchFailed(f"{what}: not within {WAIT_S:.0f} s")
+            time.sleep(look_s)
+        return value
+
+
+def digests_of(records: Sequence[Record]) -> dict[int, str]:
+    """Step -> digest, where every rank that reported one reported the same."""
+    found: dict[int, set[str]] = {}
+    for r in records:
+        if isinstance(r.event, DigestReported):
+            found.setdefault(r.event.step, set()).add(r.event.digest)
+    return {step: digests.pop() for step, digests in sorted(found.items()) if len(digests) == 1}
+
+
+def equal_digests(calm: dict[int, str], stormy: dict[int, str], *, until: int) -> bool:
+    """Whether both have a digest each DIGEST_EVERY steps up to `until`, and the same ones."""
+    wanted = range(DIGEST_EVERY, until + 1, DIGEST_EVERY)
+    return len(wanted) > 0 and all(s in calm and calm[s] == stormy.get(s) for s in wanted)
+
+
+# -------------------------------------------------------------------------------------------------------------- the peers
+
+
+def measure_peer(system: str, dims: Dims, *, ranks: int, kills: int, seed: int) -> dict[str, Any]:
+    """What bench.baselines.measure prints; `available` False where the peer cannot be installed here."""
+    command = [sys.executable, "-m", "bench.baselines.measure", f"--system={system}", f"--ranks={ranks}"]
+    command += [f"--kills={kills}", f"--seed={seed}", "--json", *dims.as_flags()]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            out, _ = process.communicate(timeout=1800)
+        except BaseException:
+            process.terminate()  # it ends what it started
+            raise
+    if process.returncode != 0:
+        return {"available": False, "why": f"bench.baselines.measure ended with status {process.returncode}"}
+    found: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------------------- report
+
+
+def table(storms: Sequence[Storm], peers: dict[str, dict[str, Any]]) -> str:
+    """Medians, for people."""
+    names = ("detected", "planned", "ready", "committed", "step whole")
+    lines = [f"{'system':10} {'killed':7} {'n':>3} {'step':>8} " + " ".join(f"{n:>11}" for n in names) + f" {'over bar':>9}"]
+    for storm in storms:
+        for what in ("worker", "node"):
+            kills = storm.of(what)
+            if kills:
+                found = [k.milestones() for k in kills]
+                cells = " ".join(f"{_median([f[n] for f in found if n in f]) * 1e3:8.0f} ms" for n in names)
+                step_ms = statistics.median(k.step_s for k in kills) * 1e3
+                over = statistics.median(k.over_bar for k in kills)
+                lines.append(f"{storm.name:10} {what:7} {len(kills):3} {step_ms:5.0f} ms {cells} {over:9.2f}")
+    for name, found_peer in peers.items():
+        if found_peer.get("median_s") is not None:
+            times = found_peer["times_s"]
+            head = f"{name:10} {'worker':7} {len(times):3} {found_peer['median_step_s'] * 1e3:5.0f} ms"
+            lines.append(f"{head} {'':47} {found_peer['median_s'] * 1e3:8.0f} ms   steps redone {found_peer['steps_redone']}")
+        else:
+            lines.append(f"{name:10} not measured: {found_peer.get('why') or found_peer.get('failures')}")
+    return "\n".join(lines)
+
+
+def _median(values: Sequence[float]) -> float:
+    return statistics.median(values) if values else float("nan")
+
+
+def numbers(storms: Sequence[Storm], equal: dict[str, bool], peers: dict[str, dict[str, Any]]) -> dict[str, float | int]:
+    """The figures of the last line."""
+    out: dict[str, float | int] = {}
+    for storm in storms:
+        kills = storm.of("worker")
+        out[f"{storm.name}_over_bar"] = round(statistics.median(k.over_bar for k in kills), 3)
+        out[f"{storm.name}_s"] = round(statistics.median(k.took_s for k in kills), 3)
+        out[f"{storm.name}_worst_s"] = round(max(k.took_s for k in kills), 3)
+        out[f"{storm.name}_step_s"] = round(statistics.median(k.step_s for k in kills), 3)
+        if storm.of("node"):
+            out[f"{storm.name}_node_s"] = round(statistics.median(k.took_s for k in storm.of("node")), 3)
+    out["kills"] = sum(len(s.kills) for s in storms)
+    out["steps_lost"] = sum(s.steps_lost for s in storms)
+    out["survivors_restarted"] = sum(s.survivors_restarted for s in storms)
+    out["digest_equal"] = int(bool(equal) and all(equal.values()))
+    ours_s = statistics.median(k.took_s for s in storms for k in s.of("worker"))
+    for name, found in peers.items():
+        if found.get("median_s"):
+            out[f"{name}_s"] = found["median_s"]
+            out[f"{name}_ratio"] = round(found["median_s"] / ours_s, 2)
+    return out
+
+
+def main() -> int:
+    """Exit status 0 when both layouts are within the bar and nothing was lost."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=10, help="of workers, per layout")
+    parser.add_argument("--node-kills", type=int, default=1, help="per layout, after those; each costs a node")
+    parser.add_argument("--peer-kills", type=int, default=3, help="0: leave torchrun and torchft out")
+    parser.add_argument("--ranks", type=int, default=4)
+    parser.add_argument("--spares", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=None, help="of victims and moments; drawn and printed when absent")
+    parser.add_argument("--layout", choices=[name for name, _, _ in LAYOUTS], action="append")
+    add_dims_flags(parser)
+    args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    dims = dims_from(args)
+    seed = secrets.randbelow(1_000_000) if args.seed is None else args.seed
+    say(f"seed {seed} (repeat with: make bench-recovery ARGS='--seed {seed}')")
+    with tempfile.TemporaryDirectory(prefix="bench-recovery-") as folder:
+        storms = [
+            _storm(layout, dims, args=args, seed=seed, folder=Path(folder) / layout[0])
+            for layout in LAYOUTS
+            if not args.layout or layout[0] in args.layout
+        ]
+        say("---- the same job undisturbed")
+        until = max(s.last_step for s in storms)
+        calm = _undisturbed(dims, ranks=args.ranks, steps_total=until, folder=Path(folder) / "calm")
+    equal = {s.name: equal_digests(calm, s.digests, until=s.last_step) for s in storms}
+    peers = {}
+    for system in ("torchrun", "torchft") if args.peer_kills else ():
+        say(f"---- {system}")
+        peers[system] = measure_peer(system, dims, ranks=args.ranks, kills=args.peer_kills, seed=seed)
+    print(table(storms, peers))
+    found = numbers(storms, equal, peers)
+    figures("recovery", seed=seed, **found)
+    within = all(found[f"{s.name}_over_bar"] <= 1 for s in storms)
+    return 0 if within and not found["steps_lost"] and found["digest_equal"] else 1
+
+
+def _storm(layout: tuple[str, int, int], dims: Dims, *, args: argparse.Namespace, seed: int, folder: Path) -> Storm:
+    """A cluster of its own for each layout, since node kills use it up."""
+    name, zero_stage, copies = layout
+    say(f"---- {name}: {args.kills} workers and {args.node_kills} node(s) killed")
+    folder.mkdir()
+    log = folder / "steps.jsonl"
+    job = bench_job(
+        f"storm-{name}",
+        dims,
+        ranks=args.ranks,
+        steps=STEPS_MAX,
+        zero_stage=zero_stage,
+        copies=copies,
+        spares=args.spares,
+        step_log=str(log),
+    )
+    with start_local(job, home=folder / "home", on_progress=say) as session:
+        cluster = LocalCluster(nodes=args.ranks + args.spares, slots_per_node=1, run_dir=Home(folder / "home").cluster(LOCAL))
+        chaser = Chaser(session.client, job, log, random.Random(f"{seed}-{name}"), cluster.kill_node)
+        return chaser.run(name, kills=args.kills, node_kills=args.node_kills)
+
+
+def _undisturbed(dims: Dims, *, ranks: int, steps_total: int, folder: Path) -> dict[int, str]:
+    """Digests of a run in which nothing fails: data parallel over the same ranks, on a cluster of its own."""
+    folder.mkdir()
+    job = bench_job("calm", dims, ranks=ranks, steps=steps_total)
+    with start_local(job, home=folder / "home", on_progress=say) as session:
+        run = run_job(session.client, job)
+    if run.status.phase is not JobPhase.SUCCEEDED:
+        raise BenchFailed(f"the undisturbed run has {run.status.phase}: {run.status.last_word}")
+    return digests_of(run.records)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

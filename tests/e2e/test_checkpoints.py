@@ -1,0 +1,120 @@
+"""Everything dies, and the job goes on from what is durable, as if nothing had happened."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+
+from orchestrator.core.supervisor.events import CheckpointReported, StepCommitted
+from orchestrator.engine.checkpoint_files import list_steps
+from tests.e2e.conftest import Calm
+from tests.world.facts import Facts
+from tests.world.jobs import tiny_job
+from tests.world.processes import System
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+STEPS = 40
+
+
+async def until_checkpoint(system: System, job: object, step: int) -> None:
+    """Wait until the checkpoint of this step, or a later one, is durable."""
+    await system.until(job, lambda r: isinstance(r.event, CheckpointReported) and r.event.ok and r.event.step >= step)  # type: ignore[arg-type]
+
+
+def assert_curve(run: Facts, calm: Facts, *, resumed_at: int) -> None:
+    """From the step after the checkpoint on, every loss and the final digest are those of the undisturbed run."""
+    assert run.state is not None
+    assert run.state.outcome == "completed", run.state.last_word
+    assert run.digest
+    assert run.digest == calm.digest
+    redone = [r.event for r in run.records if isinstance(r.event, StepCommitted)]
+    last = max(i for i, e in enumerate(redone) if e.step == resumed_at + 1)
+    assert [e.step for e in redone[last:]] == list(range(resumed_at + 1, STEPS + 1))
+    assert all(e.loss == calm.losses[e.step] for e in redone)
+
+
+def resumed_at(run: Facts) -> int:
+    """The step of the checkpoint that the newest epoch was started from."""
+    starts = run.said("state read from")
+    assert starts, str(run)
+    return int(starts[-1].reason.split(" at step ")[1].split(",")[0])
+
+
+@pytest.mark.parametrize("zero", [0, 1])
+async def test_all_processes_die_and_the_journal_is_left(tmp_path: Path, calm: Calm, zero: int) -> None:
+    job = tiny_job("dies", zero=zero, steps=STEPS, pace_ms=10, checkpoint=tmp_path / "checkpoints")
+    async with System(tmp_path / "home") as system:
+        await system.submit(job)
+        await until_checkpoint(system, job, 10)
+        await system.crash()
+    async with System(tmp_path / "home") as system:
+        run = await system.finish(job)
+        at = resumed_at(run)
+        assert at >= 10
+        assert at % 5 == 0
+        assert run.state is not None
+        assert run.state.steps_lost == run.steps_lost < 10
+        assert_curve(run, await calm(zero=zero, steps=STEPS), resumed_at=at)
+
+
+@pytest.mark.parametrize("damage", ["", "truncated", "unfinished"])
+async def test_all_processes_die_and_the_journal_is_gone_too(
+    tmp_path: Path, calm: Calm, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = tiny_job("gone", zero=1, steps=STEPS, pace_ms=10, checkpoint=tmp_path / "checkpoints")
+    async with System(tmp_path / "first") as system:
+        await system.submit(job)
+        await until_checkpoint(system, job, 15)
+        await system.crash()
+    (newest, uri), (before, _), *_ = list_steps(str(tmp_path / "checkpoints"))
+    if damage == "truncated":
+        largest = max(Path(uri).glob("*.distcp"), key=lambda p: p.stat().st_size)
+        largest.write_bytes(largest.read_bytes()[:-1])
+    if damage == "unfinished":
+        (Path(uri) / "COMMIT.json").unlink()
+    with caplog.at_level(logging.WARNING):
+        async with System(tmp_path / "second") as system:
+            run = await system.run(job)
+    expected = before if damage else newest
+    assert resumed_at(run) == expected
+    warned = [m for m in caplog.messages if "a checkpoint cannot be used" in m and uri in m]
+    assert bool(warned) == bool(damage), caplog.text
+    assert_curve(run, await calm(zero=1, steps=STEPS), resumed_at=expected)
+
+
+async def test_a_checkpoint_is_read_by_another_number_of_ranks(tmp_path: Path) -> None:
+    checkpoints = tmp_path / "checkpoints"
+    four = tiny_job("ranks", zero=1, steps=STEPS, pace_ms=10, checkpoint=checkpoints)
+    async with System(tmp_path / "first") as system:
+        await system.submit(four)
+        await until_checkpoint(system, four, 10)
+        await system.crash()
+    two = tiny_job("ranks", zero=1, steps=STEPS, nodes=2, checkpoint=checkpoints)
+    async with System(tmp_path / "second") as system:
+        run = await system.run(two)
+        assert run.state is not None
+        assert run.state.outcome == "completed", run.state.last_word
+        assert resumed_at(run) >= 10
+
+
+@pytest.mark.parametrize("damage", ["truncated", "deleted"])
+async def test_the_checkpoint_in_the_journal_is_damaged_when_it_is_needed(tmp_path: Path, calm: Calm, damage: str) -> None:
+    job = tiny_job("damaged", zero=1, steps=STEPS, pace_ms=10, checkpoint=tmp_path / "checkpoints")
+    async with System(tmp_path / "home") as system:
+        await system.submit(job)
+        await until_checkpoint(system, job, 15)
+        await system.crash()
+    (_, uri), (before, _), *_ = list_steps(str(tmp_path / "checkpoints"))
+    if damage == "truncated":
+        largest = max(Path(uri).glob("*.distcp"), key=lambda p: p.stat().st_size)
+        largest.write_bytes(largest.read_bytes()[:-1])
+    else:
+        shutil.rmtree(uri)
+    async with System(tmp_path / "home") as system:
+        run = await system.finish(job)
+        assert resumed_at(run) == before, str(run)
+        assert_curve(run, await calm(zero=1, steps=STEPS), resumed_at=before)

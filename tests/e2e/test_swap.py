@@ -1,0 +1,153 @@
+"""A lost worker is swapped for a spare, and nothing of the run tells that it happened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.core.plan.layout import intersect
+from orchestrator.core.plan.plan import OPTIMIZER, Plan
+from orchestrator.core.supervisor.commands import RunEpoch
+from orchestrator.core.supervisor.events import Fault
+from orchestrator.runtime.ports import Record
+from tests.e2e.conftest import Calm
+from tests.world.facts import assert_as_if_nothing_happened
+from tests.world.jobs import tiny_job
+from tests.world.processes import System
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+def kill(rank: int, *, step: int, micro_batch: int = 1) -> Fault:
+    """kill -9 before this rank's own micro-batch of that number; the number after its last one: before the reduction."""
+    return Fault("kill-worker", rank, "", step, micro_batch, 0)
+
+
+def starts(epoch: int) -> object:
+    """Whether a record starts this epoch."""
+    return lambda r: any(isinstance(c, RunEpoch) and c.plan.epoch == epoch for c in r.commands)
+
+
+@pytest.mark.parametrize(
+    ("zero", "rank", "step", "micro_batch"),
+    [(0, 2, 5, 1), (0, 3, 1, 0), (1, 2, 6, 1), (1, 1, 12, 2)],
+    ids=["dp", "dp-first-step", "zero1", "zero1-last-step"],
+)
+async def test_killed_worker(tmp_path: Path, calm: Calm, zero: int, rank: int, step: int, micro_batch: int) -> None:
+    job = tiny_job("killed", zero=zero)
+    async with System(tmp_path) as system:
+        run = await system.run(job, kill(rank, step=step, micro_batch=micro_batch))
+        assert run.said(f"kill-worker of rank {rank}")
+        assert_as_if_nothing_happened(run, await calm(zero=zero, steps=12), swapped=[rank])
+
+
+@pytest.mark.parametrize("zero", [0, 1])
+async def test_killed_rank_0_whose_store_hosts_the_epoch(tmp_path: Path, calm: Calm, zero: int) -> None:
+    job = tiny_job("rank0", zero=zero)
+    async with System(tmp_path) as system:
+        run = await system.run(job, kill(0, step=5))
+        assert_as_if_nothing_happened(run, await calm(zero=zero, steps=12), swapped=[0])
+
+
+async def test_one_after_another_until_every_first_worker_is_gone(tmp_path: Path, calm: Calm) -> None:
+    job = tiny_job("all", zero=1, failures=4)
+    async with System(tmp_path) as system:
+        await system.submit(job)
+        for epoch, rank in enumerate((3, 0, 2, 1), start=1):
+            begun = await system.until(job, lambda r, e=epoch: r.epoch == e and r.phase == "running")
+            assert begun.committed_step < 12
+            await system.supervisor.service.inject(job.name, fault=kill(rank, step=begun.committed_step + 2), who="test")
+        run = await system.finish(job)
+        assert_as_if_nothing_happened(run, await calm(zero=1, steps=12), swapped=[0, 1, 2, 3])
+
+
+async def test_two_at_once_that_hold_no_copies_of_each_other(tmp_path: Path, calm: Calm) -> None:
+    job = tiny_job("two", zero=1, spares=2, pace_ms=10)
+    async with System(tmp_path) as system:
+        await system.submit(job)
+        first = await system.until(job, starts(1))
+        plan = next(c.plan for c in first.commands if isinstance(c, RunEpoch))
+        pair = next((a, b) for a in range(4) for b in range(a) if not holds_copy(plan, a, b) and not holds_copy(plan, b, a))
+        for rank in pair:
+            await system.supervisor.service.inject(job.name, fault=kill(rank, step=6), who="test")
+        run = await system.finish(job)
+        assert_as_if_nothing_happened(run, await calm(zero=1, steps=12), swapped=pair)
+
+
+async def test_both_holders_of_a_shard_at_once_without_a_checkpoint_is_the_end_and_says_so(tmp_path: Path) -> None:
+    job = tiny_job("both", zero=1, spares=2, pace_ms=10)
+    async with System(tmp_path) as system:
+        await system.submit(job)
+        first = await system.until(job, starts(1))
+        plan = next(c.plan for c in first.commands if isinstance(c, RunEpoch))
+        pair = next((a, b) for a in range(4) for b in range(4) if a != b and holds_copy(plan, a, b))
+        for rank in pair:
+            await system.supervisor.service.inject(job.name, fault=kill(rank, step=6), who="test")
+        run = await system.finish(job)
+        assert run.state is not None
+        assert run.state.outcome == "unrecoverable"
+        assert "there is no durable checkpoint" in run.state.last_word
+
+
+@pytest.mark.parametrize("zero", [0, 1])
+async def test_the_spare_is_lost_as_well_while_it_takes_its_seat(tmp_path: Path, calm: Calm, zero: int) -> None:
+    job = tiny_job("again", zero=zero, spares=2)
+    async with System(tmp_path) as system:
+        await system.submit(job, kill(2, step=5))
+        second = await system.until(job, starts(2))
+        spare = next(c.plan.seats[2].worker_id for c in second.commands if isinstance(c, RunEpoch))
+        system.processes[spare].kill()
+        run = await system.finish(job)
+        assert spare in run.killed
+        assert len(run.epochs) >= 3
+        assert_as_if_nothing_happened(run, await calm(zero=zero, steps=12), swapped=[2])
+
+
+async def test_a_survivor_is_lost_while_the_state_is_moved(tmp_path: Path, calm: Calm) -> None:
+    job = tiny_job("survivor", spares=2)
+    async with System(tmp_path) as system:
+        await system.submit(job, kill(2, step=5))
+        second = await system.until(job, starts(2))
+        survivor = next(c.plan.seats[0].worker_id for c in second.commands if isinstance(c, RunEpoch))
+        system.processes[survivor].kill()
+        run = await system.finish(job)
+        assert_as_if_nothing_happened(run, await calm(zero=0, steps=12), swapped=[0, 2])
+
+
+async def test_without_a_spare_the_job_waits_visibly_and_goes_on_with_the_next_worker(tmp_path: Path, calm: Calm) -> None:
+    job = tiny_job("waits", zero=1, spares=0)
+    async with System(tmp_path) as system:
+        await system.submit(job, kill(1, step=5))
+        waiting = await system.until(job, lambda r: r.phase == "waiting" and r.epoch == 1)
+        assert "1 spare(s) are missing: waiting for a node or a worker" in waiting.reason
+        status = await system.supervisor.service.get(job.name)
+        assert status.phase in ("waiting", "forming")
+        run = await system.finish(job)
+        assert_as_if_nothing_happened(run, await calm(zero=1, steps=12), swapped=[1])
+
+
+async def test_a_drained_node_is_emptied_without_cost(tmp_path: Path, calm: Calm) -> None:
+    job = tiny_job("drained", zero=1, pace_ms=20)
+    async with System(tmp_path) as system:
+        await system.submit(job)
+        started = await system.until(job, lambda r: r.committed_step >= 3)
+        rank, node = seat_on_a_node(started, await system.records(job.name))
+        await system.supervisor.service.drain(job.name, node_id=node, who="test")
+        run = await system.finish(job)
+        assert run.state is not None
+        assert run.state.budget == job.resilience.failure_budget
+        assert all(run.state.workers[w].node_id != node for w in run.epochs[2].values())
+        assert_as_if_nothing_happened(run, await calm(zero=1, steps=12), swapped=[rank])
+
+
+def holds_copy(plan: Plan, owner: int, other: int) -> bool:
+    """Whether `other` has a copy of what `owner` updates."""
+    holdings = plan.layout(OPTIMIZER).holdings
+    return bool(intersect(holdings[owner].primary, holdings[other].extra))
+
+
+def seat_on_a_node(record: Record, records: list[Record]) -> tuple[int, str]:
+    """Rank 1 and its node."""
+    plan = next(c.plan for r in records for c in r.commands if isinstance(c, RunEpoch))
+    return 1, plan.seats[1].node_id

@@ -1,0 +1,162 @@
+"""The simulator can fail: each bug that is planted here must be found within a number of seeds."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from orchestrator.core.reshard.recovery import Resume, resolve
+from orchestrator.core.supervisor import epochs, machine
+from orchestrator.core.supervisor.commands import Command, EndJob, KillWorker
+from orchestrator.core.supervisor.events import EpochReady, Observation
+from orchestrator.core.supervisor.state import JobPhase, State
+from orchestrator.core.supervisor.turn import Turn
+from orchestrator.runtime import driver, observe
+from orchestrator.runtime.carrier import Carrier
+from orchestrator.runtime.ports import Record
+from orchestrator.testkit.sim.run import simulate
+
+SEEDS = 150
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    logger = logging.getLogger("orchestrator")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    yield
+    logger.setLevel(before)
+
+
+def commits_are_ignored(patch: pytest.MonkeyPatch) -> None:
+    """Survivors at different steps, and nobody rolls forward."""
+
+    def deaf(*, plans: Any, new: Any, held: Any, known: Any) -> Resume:
+        return resolve(plans=plans, new=new, held={r: replace(h, commit=None) for r, h in held.items()}, known=None)
+
+    patch.setattr(epochs, "resolve", deaf)
+
+
+def a_transfer_is_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """The last region of the schedule stays where it is."""
+
+    def forgetful(**known: Any) -> Resume:
+        resume = resolve(**known)
+        return replace(resume, transfers=resume.transfers[:-1])
+
+    patch.setattr(epochs, "resolve", forgetful)
+
+
+def old_ids_are_not_fenced(patch: pytest.MonkeyPatch) -> None:
+    """A worker that was declared lost is let in again."""
+    real = Carrier.carry_out
+
+    def carry_out(self: Carrier, command: Command) -> None:
+        if isinstance(command, KillWorker):
+            self._enqueue(f"fleet {command.worker_id}", lambda: self._kill(command))
+        else:
+            real(self, command)
+
+    patch.setattr(Carrier, "carry_out", carry_out)
+    patch.setattr(driver, "refusal", lambda _state, _worker_id: "")
+
+
+def the_next_epoch_does_not_wait(patch: pytest.MonkeyPatch) -> None:
+    """The next epoch starts while members are still inside the broken one."""
+    real = epochs.advance
+
+    def advance(turn: Turn) -> None:
+        if turn.state.phase is JobPhase.FENCING:
+            epochs._next_epoch(turn)
+        else:
+            real(turn)
+
+    patch.setattr(machine, "advance", advance)
+
+
+def commands_go_out_before_the_record(patch: pytest.MonkeyPatch) -> None:
+    """Act, then write down."""
+    real = driver.Driver._write
+
+    def write(self: driver.Driver, record: Record, state: State) -> None:
+        for command in record.commands:
+            if not isinstance(command, EndJob):
+                self._carrier.carry_out(command)
+        real(self, record, state)
+
+    patch.setattr(driver.Driver, "_write", write)
+
+
+def records_are_not_durable(patch: pytest.MonkeyPatch) -> None:
+    """Commands go out while their record may still be lost."""
+
+    def write(self: driver.Driver, record: Record, _state: State) -> None:
+        self._journal.append(record, durable=False)
+
+    patch.setattr(driver.Driver, "_write", write)
+
+
+def the_first_ready_rank_speaks_for_all(patch: pytest.MonkeyPatch) -> None:
+    """The status says running while ranks are still getting their state."""
+    real = machine._ready
+
+    def ready(turn: Turn, event: EpochReady) -> None:
+        real(turn, event)
+        if turn.state.phase is JobPhase.FORMING and event.epoch == turn.state.epoch:
+            epochs.running(turn)
+
+    patch.setattr(machine, "_ready", ready)
+
+
+def a_pause_of_the_supervisor_counts_as_silence(patch: pytest.MonkeyPatch) -> None:
+    """Time in which nobody listened is held against the workers."""
+    real = observe.Observer.tick
+
+    def tick(self: observe.Observer, worker_ids: Sequence[str], dt_ms: int) -> tuple[Observation, ...]:
+        patch.setattr(self, "_tick_ms", 10**9)
+        return real(self, worker_ids, dt_ms)
+
+    patch.setattr(observe.Observer, "tick", tick)
+
+
+def a_decision_depends_on_more_than_its_event(patch: pytest.MonkeyPatch) -> None:
+    """What the core decides is not in the journal alone, so a replay decides otherwise."""
+    calls = [0]
+
+    def counting(state: State, event: Any) -> Any:
+        calls[0] += 1
+        decision = machine.step(state, event)
+        return replace(decision, reason=f"{decision.reason} ({calls[0]})") if decision.reason else decision
+
+    patch.setattr(driver, "step", counting)
+
+
+@pytest.mark.parametrize(
+    ("plant", "says"),
+    [
+        (commits_are_ignored, "its survivors hold step"),
+        (a_transfer_is_forgotten, "were not sent to rank"),
+        (old_ids_are_not_fenced, "live on"),
+        (the_next_epoch_does_not_wait, "and not fenced"),
+        (commands_go_out_before_the_record, "acts before it is in the journal"),
+        (records_are_not_durable, "was not written durably"),
+        (the_first_ready_rank_speaks_for_all, "have no state yet"),
+        (a_pause_of_the_supervisor_counts_as_silence, ""),
+        (a_decision_depends_on_more_than_its_event, "replay: "),
+    ],
+    ids=lambda v: v.__name__ if callable(v) else None,
+)
+def test_a_planted_bug_is_found(plant: Plant, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    clean = next((s for s in range(3) if simulate(s).violations), None)
+    assert clean is None, f"seed {clean} fails without any bug"
+    plant(monkeypatch)
+    for seed in range(SEEDS):
+        violations = simulate(seed).violations
+        if any(says in v for v in violations):
+            return
+    pytest.fail(f"{plant.__doc__} Not found in {SEEDS} seeds.")

@@ -1,0 +1,53 @@
+"""Small jobs: a GPT of a few thousand parameters, whose step takes some hundredths of a second on four ranks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from orchestrator import spec
+from orchestrator.core.job import Job
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGED = "tests.world.tasks:Staged"
+SMALL = {"layers": 1, "width": 32, "heads": 2, "context": 32, "batch_size": 1}
+
+
+def document(
+    name: str,
+    *,
+    zero: int = 0,
+    steps: int = 12,
+    nodes: int = 4,
+    spares: int = 1,
+    detect_within: str = "4s",
+    target: str = STAGED,
+    failures: int = 5,
+    checkpoint: Path | None = None,
+    checkpoint_every: int = 5,
+    **options: Any,
+) -> dict[str, Any]:
+    """A job file as a mapping."""
+    return {
+        "name": name,
+        "task": {"target": target, "options": {**SMALL, **options}},
+        "train": {
+            "steps": steps,
+            "seed": 1,
+            "micro_batches": 8,
+            "digest_every": 5,
+            "eval_every": 0,
+            "eval_micro_batches": 2,
+            "optimizer": {"lr": 0.01, "warmup_steps": 2},
+        },
+        "parallel": {"data": nodes, "zero": zero},
+        "cluster": {"nodes": nodes, "spares": spares},
+        "resilience": {"detect_within": detect_within, "failures": failures, "refill_after_steps": 50},
+        **({"checkpoint": {"uri": str(checkpoint), "every": checkpoint_every, "keep": 3}} if checkpoint else {}),
+    }
+
+
+def tiny_job(name: str, **settings: Any) -> Job:
+    """A Job; `settings` are those of `document`."""
+    return spec.load_text(json.dumps(document(name, **settings)), base_dir=ROOT)

@@ -1,0 +1,83 @@
+"""Worker processes that start in a tenth of a second: forked from a server that has imported everything but run nothing.
+
+A worker is a process of its own all the same, with its own threads, sockets and death; only the seconds of importing torch are
+saved. Each is a child of the fork server, so the end of the tests ends them all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import signal
+from collections.abc import Mapping
+from contextlib import suppress
+from multiprocessing import forkserver  # type: ignore[attr-defined]  # typeshed hides it behind a platform check
+from pathlib import Path
+
+THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+PRELOAD = ["pytest", "tests.world.preload"]
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(PRELOAD)
+
+
+class WorkerProcess:
+    """One worker's process. What it prints, also after its stream is gone, is in the file `output`."""
+
+    def __init__(self, settings: Mapping[str, str], *, output: Path) -> None:
+        self.output = output
+        before = {name: os.environ.get(name) for name in THREADS}
+        os.environ.update(THREADS)  # the server must have them before it imports torch; it starts with the first worker
+        try:
+            forkserver.ensure_running()
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name) if value is None else os.environ.update({name: value})
+        self._process = _context.Process(target=_work, args=(dict(settings), str(output)), daemon=True)
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+        self._ended = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._process.sentinel, self._on_end)
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it lives; -signal when it was killed."""
+        return self._process.exitcode
+
+    async def wait(self) -> int:
+        """Wait for its end; the exit code."""
+        await self._ended.wait()
+        code = self.returncode
+        assert code is not None
+        return code
+
+    def send_signal(self, number: int) -> None:
+        """Harmless when it has ended."""
+        with suppress(ProcessLookupError):  # it may have been reaped a moment ago
+            if self.returncode is None:
+                os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    def said(self) -> str:
+        """All that it printed."""
+        return self.output.read_text(errors="replace")
+
+    def _on_end(self) -> None:
+        self._loop.remove_reader(self._process.sentinel)
+        self._ended.set()
+
+
+def _work(settings: dict[str, str], output: str) -> None:
+    """In the new process."""
+    fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(fd, 1)
+    os.dup2(fd, 2)
+    from orchestrator.apps.worker_main import live
+
+    live(settings, lambda: None)
