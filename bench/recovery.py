@@ -72,19 +72,24 @@ class Kill:
         """Over 1.5 step times + 0.3 s."""
         return self.took_s / (1.5 * self.step_s + 0.3)
 
+    def story(self) -> str:
+        """Why, in the supervisor's words."""
+        return "\n".join(f"  {r.at_ms / 1e3 - self.killed_s:7.3f} s  {r.reason}" for r in self.records if r.reason)
+
     def milestones(self) -> dict[str, float]:
         """Seconds since the kill at which the journal has each milestone of the recovery."""
         found: dict[str, float] = {}
-        epoch = self.records[0].epoch if self.records else 0
+        resumed_at = 0
         for r in self.records:
             at_s = r.at_ms / 1e3 - self.killed_s
             if any(isinstance(c, FenceEpoch) for c in r.commands):
                 found.setdefault("detected", at_s)
             if any(isinstance(c, RunEpoch) for c in r.commands):
                 found.setdefault("planned", at_s)
+                resumed_at = r.committed_step
             if "planned" in found and r.phase == JobPhase.RUNNING:
                 found.setdefault("ready", at_s)
-            if "ready" in found and r.epoch > epoch and r.committed_step > self.records[0].committed_step:
+            if "planned" in found and r.committed_step > resumed_at:
                 found.setdefault("committed", at_s)
         found["step whole"] = self.took_s
         return found
@@ -130,6 +135,8 @@ class Chaser:
             k = storm.kills[-1]
             parts = ", ".join(f"{name} {s * 1e3:.0f}" for name, s in k.milestones().items())
             say(f"{name} {what} kill {n}: {k.took_s:.2f} s = {k.over_bar:.2f} of the bar, step {k.step_s:.2f} s; ms: {parts}")
+            if k.over_bar > 1:
+                say(k.story())
         self._await_digest_after(self._newest())
         self._client.cancel(self._job.name, who="bench-recovery")
         self._wait("the end of the cancelled job", lambda: self._client.get(self._job.name).phase.terminal or None, over=True)

@@ -1,7 +1,7 @@
 """The model's state as one flat vector, so that every rank, copy and reshard speaks of intervals instead of tensors.
 
-Layout: trainable parameters (tied weights once), then what buffers carry from step to step, then zeros up to a whole
-number of blocks. Parameters are views into the vector. Buffers are not: modules work on their own copies and the
+Layout: trainable parameters (tied weights once), each from an element number that is a multiple of ALIGN, then what
+buffers carry from step to step, then zeros up to a whole number of blocks. Parameters are views into the vector. Buffers are not: modules work on their own copies and the
 vector keeps the step's starting values, so a forward pass that is aborted or redone leaves no trace. One step's
 change of the buffers travels with the gradients and is the mean over micro-batches, hence the same for any number of
 ranks.
@@ -27,6 +27,7 @@ from orchestrator.engine.task import NamedShard, TaskError
 
 BLOCKS_MAX = 1024
 BLOCK_MIN = 1024
+ALIGN = 16  # so that block boundaries cut a parameter at whole cache lines, where vectorised kernels do not care
 
 
 class Kind(StrEnum):
@@ -129,6 +130,7 @@ class FlatState:
             other = storages.setdefault(param.untyped_storage().data_ptr(), name) if param.numel() else name
             if other != name:
                 raise TaskError(f"parameters {other} and {name} share storage; tie weights by using one nn.Parameter twice")
+            at = -(-at // ALIGN) * ALIGN
             self._params.append((Entry(name, at, at + param.numel(), param.shape, Kind.PARAM), param))
             at += param.numel()
         if at == 0:

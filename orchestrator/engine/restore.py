@@ -137,6 +137,8 @@ def _from_memory(body: Body, *, plan: Plan, rank: int, group: EpochGroup, resume
         if optimizer is not (old.optimizer if old is not None else None) and resume.step > 0:
             kept = old.optimizer.scalars() if old is not None else {}
             optimizer.install({**received, **kept})
+        if old is None:  # what was received is held from here on, should the agreement break
+            body.rank = RankState(plan, rank, optimizer, resume.step, resume.step, resume.step, resume.commit, -1)
         with control.comm():  # everybody has everything when this returns: what only the old layout needed may go
             done = _agree_on_done(group, old.done_step if old is not None else None, resume.step, body.device)
     except GroupBroken:

@@ -29,8 +29,8 @@ from orchestrator.runtime.worker import WorkerReport
 
 log = logging.getLogger(__name__)
 
-RESOLVE_AFTER = 5  # refused attempts in a row, each time, before it asks where the supervisor is now; a mute address: at once
-BACKOFF_MAX = 8  # pauses grow from reconnect_ms to at most this many times it
+RESOLVE_AFTER = 3  # refused attempts in a row, each time, before it asks where the supervisor is now; a mute address: at once
+BACKOFF_MAX = 4  # pauses grow from reconnect_ms to at most this many times it
 CLOSE_CUT_S = 1.0  # after close() has cut a stream that would not end by itself
 
 

@@ -120,8 +120,7 @@ class RayFleet:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.gather(*(self._end(worker) for worker in self._workers.values()))
-        self._workers.clear()
+        await asyncio.gather(*(self._release(worker) for worker in list(self._workers.values())))
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     # ---- the cluster --------------------------------------------------------------------------------------------------
@@ -188,9 +187,8 @@ class RayFleet:
             raise _NoSlotError(f"not up within {self._timeouts.spawn_ms} ms")
 
     async def _spawn_failed(self, worker: _Worker, why: str) -> None:
-        self._workers.pop(worker.worker_id, None)
         self._emit(SpawnFailed(at_ms=self._clock.now_ms(), worker_id=worker.worker_id, why=why))
-        await self._release(worker.worker_id)
+        await self._release(worker)
 
     async def _adopt(self, worker: _Worker) -> None:
         pause_s = _RETRY_MIN_S
@@ -225,21 +223,21 @@ class RayFleet:
         await self._gone(worker, evidence)
 
     async def _gone(self, worker: _Worker, evidence: str) -> None:
-        self._workers.pop(worker.worker_id, None)
         text = f"killed by us; {evidence}" if worker.killed else evidence
         self._emit(WorkerGone(at_ms=self._clock.now_ms(), worker_id=worker.worker_id, evidence=text))
-        await self._release(worker.worker_id)
+        await self._release(worker)
 
-    async def _release(self, worker_id: str) -> None:
-        """Free its slot. Best effort: with the GCS away the slot stays taken, and a later spawn there says so."""
-        try:
-            await self._in_thread(end_worker, self._name(worker_id))
-        except (RayError, OSError, RuntimeError) as error:
-            _log.warning("the slot of worker %s could not be freed: %s", worker_id, error)
+    async def _release(self, worker: _Worker) -> None:
+        """Free its slot, and only then forget it: until then close() does it again.
 
-    async def _end(self, worker: _Worker) -> None:
+        Best effort: with the GCS away the slot stays taken, and a later spawn there says so.
+        """
         await _settled(worker)
-        await self._release(worker.worker_id)
+        try:
+            await self._in_thread(end_worker, self._name(worker.worker_id))
+        except (RayError, OSError, RuntimeError) as error:
+            _log.warning("the slot of worker %s could not be freed: %s", worker.worker_id, error)
+        self._workers.pop(worker.worker_id, None)
 
     # ---- plumbing -----------------------------------------------------------------------------------------------------
 

@@ -90,6 +90,8 @@ def _handle(turn: Turn, event: ev.Event) -> None:
                 lose(turn, worker, FailureClass.NODE_LOST if lost_node else FailureClass.WORKER_EXITED, event.evidence)
                 if worker.phase is WorkerPhase.REQUESTED:
                     back_off(turn)
+                    if not lost_node:
+                        _give_up(turn, event.evidence)
         case ev.SpawnFailed():
             worker = turn.state.workers.get(event.worker_id)
             if worker is not None and worker.phase is WorkerPhase.REQUESTED:
@@ -97,9 +99,7 @@ def _handle(turn: Turn, event: ev.Event) -> None:
                 turn.say(f"{event.worker_id} could not be started: {event.why}")
                 turn.do(KillWorker(event.worker_id, event.why))
                 back_off(turn)
-                if turn.state.graph is None and turn.state.spawn_failures >= SPAWN_FAILURES_MAX:
-                    why = f"no worker ever came up, {turn.state.spawn_failures} attempts failed, the last one with:\n{event.why}"
-                    end(turn, JobPhase.FAILED, Outcome.USER_ERROR, why)
+                _give_up(turn, event.why)
         case ev.LeftEpoch():
             _left(turn, event)
         case ev.EpochReady():
@@ -124,6 +124,13 @@ def _handle(turn: Turn, event: ev.Event) -> None:
             _fault(turn, event)
         case ev.SupervisorRestarted():
             _restarted(turn)
+
+
+def _give_up(turn: Turn, why: str) -> None:
+    """End the job when no worker ever came up and often enough was tried."""
+    if turn.state.graph is None and turn.state.spawn_failures >= SPAWN_FAILURES_MAX:
+        told = f"no worker ever came up, {turn.state.spawn_failures} attempts failed, the last one with:\n{why}"
+        end(turn, JobPhase.FAILED, Outcome.USER_ERROR, told)
 
 
 def _current(turn: Turn, worker_id: str, epoch: int) -> Worker | None:

@@ -225,17 +225,21 @@ class Training:
         if missing:
             self._fatal(f"optimizer blocks {missing} were not sent to rank {self.new_rank}")
             return
-        self._later(self.world.rng.uniform(0.5, 10), lambda: self._barrier({b: optim[b] for b in self._wanted()}))
+        wanted = {b: optim[b] for b in self._wanted()}
+        fresh = self.plan is None
+        if fresh:  # what was received is held from here on, should the barrier break
+            self._install(tuple(params), wanted)
+        self._later(self.world.rng.uniform(0.5, 10), lambda: self._barrier(wanted, fresh))
 
-    def _barrier(self, optim: dict[int, int]) -> None:
+    def _barrier(self, optim: dict[int, int], fresh: bool) -> None:
         if not self._stopped():
-            done_step = None if self.plan is None else self.done_step
-            self._gate("restored", self.order.resume.step, done_step, lambda done: self._everybody_has(optim, done))
+            done_step = None if fresh else self.done_step
+            self._gate("restored", self.order.resume.step, done_step, lambda done: self._everybody_has(optim, fresh, done))
 
-    def _everybody_has(self, optim: dict[int, int], done: dict[int, Any]) -> None:
+    def _everybody_has(self, optim: dict[int, int], fresh: bool, done: dict[int, Any]) -> None:
         """What only the old layout needed may go."""
         step = self.order.resume.step
-        self._install(tuple(self.params), optim, keep=self.plan is not None)
+        self._install(tuple(self.params), optim, keep=not fresh)
         self.done_step = step if min((d for d in done.values() if d is not None), default=step) >= step else -1
         self._restored()
 

@@ -209,7 +209,7 @@ def test_an_interrupt_while_it_starts_leaves_nothing(tmp_path: Path) -> None:
 def test_a_node_that_cannot_start_is_an_error_with_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orchestrator.adapters.ray.local_cluster.OBJECT_STORE_BYTES", 1)
     cluster = LocalCluster(nodes=1, slots_per_node=1, run_dir=tmp_path)
-    with pytest.raises(LocalClusterError, match="ended while it started: .+"):
+    with pytest.raises(LocalClusterError, match=r"ended while it started: .+"):
         cluster.start()
     assert cluster.records() == ()
 

@@ -1,0 +1,67 @@
+"""The supervisor's process is killed on Ray: the workers step on, it comes back by itself and takes them up again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from orchestrator.core.supervisor.events import StepCommitted, SupervisorRestarted, WorkerHello
+from tests.chaos.conftest import Calm
+from tests.chaos.support import LIMIT_S, POLL_S, Cluster, furthest, lives
+from tests.world.facts import assert_as_if_nothing_happened
+from tests.world.jobs import tiny_job
+
+pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(180)]
+
+STEPS = 200
+READOPTED_WITHIN_S = 10.0
+
+
+def test_killed_twice_the_second_time_together_with_a_worker(cluster: Cluster, calm: Calm, tmp_path: Path) -> None:
+    diary = tmp_path / "diary"
+    job = tiny_job("headless", nodes=3, spares=1, zero=1, steps=STEPS, pace_ms=30, diary=str(diary))
+    while len(cluster.nodes.node_ids) < 5:
+        cluster.nodes.add_node()
+    cluster.submit(job)
+    cluster.until(job, lambda r: "w3 is ready" in r.reason)
+    cluster.until(job, lambda r: r.committed_step >= 5)
+
+    killed_s = kill_supervisor(cluster)
+    known = cluster.records(job)[-1]
+    deadline = time.monotonic() + LIMIT_S
+    while furthest(diary) < known.committed_step + 5:
+        assert time.monotonic() < deadline, "the workers stand still without a supervisor"
+        time.sleep(POLL_S)
+    assert not any(isinstance(r.event, SupervisorRestarted) for r in cluster.records(job)), "they stepped on without one"
+    restarted = cluster.until(job, lambda r: isinstance(r.event, SupervisorRestarted))
+    for number in range(4):
+        back = cluster.until(
+            job,
+            lambda r, w=f"headless/w{number}": isinstance(r.event, WorkerHello) and r.event.worker_id == w,
+            after=restarted.seq,
+        )
+        assert back.wall_s - killed_s <= READOPTED_WITHIN_S
+    resent = cluster.until(job, lambda r: isinstance(r.event, StepCommitted), after=restarted.seq)
+    assert resent.committed_step == known.committed_step + 1, "what was committed meanwhile is told afterwards"
+
+    victim, pid = cluster.worker(job, 0)
+    killed_s = kill_supervisor(cluster)
+    os.kill(pid, signal.SIGKILL)
+    again = cluster.until(job, lambda r: isinstance(r.event, SupervisorRestarted), after=restarted.seq)
+    assert again.wall_s > killed_s
+    run = cluster.finish(job)
+    assert victim in run.killed
+    assert list(run.epochs) == [1, 2]
+    assert_as_if_nothing_happened(run, calm(STEPS), swapped=[0])
+
+
+def kill_supervisor(cluster: Cluster) -> float:
+    """SIGKILL its process; returns when (Unix time)."""
+    pid = cluster.supervisor_pid
+    assert lives(pid)
+    os.kill(pid, signal.SIGKILL)
+    return time.time()
