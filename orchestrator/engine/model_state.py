@@ -1,10 +1,10 @@
 """The model's state as one flat vector, so that every rank, copy and reshard speaks of intervals instead of tensors.
 
-Layout: trainable parameters (tied weights once), each from an element number that is a multiple of ALIGN, then what
-buffers carry from step to step, then zeros up to a whole number of blocks. Parameters are views into the vector. Buffers are not: modules work on their own copies and the
-vector keeps the step's starting values, so a forward pass that is aborted or redone leaves no trace. One step's
-change of the buffers travels with the gradients and is the mean over micro-batches, hence the same for any number of
-ranks.
+Layout: trainable parameters (tied weights once), each from a multiple of ALIGN on, then what buffers carry from step to
+step, then zeros up to a whole number of blocks. Parameters are views into the vector. Buffers are not: modules work on
+their own copies and the vector keeps the step's starting values, so a forward pass that is aborted or redone leaves no
+trace. One step's change of the buffers travels with the gradients and is the mean over micro-batches, hence the same
+for any number of ranks.
 
 One micro-batch: `restore_buffers`, `seed_everything`, forward, backward, `check_grads`, `capture_buffers`. One step:
 reduce the gradient vectors to their mean, then the optimizer on `shards(own)` and `apply_buffers(mean, own)`. The

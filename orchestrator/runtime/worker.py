@@ -161,7 +161,10 @@ class WorkerShell:
             case DumpStacks():
                 self._say_stacks()
             case InjectFault(fault=fault):
-                self._engine.inject(fault)
+                try:
+                    self._engine.inject(fault)
+                except (ValueError, RuntimeError) as error:  # an impossible fault is no reason to lose the worker
+                    self.log(f"fault {fault.kind} refused: {error}")
 
     def on_refused(self, why: str) -> None:
         """The supervisor goes on without this worker: end at once, whatever the training thread is doing."""

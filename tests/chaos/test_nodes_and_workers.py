@@ -45,13 +45,12 @@ def test_a_stopped_worker_is_found_within_detect_within_swapped_and_refused(clus
 def test_a_raylet_alone_is_killed_and_its_worker_that_trains_on_is_refused_and_ends(cluster: Cluster, calm: Calm) -> None:
     job = job_of("raylet")
     cluster.submit(job)
-    begun = cluster.until(job, lambda r: r.committed_step >= 5)
+    cluster.until(job, lambda r: r.committed_step >= 5)
     victim, pid = cluster.worker(job, 1)
     node = next(w.node_id for w in cluster.status(job).workers if w.worker_id == victim)
     assert cluster.nodes.kill_raylet(node)
     lost = cluster.until(job, loses(victim))
     assert "node-lost" in lost.reason
-    assert lost.committed_step > begun.committed_step
     until_gone(pid)
     run = cluster.finish(job)
     assert_as_if_nothing_happened(run, calm(STEPS), swapped=[1])

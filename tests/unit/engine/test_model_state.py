@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from orchestrator.core.job import OptimizerSettings
 from orchestrator.core.plan.layout import Interval
 from orchestrator.engine.model_state import ALIGN, FlatState, Kind, block_size
-from orchestrator.engine.task import NamedShard, TaskError, build_adamw
+from orchestrator.engine.task import TaskError, build_adamw
 
 SETTINGS = OptimizerSettings(
     lr=3e-3, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1, warmup_steps=0, min_lr_ratio=0.1, clip_grad_norm=0.0
