@@ -168,7 +168,21 @@ class TorchEngine:
         except UserError as error:
             self._forget_unfinished()
             return Failed(step=self._control.pulse().step, fatal_check=False, traceback=str(error))
-        except (FatalCheck, CopiesDiffer, BadCheckpoint) as error:
+        except BadCheckpoint as error:  # the supervisor may know of an older one
+            at = order.resume
+            report(
+                CheckpointReported(
+                    at_ms=0,
+                    worker_id=order.worker_id,
+                    epoch=order.plan.epoch,
+                    step=at.step,
+                    uri=at.checkpoint_uri,
+                    ok=False,
+                    detail=str(error),
+                )
+            )
+            return Left(fenced=self._control.cancelled.is_set(), held=None, detail=str(error))
+        except (FatalCheck, CopiesDiffer) as error:
             return Failed(step=self._control.pulse().step, fatal_check=True, traceback=f"{type(error).__name__}: {error}")
         except Exception:
             return Failed(step=self._control.pulse().step, fatal_check=True, traceback=traceback.format_exc())
@@ -209,11 +223,28 @@ class TorchEngine:
             report=report,
             worker=order.worker_id,
         )
-        restore(body, plan=plan, rank=seat.rank, group=group, resume=order.resume, control=self._control)
         if order.resume.source is Source.CHECKPOINT:
-            epoch.check_loaded(read_manifest(order.resume.checkpoint_uri).digest, order.resume.step)
+            self._read(order, epoch, rank=seat.rank, group=group)
+        else:
+            restore(body, plan=plan, rank=seat.rank, group=group, resume=order.resume, control=self._control)
         report(EpochReady(at_ms=0, worker_id=order.worker_id, epoch=plan.epoch))
         return epoch.train()
+
+    def _read(self, order: RunEpoch, epoch: _Epoch, *, rank: int, group: EpochGroup) -> None:
+        """The state from a checkpoint; it counts only when all ranks together have read what the manifest promises.
+
+        Raises BadCheckpoint for whatever is wrong with it, GroupBroken, UserError; then this rank holds nothing.
+        """
+        body, resume = self._require_body(), order.resume
+        try:
+            restore(body, plan=order.plan, rank=rank, group=group, resume=resume, control=self._control)
+            epoch.check_loaded(read_manifest(resume.checkpoint_uri).digest, resume.step)
+        except (GroupBroken, UserError):
+            body.fresh()
+            raise
+        except Exception as error:  # DCP raises anything when a file is damaged
+            body.fresh()
+            raise BadCheckpoint(f"{type(error).__name__}: {error}") from error
 
     def _require_body(self) -> Body:
         assert self._body is not None, "warm() has run"
@@ -281,10 +312,10 @@ class _Epoch:
         return Finished(step=step, digest=self._digest)
 
     def check_loaded(self, expected: str, step: int) -> None:
-        """The digest of what the ranks have read together is the one that was committed. Raises FatalCheck."""
+        """The digest of what the ranks have read together is the one that was committed. Raises BadCheckpoint."""
         found = self._compute_digest(step)
         if found != expected:
-            raise FatalCheck(f"the checkpoint of step {step} has digest {found}, its manifest says {expected}")
+            raise BadCheckpoint(f"the checkpoint of step {step} has digest {found}, its manifest says {expected}")
 
     def _due(self, step: int, every: int) -> bool:
         return step == self._train.steps or (every > 0 and step % every == 0)

@@ -31,7 +31,9 @@ def cluster() -> Iterator[Cluster]:
     before = dict(os.environ)
     try:
         with start_local(tiny_job("shape", nodes=NODES - 1, spares=1), home=root, on_progress=lambda _: None):
-            yield Cluster(root)
+            made = Cluster(root)
+            yield made
+        made.nodes.stop()  # reaps the nodes that tests have added
         assert processes_of(root) == []
     finally:
         os.environ.clear()

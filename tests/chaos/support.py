@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,13 +18,12 @@ from orchestrator.adapters.ray.local_cluster import LocalCluster
 from orchestrator.adapters.ray.nodes import KEEPER_RECORD_VARIABLE
 from orchestrator.apps.wiring import LOCAL, NotRunning, find
 from orchestrator.core.job import Job
-from orchestrator.core.supervisor.commands import KillWorker
 from orchestrator.core.supervisor.events import Fault
 from orchestrator.runtime.control import UnreachableError
 from orchestrator.runtime.ports import Record
-from orchestrator.runtime.replay import story, verify_replay
+from orchestrator.runtime.replay import replay, story
 from orchestrator.runtime.status_types import JobStatus
-from tests.world.facts import Facts
+from tests.world.facts import Facts, Wanted
 
 LIMIT_S = 90.0  # for what must happen; how fast is asserted where it was promised
 POLL_S = 0.05
@@ -36,11 +35,8 @@ class Cluster:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.home = Home(root)
-
-    @property
-    def nodes(self) -> LocalCluster:
-        """Its machines. The numbers given here do not matter: it is the records that count."""
-        return LocalCluster(nodes=1, slots_per_node=1, run_dir=self.home.cluster(LOCAL))
+        # Its machines. The numbers given here do not matter: it is the records that count.
+        self.nodes = LocalCluster(nodes=1, slots_per_node=1, run_dir=self.home.cluster(LOCAL))
 
     @property
     def supervisor_pid(self) -> int:
@@ -81,7 +77,7 @@ class Cluster:
         finally:
             journal.close()
 
-    def until(self, job: Job, wanted: Callable[[Record], bool], *, after: int = 0) -> Record:
+    def until(self, job: Job, wanted: Wanted, *, after: int = 0) -> Record:
         """The first such record, past or to come."""
         deadline = time.monotonic() + LIMIT_S
         while True:
@@ -99,11 +95,11 @@ class Cluster:
         self.until(job, lambda r: r.phase in ("succeeded", "failed", "cancelled"))
         journal = SqliteJournal(self.home.job(job.name), read_only=True)
         try:
-            assert verify_replay(journal) == ()
-            state = replayed(journal)
+            past = replay(journal)
         finally:
             journal.close()
-        return Facts(self.records(job), state)
+        assert past.mismatches == ()
+        return Facts(self.records(job), past.state)
 
     def cancel(self, job: Job) -> Facts:
         """End it now."""
@@ -119,18 +115,6 @@ class Cluster:
     def log(self, job: Job) -> str:
         """What the workers' logs hold."""
         return "\n".join(p.read_text(errors="replace") for p in (self.home.job(job.name) / "logs").glob("*.log"))
-
-
-def replayed(journal: SqliteJournal) -> object:
-    """The last state."""
-    from orchestrator.runtime.replay import replay
-
-    return replay(journal).state
-
-
-def loses(worker_id: str) -> Callable[[Record], bool]:
-    """Whether a record declares this worker lost."""
-    return lambda r: any(isinstance(c, KillWorker) and c.worker_id == worker_id for c in r.commands)
 
 
 def until_gone(pid: int) -> None:
@@ -169,8 +153,3 @@ def pause(pid: int, seconds: float) -> None:
         time.sleep(seconds)
     finally:
         os.kill(pid, signal.SIGCONT)
-
-
-def furthest(diary: Path) -> int:
-    """The newest step that any worker has begun."""
-    return max((int(line.split()[0]) for line in diary.read_text().splitlines()), default=0)

@@ -19,6 +19,7 @@ import pytest
 
 from tests.chaos.conftest import Calm
 from tests.chaos.support import LIMIT_S, POLL_S, Cluster, processes_of
+from tests.world.facts import at_step
 from tests.world.jobs import ROOT, document, tiny_job
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(180)]
@@ -87,7 +88,7 @@ def until_steps(program: Program, process: subprocess.Popen[str], steps: int) ->
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(POLL_S)
-    cluster.until(tiny_job("shell"), lambda r: r.committed_step >= steps)
+    cluster.until(tiny_job("shell"), at_step(steps))
     return cluster
 
 
@@ -132,7 +133,7 @@ def test_the_job_goes_on_without_its_launcher_and_down_ends_everything(program: 
     process.kill()
     process.wait()
     known = cluster.records(tiny_job("shell"))[-1]
-    cluster.until(tiny_job("shell"), lambda r: r.committed_step >= known.committed_step + 10)
+    cluster.until(tiny_job("shell"), at_step(known.committed_step + 10))
     status = program.start("status", "shell", "--json", "--home", str(program.home))
     out, talk = status.communicate(timeout=LIMIT_S)
     assert status.returncode == 0, talk

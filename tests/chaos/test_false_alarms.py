@@ -13,7 +13,7 @@ from orchestrator.adapters.files.journal import SqliteJournal
 from orchestrator.core.supervisor.events import Fault, StepCommitted
 from orchestrator.runtime.ports import Record
 from tests.chaos.support import Cluster, pause
-from tests.world.facts import Facts
+from tests.world.facts import Facts, at_step, says
 from tests.world.jobs import tiny_job
 from tests.world.processes import System
 
@@ -38,18 +38,18 @@ def test_pauses_of_three_seconds_and_a_busy_machine(cluster: Cluster) -> None:
     while len(cluster.nodes.node_ids) < 4:
         cluster.nodes.add_node()
     cluster.submit(job)
-    cluster.until(job, lambda r: "w3 is ready" in r.reason)
-    cluster.until(job, lambda r: r.committed_step >= 5)
+    cluster.until(job, says("w3 is ready"))
+    cluster.until(job, at_step(5))
     _, pid = cluster.worker(job, 1)
     for stopped in (pid, cluster.supervisor_pid):
         pause(stopped, PAUSE_S)
         after = cluster.records(job)[-1]
-        cluster.until(job, lambda r, s=after.committed_step: r.committed_step >= s + 3)
+        cluster.until(job, at_step(after.committed_step + 3))
     spinners = [subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) for _ in range(SPINNERS)]
     try:
         before = cluster.records(job)[-1]
         time.sleep(BUSY_S)  # the length of the load is what is tested
-        cluster.until(job, lambda r: r.committed_step > before.committed_step)
+        cluster.until(job, at_step(before.committed_step + 1))
     finally:
         for spinner in spinners:
             spinner.kill()

@@ -10,8 +10,8 @@ import pytest
 from orchestrator.core.job import Job
 from orchestrator.core.supervisor.events import Fault, StepCommitted, Tick
 from tests.chaos.conftest import Calm
-from tests.chaos.support import Cluster, lives, loses, until_gone
-from tests.world.facts import assert_as_if_nothing_happened
+from tests.chaos.support import Cluster, lives, until_gone
+from tests.world.facts import assert_as_if_nothing_happened, at_step, is_in, loses
 from tests.world.jobs import tiny_job
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(180)]
@@ -27,7 +27,7 @@ def job_of(name: str, *, zero: int = 1) -> Job:
 def test_a_stopped_worker_is_found_within_detect_within_swapped_and_refused(cluster: Cluster, calm: Calm) -> None:
     job = job_of("stopped")
     cluster.submit(job)
-    cluster.until(job, lambda r: r.committed_step >= 5)
+    cluster.until(job, at_step(5))
     victim, pid = cluster.worker(job, 1)
     os.kill(pid, signal.SIGSTOP)
     lost = cluster.until(job, loses(victim))
@@ -45,7 +45,7 @@ def test_a_stopped_worker_is_found_within_detect_within_swapped_and_refused(clus
 def test_a_raylet_alone_is_killed_and_its_worker_that_trains_on_is_refused_and_ends(cluster: Cluster, calm: Calm) -> None:
     job = job_of("raylet")
     cluster.submit(job)
-    cluster.until(job, lambda r: r.committed_step >= 5)
+    cluster.until(job, at_step(5))
     victim, pid = cluster.worker(job, 1)
     node = next(w.node_id for w in cluster.status(job).workers if w.worker_id == victim)
     assert cluster.nodes.kill_raylet(node)
@@ -77,7 +77,7 @@ def test_a_node_that_joins_staffs_a_job_that_waits(cluster: Cluster, calm: Calm)
         nodes.kill_node(nodes.node_ids[0])
     job = tiny_job("waits", nodes=3, spares=0, zero=1, steps=STEPS, pace_ms=30)
     cluster.submit(job, Fault("kill-node", 0, "", 8, 1, 0))
-    waiting = cluster.until(job, lambda r: r.phase == "waiting" and r.epoch == 1)
+    waiting = cluster.until(job, is_in("waiting", epoch=1))
     assert "waiting for a node or a worker" in waiting.reason
     assert cluster.status(job).phase == "waiting"
     nodes.add_node()

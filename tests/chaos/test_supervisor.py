@@ -11,9 +11,10 @@ import pytest
 
 from orchestrator.core.supervisor.events import StepCommitted, SupervisorRestarted, WorkerHello
 from tests.chaos.conftest import Calm
-from tests.chaos.support import LIMIT_S, POLL_S, Cluster, furthest, lives
-from tests.world.facts import assert_as_if_nothing_happened
+from tests.chaos.support import LIMIT_S, POLL_S, Cluster, lives
+from tests.world.facts import Wanted, assert_as_if_nothing_happened, at_step, says
 from tests.world.jobs import tiny_job
+from tests.world.tasks import furthest
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(180)]
 
@@ -27,8 +28,8 @@ def test_killed_twice_the_second_time_together_with_a_worker(cluster: Cluster, c
     while len(cluster.nodes.node_ids) < 5:
         cluster.nodes.add_node()
     cluster.submit(job)
-    cluster.until(job, lambda r: "w3 is ready" in r.reason)
-    cluster.until(job, lambda r: r.committed_step >= 5)
+    cluster.until(job, says("w3 is ready"))
+    cluster.until(job, at_step(5))
 
     killed_s = kill_supervisor(cluster)
     known = cluster.records(job)[-1]
@@ -41,7 +42,7 @@ def test_killed_twice_the_second_time_together_with_a_worker(cluster: Cluster, c
     for number in range(4):
         back = cluster.until(
             job,
-            lambda r, w=f"headless/w{number}": isinstance(r.event, WorkerHello) and r.event.worker_id == w,
+            hello_of(f"headless/w{number}"),
             after=restarted.seq,
         )
         assert back.wall_s - killed_s <= READOPTED_WITHIN_S
@@ -65,3 +66,8 @@ def kill_supervisor(cluster: Cluster) -> float:
     assert lives(pid)
     os.kill(pid, signal.SIGKILL)
     return time.time()
+
+
+def hello_of(worker_id: str) -> Wanted:
+    """Whether a record is this worker's hello."""
+    return lambda r: isinstance(r.event, WorkerHello) and r.event.worker_id == worker_id

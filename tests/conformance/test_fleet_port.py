@@ -11,7 +11,8 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 from itertools import count
 from typing import Protocol
 
@@ -20,7 +21,7 @@ import pytest
 from orchestrator.core.cluster.view import ClusterView
 from orchestrator.core.supervisor.commands import KillWorker, SpawnWorker
 from orchestrator.core.supervisor.events import ClusterChanged, Event, SpawnFailed, WorkerGone
-from orchestrator.core.timeouts import derive
+from orchestrator.core.timeouts import Timeouts, derive
 from orchestrator.runtime.clock import SystemClock
 from orchestrator.runtime.ports import Fleet
 from tests.unit.adapters.ray.mains import HERE
@@ -29,13 +30,13 @@ from tests.unit.adapters.ray.support import LIMIT_S, Seen, joined_cluster, lives
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(240)]
 
 _ids = count(1)
-TICK_MS = derive(4_000).tick_ms
+TIMEOUTS = derive(4_000)
 
 
 class FleetHarness(Protocol):
     """An implementation with its surroundings."""
 
-    def make(self, main: str, *, detect_within_ms: int) -> Fleet:
+    def make(self, main: str, timeouts: Timeouts) -> Fleet:
         """A fleet, not started, over the same processes as every other one that this made. `main`: what workers run."""
         ...
 
@@ -73,14 +74,14 @@ class RayHarness:
         assert isinstance(cluster, LocalCluster)
         self.cluster = cluster
 
-    def make(self, main: str, *, detect_within_ms: int) -> Fleet:
+    def make(self, main: str, timeouts: Timeouts) -> Fleet:
         from orchestrator.adapters.ray.fleet import RayFleet
 
         return RayFleet(
             job="conformance",
             worker_main=f"{HERE}:{main}",
             settings_of=lambda worker_id, node_id: {"worker_id": worker_id, "node_id": node_id},
-            timeouts=derive(detect_within_ms),
+            timeouts=timeouts,
             clock=SystemClock(),
         )
 
@@ -92,12 +93,11 @@ class RayHarness:
         from orchestrator.adapters.ray.placement import actor_name, find_worker
 
         async with asyncio.timeout(LIMIT_S):
-            while True:  # spawn returns before Ray knows the name
-                try:
+            handle = None
+            while handle is None:  # spawn returns before Ray knows the name
+                with suppress(ValueError):
                     handle = find_worker(actor_name(job="conformance", worker_id=worker_id))
-                    break
-                except ValueError:
-                    await asyncio.sleep(0.02)
+                await asyncio.sleep(0.01)
             pid: int = await asyncio.wrap_future(handle.pid.remote().future())
         (node_id,) = [r.node_id for r in self.cluster.records() if pid in {p.pid for p in members(r)}]
         return pid, node_id
@@ -132,9 +132,9 @@ def harness(request: pytest.FixtureRequest) -> Iterator[FleetHarness]:
 
 
 @asynccontextmanager
-async def started(harness: FleetHarness, main: str, *, detect_within_ms: int = 4_000) -> AsyncIterator[tuple[Fleet, Seen]]:
+async def started(harness: FleetHarness, main: str, timeouts: Timeouts = TIMEOUTS) -> AsyncIterator[tuple[Fleet, Seen]]:
     """A fleet with a sink; closed, with all its workers, afterwards."""
-    fleet, seen = harness.make(main, detect_within_ms=detect_within_ms), Seen()
+    fleet, seen = harness.make(main, timeouts), Seen()
     await fleet.start(seen)
     try:
         yield fleet, seen
@@ -221,7 +221,7 @@ async def test_a_stopped_worker_is_not_gone(harness: FleetHarness) -> None:
         await fleet.spawn(SpawnWorker(worker, harness.nodes()[0]))
         pid, _ = await harness.whereabouts(worker)
         os.kill(pid, signal.SIGSTOP)
-        await asyncio.sleep(100 * TICK_MS / 1000)  # nothing happens, so there is no event to wait for
+        await asyncio.sleep(2 * TIMEOUTS.heartbeat_ms * 10 / 1000)  # nothing happens, so there is no event to wait for
         os.kill(pid, signal.SIGCONT)
         assert (await harness.whereabouts(worker))[0] == pid
         assert not [e for e in seen.events if gone(worker)(e)]
@@ -259,6 +259,17 @@ async def test_kill_is_idempotent_and_knows_strangers(harness: FleetHarness) -> 
         await eventually_dead(pid)
 
 
+async def test_a_stopped_worker_is_killed_like_any_other(harness: FleetHarness) -> None:
+    async with started(harness, "wait_for_ever") as (fleet, seen):
+        worker = fresh()
+        await fleet.spawn(SpawnWorker(worker, harness.nodes()[0]))
+        pid, _ = await harness.whereabouts(worker)
+        os.kill(pid, signal.SIGSTOP)
+        await fleet.kill(KillWorker(worker, "hung"))
+        await seen.until(gone(worker))
+        await eventually_dead(pid)
+
+
 async def test_a_worker_killed_before_it_is_up_does_not_come_up(harness: FleetHarness) -> None:
     async with started(harness, "wait_for_ever") as (fleet, seen):
         worker, after, node = fresh(), fresh(), harness.nodes()[0]
@@ -270,15 +281,16 @@ async def test_a_worker_killed_before_it_is_up_does_not_come_up(harness: FleetHa
 
 
 async def test_a_full_node_takes_no_second_worker(harness: FleetHarness) -> None:
-    async with started(harness, "wait_for_ever", detect_within_ms=500) as (fleet, seen):  # spawn_ms is 15 s then
+    async with started(harness, "wait_for_ever") as (patient, _):
         first, second, node = fresh(), fresh(), harness.nodes()[0]
-        await fleet.spawn(SpawnWorker(first, node))
+        await patient.spawn(SpawnWorker(first, node))
         pid, _ = await harness.whereabouts(first)
-        await fleet.spawn(SpawnWorker(second, node))
-        event = await seen.until(failed(second))
-        assert isinstance(event, SpawnFailed)
-        assert "not up within" in event.why
-        assert lives(pid)
+        async with started(harness, "wait_for_ever", replace(TIMEOUTS, spawn_ms=1_500)) as (fleet, seen):
+            await fleet.spawn(SpawnWorker(second, node))
+            event = await seen.until(failed(second))
+            assert isinstance(event, SpawnFailed)
+            assert "not up within" in event.why
+            assert lives(pid)
 
 
 async def test_an_unknown_node_is_refused(harness: FleetHarness) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from orchestrator.core.job import Job
 from orchestrator.core.supervisor.events import CheckpointReported, StepCommitted
-from orchestrator.engine.checkpoint_files import list_steps
+from orchestrator.engine.checkpoint_files import list_steps, verify
 from tests.e2e.conftest import Calm
 from tests.world.facts import Facts
 from tests.world.jobs import tiny_job
@@ -20,9 +22,9 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 STEPS = 40
 
 
-async def until_checkpoint(system: System, job: object, step: int) -> None:
+async def until_checkpoint(system: System, job: Job, step: int) -> None:
     """Wait until the checkpoint of this step, or a later one, is durable."""
-    await system.until(job, lambda r: isinstance(r.event, CheckpointReported) and r.event.ok and r.event.step >= step)  # type: ignore[arg-type]
+    await system.until(job, lambda r: isinstance(r.event, CheckpointReported) and r.event.ok and r.event.step >= step)
 
 
 def assert_curve(run: Facts, calm: Facts, *, resumed_at: int) -> None:
@@ -72,8 +74,7 @@ async def test_all_processes_die_and_the_journal_is_gone_too(
         await system.crash()
     (newest, uri), (before, _), *_ = list_steps(str(tmp_path / "checkpoints"))
     if damage == "truncated":
-        largest = max(Path(uri).glob("*.distcp"), key=lambda p: p.stat().st_size)
-        largest.write_bytes(largest.read_bytes()[:-1])
+        truncate(uri)
     if damage == "unfinished":
         (Path(uri) / "COMMIT.json").unlink()
     with caplog.at_level(logging.WARNING):
@@ -101,20 +102,59 @@ async def test_a_checkpoint_is_read_by_another_number_of_ranks(tmp_path: Path) -
         assert resumed_at(run) >= 10
 
 
-@pytest.mark.parametrize("damage", ["truncated", "deleted"])
-async def test_the_checkpoint_in_the_journal_is_damaged_when_it_is_needed(tmp_path: Path, calm: Calm, damage: str) -> None:
+@pytest.mark.parametrize("name", ["truncate", "flip", "delete"])
+async def test_the_checkpoint_that_the_journal_knows_is_damaged_when_it_is_needed(tmp_path: Path, calm: Calm, name: str) -> None:
+    damage: Callable[[str], None] = {"truncate": truncate, "flip": flip, "delete": delete}[name]
     job = tiny_job("damaged", zero=1, steps=STEPS, pace_ms=10, checkpoint=tmp_path / "checkpoints")
     async with System(tmp_path / "home") as system:
         await system.submit(job)
         await until_checkpoint(system, job, 15)
         await system.crash()
-    (_, uri), (before, _), *_ = list_steps(str(tmp_path / "checkpoints"))
-    if damage == "truncated":
-        largest = max(Path(uri).glob("*.distcp"), key=lambda p: p.stat().st_size)
-        largest.write_bytes(largest.read_bytes()[:-1])
-    else:
-        shutil.rmtree(uri)
+    (newest, uri), (before, _), *_ = list_steps(str(tmp_path / "checkpoints"))
+    damage(uri)
     async with System(tmp_path / "home") as system:
         run = await system.finish(job)
         assert resumed_at(run) == before, str(run)
+        assert run.said(f"checkpoint of step {newest} cannot be used")
+        assert run.said(f"falling back to that of step {before}")
         assert_curve(run, await calm(zero=1, steps=STEPS), resumed_at=before)
+    assert [verify(u).step for _, u in list_steps(str(tmp_path / "checkpoints"))] == [40, 35, 30]
+
+
+async def test_every_checkpoint_is_damaged(tmp_path: Path) -> None:
+    job = tiny_job("hopeless", zero=1, steps=STEPS, pace_ms=10, checkpoint=tmp_path / "checkpoints")
+    async with System(tmp_path / "home") as system:
+        await system.submit(job)
+        await until_checkpoint(system, job, 10)
+        await system.crash()
+    for _, uri in list_steps(str(tmp_path / "checkpoints")):
+        truncate(uri)
+    async with System(tmp_path / "home") as system:
+        run = await system.finish(job)
+        assert run.state is not None
+        assert run.state.outcome == "unrecoverable"
+        assert "there is no durable checkpoint" in run.state.last_word
+
+
+def largest_file(uri: str) -> Path:
+    """Of a checkpoint."""
+    return max(Path(uri).glob("*.distcp"), key=lambda p: p.stat().st_size)
+
+
+def truncate(uri: str) -> None:
+    """Cut the largest file in half."""
+    path = largest_file(uri)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def delete(uri: str) -> None:
+    """All of it."""
+    shutil.rmtree(uri)
+
+
+def flip(uri: str) -> None:
+    """Flip one bit in the data of the largest file."""
+    path = largest_file(uri)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))

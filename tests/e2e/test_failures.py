@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.core.supervisor.commands import SpawnWorker
-from tests.world.facts import Facts
+from tests.world.facts import Facts, is_in
 from tests.world.jobs import tiny_job
 from tests.world.processes import System
 
@@ -65,7 +65,7 @@ async def test_failures_without_progress_spend_the_budget(tmp_path: Path) -> Non
     async with System(tmp_path) as system:
         await system.submit(job)
         for epoch in (1, 2):
-            await system.until(job, lambda r, e=epoch: r.epoch == e and r.phase == "running")
+            await system.until(job, is_in("running", epoch=epoch))
             victim = Facts(await system.records(job.name)).epochs[epoch][0]
             system.processes[victim].kill()
         run = await system.finish(job)

@@ -10,19 +10,15 @@ import pytest
 from orchestrator.core.supervisor.events import Fault, StepCommitted, SupervisorRestarted
 from orchestrator.runtime.ports import Record
 from tests.e2e.conftest import Calm
-from tests.world.facts import Facts, assert_as_if_nothing_happened
+from tests.world.facts import Facts, assert_as_if_nothing_happened, at_step, is_in
 from tests.world.jobs import tiny_job
 from tests.world.processes import System
+from tests.world.tasks import furthest
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 STEPS = 40
 READOPT_MS = 10_000
-
-
-def at_step(step: int) -> object:
-    """Whether a record is at this step or after it."""
-    return lambda r: r.committed_step >= step
 
 
 @pytest.mark.parametrize("zero", [0, 1])
@@ -47,7 +43,7 @@ async def test_workers_step_on_while_nobody_watches_and_are_taken_up_again(tmp_p
 
 async def trained_on(diary: Path, before: Record) -> None:
     """Wait until a worker has begun a step far beyond what the supervisor knew of when it ended."""
-    while max(int(line.split()[0]) for line in diary.read_text().splitlines()) < before.committed_step + 10:
+    while furthest(diary) < before.committed_step + 10:  # noqa: ASYNC110  written by another process
         await asyncio.sleep(0.01)
 
 
@@ -69,8 +65,8 @@ async def test_the_supervisor_goes_in_the_middle_of_a_recovery(tmp_path: Path, c
     job = tiny_job("middle", zero=1, steps=STEPS, pace_ms=10)
     async with System(tmp_path) as system:
         await system.submit(job, Fault("kill-worker", 1, "", 8, 1, 0))
-        for phase in ("fencing", "forming"):
-            await system.until(job, lambda r, p=phase: r.phase == p and r.committed_step > 0)
+        for wanted in (is_in("fencing", epoch=1), is_in("forming", epoch=2)):
+            await system.until(job, wanted)
             await system.replace_supervisor()
         run = await system.finish(job)
         assert_as_if_nothing_happened(run, await calm(zero=1, steps=STEPS), swapped=[1])
@@ -83,7 +79,7 @@ async def test_a_zombie_is_refused_by_the_next_supervisor_too(tmp_path: Path, ca
         await system.until(job, at_step(3))
         victim = Facts(await system.records(job.name)).epochs[1][1]
         system.relays[victim].cut()
-        await system.until(job, lambda r: r.epoch == 2 and r.phase == "running")
+        await system.until(job, is_in("running", epoch=2))
         await system.replace_supervisor()
         system.relays[victim].heal()
         zombie = system.processes[victim]

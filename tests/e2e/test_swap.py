@@ -12,7 +12,7 @@ from orchestrator.core.supervisor.commands import RunEpoch
 from orchestrator.core.supervisor.events import Fault
 from orchestrator.runtime.ports import Record
 from tests.e2e.conftest import Calm
-from tests.world.facts import assert_as_if_nothing_happened
+from tests.world.facts import assert_as_if_nothing_happened, at_step, is_in, starts
 from tests.world.jobs import tiny_job
 from tests.world.processes import System
 
@@ -22,11 +22,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 def kill(rank: int, *, step: int, micro_batch: int = 1) -> Fault:
     """kill -9 before this rank's own micro-batch of that number; the number after its last one: before the reduction."""
     return Fault("kill-worker", rank, "", step, micro_batch, 0)
-
-
-def starts(epoch: int) -> object:
-    """Whether a record starts this epoch."""
-    return lambda r: any(isinstance(c, RunEpoch) and c.plan.epoch == epoch for c in r.commands)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +50,7 @@ async def test_one_after_another_until_every_first_worker_is_gone(tmp_path: Path
     async with System(tmp_path) as system:
         await system.submit(job)
         for epoch, rank in enumerate((3, 0, 2, 1), start=1):
-            begun = await system.until(job, lambda r, e=epoch: r.epoch == e and r.phase == "running")
+            begun = await system.until(job, is_in("running", epoch=epoch))
             assert begun.committed_step < 12
             await system.supervisor.service.inject(job.name, fault=kill(rank, step=begun.committed_step + 2), who="test")
         run = await system.finish(job)
@@ -67,7 +62,7 @@ async def test_two_at_once_that_hold_no_copies_of_each_other(tmp_path: Path, cal
     async with System(tmp_path) as system:
         await system.submit(job)
         first = await system.until(job, starts(1))
-        plan = next(c.plan for c in first.commands if isinstance(c, RunEpoch))
+        plan = plan_of(first)
         pair = next((a, b) for a in range(4) for b in range(a) if not holds_copy(plan, a, b) and not holds_copy(plan, b, a))
         for rank in pair:
             await system.supervisor.service.inject(job.name, fault=kill(rank, step=6), who="test")
@@ -80,7 +75,7 @@ async def test_both_holders_of_a_shard_at_once_without_a_checkpoint_is_the_end_a
     async with System(tmp_path) as system:
         await system.submit(job)
         first = await system.until(job, starts(1))
-        plan = next(c.plan for c in first.commands if isinstance(c, RunEpoch))
+        plan = plan_of(first)
         pair = next((a, b) for a in range(4) for b in range(4) if a != b and holds_copy(plan, a, b))
         for rank in pair:
             await system.supervisor.service.inject(job.name, fault=kill(rank, step=6), who="test")
@@ -96,7 +91,7 @@ async def test_the_spare_is_lost_as_well_while_it_takes_its_seat(tmp_path: Path,
     async with System(tmp_path) as system:
         await system.submit(job, kill(2, step=5))
         second = await system.until(job, starts(2))
-        spare = next(c.plan.seats[2].worker_id for c in second.commands if isinstance(c, RunEpoch))
+        spare = plan_of(second).seats[2].worker_id
         system.processes[spare].kill()
         run = await system.finish(job)
         assert spare in run.killed
@@ -109,7 +104,7 @@ async def test_a_survivor_is_lost_while_the_state_is_moved(tmp_path: Path, calm:
     async with System(tmp_path) as system:
         await system.submit(job, kill(2, step=5))
         second = await system.until(job, starts(2))
-        survivor = next(c.plan.seats[0].worker_id for c in second.commands if isinstance(c, RunEpoch))
+        survivor = plan_of(second).seats[0].worker_id
         system.processes[survivor].kill()
         run = await system.finish(job)
         assert_as_if_nothing_happened(run, await calm(zero=0, steps=12), swapped=[0, 2])
@@ -119,7 +114,7 @@ async def test_without_a_spare_the_job_waits_visibly_and_goes_on_with_the_next_w
     job = tiny_job("waits", zero=1, spares=0)
     async with System(tmp_path) as system:
         await system.submit(job, kill(1, step=5))
-        waiting = await system.until(job, lambda r: r.phase == "waiting" and r.epoch == 1)
+        waiting = await system.until(job, is_in("waiting", epoch=1))
         assert "1 spare(s) are missing: waiting for a node or a worker" in waiting.reason
         status = await system.supervisor.service.get(job.name)
         assert status.phase in ("waiting", "forming")
@@ -131,14 +126,15 @@ async def test_a_drained_node_is_emptied_without_cost(tmp_path: Path, calm: Calm
     job = tiny_job("drained", zero=1, pace_ms=20)
     async with System(tmp_path) as system:
         await system.submit(job)
-        started = await system.until(job, lambda r: r.committed_step >= 3)
-        rank, node = seat_on_a_node(started, await system.records(job.name))
+        first = await system.until(job, starts(1))
+        node = plan_of(first).seats[1].node_id
+        await system.until(job, at_step(3))
         await system.supervisor.service.drain(job.name, node_id=node, who="test")
         run = await system.finish(job)
         assert run.state is not None
         assert run.state.budget == job.resilience.failure_budget
         assert all(run.state.workers[w].node_id != node for w in run.epochs[2].values())
-        assert_as_if_nothing_happened(run, await calm(zero=1, steps=12), swapped=[rank])
+        assert_as_if_nothing_happened(run, await calm(zero=1, steps=12), swapped=[1])
 
 
 def holds_copy(plan: Plan, owner: int, other: int) -> bool:
@@ -147,7 +143,6 @@ def holds_copy(plan: Plan, owner: int, other: int) -> bool:
     return bool(intersect(holdings[owner].primary, holdings[other].extra))
 
 
-def seat_on_a_node(record: Record, records: list[Record]) -> tuple[int, str]:
-    """Rank 1 and its node."""
-    plan = next(c.plan for r in records for c in r.commands if isinstance(c, RunEpoch))
-    return 1, plan.seats[1].node_id
+def plan_of(record: Record) -> Plan:
+    """The plan that a record starts."""
+    return next(c.plan for c in record.commands if isinstance(c, RunEpoch))

@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator.core.job import Job
-from orchestrator.core.supervisor.commands import KillWorker
-from orchestrator.core.supervisor.events import Fault, StepCommitted, Tick
+from orchestrator.core.supervisor.events import Fault, Tick
 from orchestrator.runtime.ports import Record
 from tests.e2e.conftest import Calm
-from tests.world.facts import Facts, assert_as_if_nothing_happened
+from tests.world.facts import Facts, assert_as_if_nothing_happened, at_step, is_in, loses, says, steps_in
 from tests.world.jobs import tiny_job
 from tests.world.processes import System
 
@@ -22,11 +21,6 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 STEPS = 12
 DETECT_WITHIN = "2s"
-
-
-def loses(worker_id: str) -> object:
-    """Whether a record declares this worker lost."""
-    return lambda r: any(isinstance(c, KillWorker) and c.worker_id == worker_id for c in r.commands)
 
 
 def assert_in_time(job: Job, record: Record, worker_id: str, *, stalled: bool = False) -> None:
@@ -52,12 +46,12 @@ async def test_a_stopped_worker_is_swapped_in_time_and_refused_when_it_is_contin
     job = tiny_job("stopped", zero=zero, steps=STEPS, detect_within=DETECT_WITHIN, pace_ms=20)
     async with System(tmp_path, kill_lost=False) as system:
         await system.submit(job, Fault("hang", rank, "", 5, 1, 0))
-        await system.until(job, lambda r: r.phase == "running")
+        await system.until(job, is_in("running", epoch=1))
         stopped = Facts(await system.records(job.name)).epochs[1][rank]
         lost = await system.until(job, loses(stopped))
         assert "worker-hung" in lost.reason
         assert_in_time(job, lost, stopped)
-        await system.until(job, lambda r: isinstance(r.event, StepCommitted) and r.event.epoch == 2)
+        await system.until(job, steps_in(2))
         system.processes[stopped].send_signal(signal.SIGCONT)
         await assert_refused(system, job, stopped)
         run = await system.finish(job)
@@ -70,13 +64,13 @@ async def test_a_stopped_spare_costs_nothing_and_the_training_goes_on(tmp_path: 
     job = tiny_job("spare", zero=1, steps=10_000, spares=1, detect_within=DETECT_WITHIN)
     async with System(tmp_path, kill_lost=False) as system:
         await system.submit(job)
-        await system.until(job, lambda r: r.phase == "running")
+        await system.until(job, is_in("running", epoch=1))
         seated = set(Facts(await system.records(job.name)).epochs[1].values())
         spare = next(f"spare/w{i}" for i in range(5) if f"spare/w{i}" not in seated)
-        await system.until(job, lambda r: f"{spare} is ready" in r.reason)
+        await system.until(job, says(f"{spare} is ready"))
         system.processes[spare].send_signal(signal.SIGSTOP)
         lost = await system.until(job, loses(spare))
-        await system.until(job, lambda r: r.committed_step >= lost.committed_step + 5)
+        await system.until(job, at_step(lost.committed_step + 5))
         await system.supervisor.service.cancel(job.name, who="test")
         run = await system.finish(job)
         assert list(run.epochs) == [1]
@@ -91,15 +85,15 @@ async def test_a_worker_that_is_cut_off_trains_on_is_given_up_and_refused_when_t
     job = tiny_job("cut", zero=1, steps=60, detect_within=DETECT_WITHIN, pace_ms=20)
     async with System(tmp_path, kill_lost=False, relayed=True) as system:
         await system.submit(job)
-        await system.until(job, lambda r: r.committed_step >= 3)
+        await system.until(job, at_step(3))
         victim = Facts(await system.records(job.name)).epochs[1][2]
         system.relays[victim].cut()
-        broken = await system.until(job, lambda r: "the stream of" in r.reason)
+        broken = await system.until(job, says("the stream of"))
         lost = await system.until(job, loses(victim))
         assert "unreachable" in lost.reason
         assert_in_time(job, lost, victim)
         assert lost.committed_step >= broken.committed_step + 5, "the cut-off worker was not needed for the steps meanwhile"
-        await system.until(job, lambda r: isinstance(r.event, StepCommitted) and r.event.epoch == 2)
+        await system.until(job, steps_in(2))
         system.relays[victim].heal()
         await assert_refused(system, job, victim)
         run = await system.finish(job)
@@ -110,14 +104,14 @@ async def test_a_short_cut_is_no_failure_and_what_was_said_meanwhile_arrives(tmp
     job = tiny_job("blip", zero=1, steps=40, pace_ms=10)
     async with System(tmp_path, kill_lost=False, relayed=True) as system:
         await system.submit(job)
-        await system.until(job, lambda r: r.committed_step >= 3)
+        await system.until(job, at_step(3))
         for relay in system.relays.values():
             relay.cut()
         before = len(await system.records(job.name))
         await asyncio.sleep(0.5)  # the length of the cut: time is what is tested
         for relay in system.relays.values():
             relay.heal()
-        await system.until(job, lambda r: "is connected again" in r.reason, after=before)
+        await system.until(job, says("is connected again"), after=before)
         run = await system.finish(job)
         assert list(run.epochs) == [1]
         assert not run.killed
@@ -162,9 +156,9 @@ async def test_a_worker_of_a_finished_job_ends_when_it_comes_back(tmp_path: Path
     job = tiny_job("over", steps=STEPS, detect_within=DETECT_WITHIN)
     async with System(tmp_path, kill_lost=False) as system:
         await system.submit(job)
-        await system.until(job, lambda r: r.phase == "running")
+        await system.until(job, is_in("running", epoch=1))
         spare = "over/w4"
-        await system.until(job, lambda r: "over/w4 is ready" in r.reason)
+        await system.until(job, says("over/w4 is ready"))
         os.kill(system.processes[spare].pid, signal.SIGSTOP)
         await system.finish(job)
         os.kill(system.processes[spare].pid, signal.SIGCONT)

@@ -53,7 +53,7 @@ def make_job(
         ),
         parallel=ParallelSettings(data, zero, 1 if zero and nodes > 1 else 0),
         cluster=ClusterSettings(nodes, spares, slots, DeviceKind.CPU),
-        checkpoint=CheckpointSettings("", 0, 1),
+        checkpoint=CheckpointSettings("", 0, 3),
         resilience=ResilienceSettings(4000, budget, 5, 2.0),
     )
 

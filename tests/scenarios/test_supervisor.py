@@ -484,3 +484,46 @@ def test_the_first_plan_does_not_put_all_ranks_on_the_node_that_is_ready_first()
         assert s.hello(worker_id) == []
     assert len(hello_all(s)) == 2
     assert {seat.node_id for seat in s.plan.seats} == {"n0", "n1"}
+
+
+def test_a_task_that_no_worker_can_build_ends_the_job_also_when_the_processes_just_end() -> None:
+    s = Story(make_job())
+    s.tell(ev.ClusterChanged(0, cluster(1, 5)))
+    for attempt in range(3):
+        assert not s.state.phase.terminal
+        for w in [w for w in s.state.workers.values() if w.phase is WorkerPhase.REQUESTED]:
+            if not s.state.phase.terminal:
+                s.tell(ev.WorkerGone(s.now, w.worker_id, f"it ended with TaskError: no such class, attempt {attempt}"))
+        s.now = max(s.now, s.state.retry_spawn_ms)
+        if not s.state.phase.terminal:
+            s.tell(ev.Tick(s.now, ()))
+    assert (s.state.phase, s.state.outcome) == (JobPhase.FAILED, Outcome.USER_ERROR)
+    assert "TaskError: no such class, attempt 2" in s.state.last_word
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before() -> None:
+    s = running(at=6)
+    assert s.state.job.checkpoint.keep == 3
+    for at in (2, 4, 6):
+        s.tell(ev.CheckpointReported(s.now, "j/w0", 1, at, f"/c/{at}", True, "d"))
+    assert s.state.checkpoint == CheckpointRef(6, "/c/6", "d")
+    assert [c.step for c in s.state.older_checkpoints] == [4, 2]
+    s.tell(ev.CheckpointReported(s.now, "j/w0", 1, 6, "/c/6", False, "a disk was full"))
+    assert s.state.checkpoint == CheckpointRef(6, "/c/6", "d"), "a failure to write says nothing about what was written"
+    ranks = [seat.worker_id for seat in s.state.plan.seats] if s.state.plan else []
+    for rank in ranks:
+        s.tell(ev.WorkerGone(s.now, rank, "refused"))
+    for w in [w for w in s.state.workers.values() if w.phase is WorkerPhase.REQUESTED]:
+        s.hello(w.worker_id)
+    assert s.state.resume is not None
+    assert (s.state.resume.source, s.state.resume.checkpoint_uri) == (Source.CHECKPOINT, "/c/6")
+    epoch = s.state.epoch
+    reader, other = [seat.worker_id for seat in s.state.plan.seats][:2] if s.state.plan else ["", ""]
+    s.tell(ev.CheckpointReported(s.now, reader, epoch, 6, "/c/6", False, "half a file"))
+    assert s.state.checkpoint == CheckpointRef(4, "/c/4", "d")
+    s.tell(ev.CheckpointReported(s.now, other, epoch, 6, "/c/6", False, "half a file"))
+    assert s.state.checkpoint == CheckpointRef(4, "/c/4", "d"), "the second complaint is about the same one"
+    for w in [w for w in s.state.workers.values() if w.phase is WorkerPhase.MEMBER]:
+        s.tell(ev.LeftEpoch(s.now, w.worker_id, epoch, False, None, "half a file"))
+    assert s.state.resume.checkpoint_uri == "/c/4"
+    assert (s.state.committed_step, s.state.steps_lost) == (4, 2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from orchestrator.core.supervisor.commands import KillWorker, RunEpoch
@@ -10,6 +10,38 @@ from orchestrator.core.supervisor.events import RankFinished, StepCommitted
 from orchestrator.core.supervisor.state import State
 from orchestrator.runtime.ports import Record
 from orchestrator.runtime.replay import story
+
+Wanted = Callable[[Record], bool]
+
+
+def at_step(step: int) -> Wanted:
+    """Whether a record is at this committed step or beyond it."""
+    return lambda r: r.committed_step >= step
+
+
+def is_in(phase: str, *, epoch: int) -> Wanted:
+    """Whether the job is in this phase of this epoch after a record."""
+    return lambda r: (r.phase, r.epoch) == (phase, epoch)
+
+
+def says(words: str) -> Wanted:
+    """Whether a record's reason has these words."""
+    return lambda r: words in r.reason
+
+
+def starts(epoch: int) -> Wanted:
+    """Whether a record starts this epoch."""
+    return lambda r: any(isinstance(c, RunEpoch) and c.plan.epoch == epoch for c in r.commands)
+
+
+def steps_in(epoch: int) -> Wanted:
+    """Whether a record is a step committed in this epoch."""
+    return lambda r: isinstance(r.event, StepCommitted) and r.event.epoch == epoch
+
+
+def loses(worker_id: str) -> Wanted:
+    """Whether a record declares this worker lost."""
+    return lambda r: any(isinstance(c, KillWorker) and c.worker_id == worker_id for c in r.commands)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +81,7 @@ class Facts:
 
     def said(self, words: str) -> list[Record]:
         """Records whose reason has these words."""
-        return [r for r in self.records if words in r.reason]
+        return [r for r in self.records if says(words)(r)]
 
     def __str__(self) -> str:
         return story(self.records)

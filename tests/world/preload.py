@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import grpc  # noqa: F401
-import torch.distributed.checkpoint  # noqa: F401
+import torch.distributed.checkpoint
 import torch.optim
 
-import orchestrator.apps.worker_main
-import orchestrator.engine.groups
-import orchestrator.engine.tasks.gpt
 import tests.world.tasks  # noqa: F401
 
 torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])  # imports the rest of itself when it is used

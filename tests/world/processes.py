@@ -25,7 +25,7 @@ from tests.world.spawning import WorkerProcess
 
 
 class ProcessFleet:
-    """Implements runtime.ports.Fleet with processes of `system`; what it should kill lives on there where `kill_lost` is false."""
+    """Implements runtime.ports.Fleet with processes of `system`, which live on where its `kill_lost` is false."""
 
     def __init__(self, job: Job, settings: WorkerSettings, *, system: System) -> None:
         self._job = job

@@ -12,7 +12,7 @@ import os
 import signal
 from collections.abc import Mapping
 from contextlib import suppress
-from multiprocessing import forkserver  # type: ignore[attr-defined]  # typeshed hides it behind a platform check
+from multiprocessing import forkserver
 from pathlib import Path
 
 THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

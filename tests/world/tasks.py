@@ -71,3 +71,9 @@ class Refusing(Staged):
     def setup(self) -> None:
         """Raise what a missing library would."""
         raise ModuleNotFoundError("the user's library is not installed here")
+
+
+def furthest(diary: Path) -> int:
+    """The newest step that any worker has begun; a line that is being written does not count yet."""
+    lines = diary.read_text().split("\n")[:-1]
+    return max((int(line.split()[0]) for line in lines), default=0)

@@ -37,8 +37,8 @@ _RETRY_MAX_S: Final = 2.0
 _CAUSE_CHARS_MAX: Final = 300
 
 
-class _NoSlotError(Exception):
-    """A worker cannot come up where it should."""
+class _NotStartedError(Exception):
+    """A worker does not come up where it should."""
 
 
 @dataclass(slots=True)
@@ -148,11 +148,13 @@ class RayFleet:
 
     async def _bring_up(self, worker: _Worker, command: SpawnWorker) -> None:
         try:
+            if worker.killed:
+                raise _NotStartedError("killed before it was started")
             row = self._rows.get(command.node_id)
             if row is None:
-                raise _NoSlotError(f"there is no node {command.node_id} in the cluster")
+                raise _NotStartedError(f"there is no node {command.node_id} in the cluster")
             if not any(n.node_id == command.node_id and n.healthy for n in self._tracker.view.nodes):
-                raise _NoSlotError(f"node {command.node_id} is lost")
+                raise _NotStartedError(f"node {command.node_id} is lost")
             create = functools.partial(
                 create_worker,
                 name=self._name(command.worker_id),
@@ -164,7 +166,7 @@ class RayFleet:
             worker.creating = asyncio.ensure_future(self._in_thread(create))
             worker.handle = await asyncio.shield(worker.creating)
             await self._until_up(worker)
-        except (RayError, _NoSlotError, ValueError, OSError, RuntimeError) as error:
+        except (RayError, _NotStartedError, ValueError, OSError, RuntimeError) as error:
             await self._spawn_failed(worker, _cause(error))
             return
         worker.node_id = ""
@@ -182,9 +184,9 @@ class RayFleet:
         if up in done:
             up.result()
         elif lost in done:
-            raise _NoSlotError(f"node {worker.node_id} was lost while the worker started there")
+            raise _NotStartedError(f"node {worker.node_id} was lost while the worker started there")
         else:
-            raise _NoSlotError(f"not up within {self._timeouts.spawn_ms} ms")
+            raise _NotStartedError(f"not up within {self._timeouts.spawn_ms} ms")
 
     async def _spawn_failed(self, worker: _Worker, why: str) -> None:
         self._emit(SpawnFailed(at_ms=self._clock.now_ms(), worker_id=worker.worker_id, why=why))

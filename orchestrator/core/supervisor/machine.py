@@ -269,9 +269,18 @@ def _checkpoint(turn: Turn, event: ev.CheckpointReported) -> None:
     worker = turn.state.workers.get(event.worker_id)
     if worker is None or not worker.phase.alive or (event.ok and known is not None and event.step <= known.step):
         return
+    resume = turn.state.resume
     if event.ok:
-        turn.set(checkpoint=CheckpointRef(event.step, event.uri, event.detail))
+        older = (known, *turn.state.older_checkpoints) if known is not None else ()
+        kept = older[: turn.state.job.checkpoint.keep - 1]
+        turn.set(checkpoint=CheckpointRef(event.step, event.uri, event.detail), older_checkpoints=kept)
         turn.say(f"checkpoint of step {event.step} is durable at {event.uri}")
+    elif resume is not None and resume.checkpoint_uri == event.uri and event.epoch == turn.state.epoch:
+        turn.say(f"checkpoint of step {event.step} cannot be used: {event.detail}")
+        if known is not None and known.uri == event.uri:
+            older = turn.state.older_checkpoints
+            turn.set(checkpoint=older[0] if older else None, older_checkpoints=older[1:])
+            turn.say(f"falling back to that of step {older[0].step}" if older else "there is no older one")
     else:
         turn.say(f"checkpoint of step {event.step} failed, training goes on: {event.detail}")
 

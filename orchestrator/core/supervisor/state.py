@@ -157,6 +157,7 @@ class State:
     retry_spawn_ms: int = 0
     recoveries: tuple[Recovery, ...] = ()
     checkpoint: CheckpointRef | None = None
+    older_checkpoints: tuple[CheckpointRef, ...] = ()  # newest first; for when `checkpoint` turns out to be damaged
     steps_lost: int = 0
     survivors_restarted: int = 0
 

@@ -20,7 +20,7 @@ from orchestrator.engine.checkpoint import newest_good, verify
 from orchestrator.engine.checkpoint_files import BadCheckpoint, list_steps, prune, temp_name
 from orchestrator.engine.describe import build_seeded
 from orchestrator.engine.tasks.loading import load_task
-from orchestrator.runtime.ports import Failed
+from orchestrator.runtime.ports import Left
 from tests.unit.engine.engine_world import Trap, World, curve, job, undisturbed, world
 
 
@@ -187,6 +187,8 @@ def test_a_swapped_digest_is_found_when_it_is_loaded(tmp_path: Path) -> None:
         w.spawn("n0", "n1")
         w.start("n0", "n1", resume=Resume(Source.CHECKPOINT, 3, None, (), (0, 1), str(marker.parent)))
         for outcome in w.outcomes():
-            assert isinstance(outcome, Failed)
-            assert outcome.fatal_check
-            assert "its manifest says 000" in outcome.traceback
+            assert isinstance(outcome, Left)
+            assert outcome.held is None, "what was read is not what was committed"
+            assert "its manifest says 000" in outcome.detail
+        told = [e for m in w.members() for e in m.events if isinstance(e, CheckpointReported)]
+        assert {(e.step, e.uri, e.ok) for e in told} == {(3, str(marker.parent), False)}

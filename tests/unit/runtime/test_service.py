@@ -18,8 +18,8 @@ from orchestrator.core.supervisor.events import Event, Fault, WorkerGone, Worker
 from orchestrator.core.supervisor.state import CheckpointRef, JobPhase, State
 from orchestrator.runtime.control import BadRequestError, ControlHandler, NotFoundError, NotPossibleError
 from orchestrator.runtime.driver import JournalFailed
-from orchestrator.runtime.ports import Beat, LogLine, Welcome
-from orchestrator.runtime.service import NotReady, Parts, SupervisorService
+from orchestrator.runtime.ports import Beat, LogLine, NotReady, Welcome
+from orchestrator.runtime.service import Parts, SupervisorService
 from tests.unit.runtime.world import GRAPH, LoopClock, Silent, World, WorldFleet, job, virtually
 
 

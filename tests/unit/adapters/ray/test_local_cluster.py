@@ -16,6 +16,7 @@ import psutil
 import pytest
 import ray
 
+from orchestrator.adapters.ray.connection import authentication
 from orchestrator.adapters.ray.local_cluster import LocalCluster, LocalClusterError, recorded_nodes, stop_recorded
 from orchestrator.adapters.ray.nodes import keeper, members
 from orchestrator.adapters.ray.placement import create_worker, find_worker, shutdown_all
@@ -91,15 +92,17 @@ def test_everything_listens_on_loopback_only(cluster: LocalCluster, endpoint: st
 
 def test_the_token_is_closed_to_others_and_demanded(cluster: LocalCluster) -> None:
     assert stat.S_IMODE(cluster.token_path.stat().st_mode) == 0o600
-    stranger = subprocess.run(
-        [sys.executable, "-c", f"import ray; ray.init(address={cluster.address!r})"],
-        env={k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")},
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
+    script = (
+        "import sys; from orchestrator.adapters.ray.connection import registered_node_ids as ids\n"
+        "print(len(ids(sys.argv[1], timeout_s=10)))"
     )
-    assert stranger.returncode != 0
-    assert "auth" in (stranger.stdout + stranger.stderr).lower()
+
+    def nodes_seen_by(environment: dict[str, str]) -> str:
+        command = [sys.executable, "-c", script, cluster.address]
+        return subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, timeout=LIMIT_S).stdout.strip()
+
+    assert nodes_seen_by(_environment()) == "0"
+    assert nodes_seen_by({**_environment(), **authentication(cluster.token_path)}) == "2"
 
 
 def test_a_directory_holds_one_cluster(cluster: LocalCluster) -> None:
