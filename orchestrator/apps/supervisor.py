@@ -23,8 +23,9 @@ from orchestrator.core.job import Job
 from orchestrator.core.supervisor.state import CheckpointRef, State
 from orchestrator.core.timeouts import derive
 from orchestrator.runtime.clock import SystemClock
+from orchestrator.runtime.entry import OwnedJournal
 from orchestrator.runtime.ports import Beat, Clock, Fleet, Record
-from orchestrator.runtime.service import OwnedJournal, Parts, SupervisorService
+from orchestrator.runtime.service import Parts, SupervisorService
 
 LOOPBACK = "127.0.0.1"
 DETECT_WITHIN_MS = 4_000  # for the server's own keep-alive; each job has its own
@@ -77,6 +78,7 @@ class Supervisor:
         self._hub = WorkerHub(clock=self._clock, timeouts=timeouts)
         self.service = SupervisorService(
             jobs_dir=home.jobs,
+            cluster=cluster,
             parts=Parts(
                 open_journal=open_journal,
                 make_fleet=self._fleet,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -132,14 +131,13 @@ def down(*, home: Path, cluster: str | None) -> list[str]:
     ended = []
     for name in [cluster] if cluster else _clusters(place):
         endpoint = place.read_endpoint(name)
-        if endpoint is not None:
-            with suppress(ControlError, OSError, ValueError), find(home=home, cluster=name) as session:
-                session.client.shutdown(who="orchestrator down")
+        heard = endpoint is not None and _shut_down(home, name)
         killed = stop_recorded(place.cluster(name))
         if killed:
             ended.append(f"cluster {name}: {killed} processes")
         elif endpoint is not None:
-            ended.append(f"supervisor of cluster {name} at {endpoint.address}")
+            what = "was asked to end" if heard else "does not answer, it is only forgotten"
+            ended.append(f"cluster {name}: its supervisor at {endpoint.address} {what}")
         _clean(place, name)
     return ended
 
@@ -173,6 +171,16 @@ def _supervisor(place: Home, cluster: str, ray_address: str, *, loopback: bool) 
         "loopback": "1" if loopback else "0",
     }
     return ensure_supervisor(SUPERVISOR_MAIN, settings, timeout_ms=SUPERVISOR_START_MS), token
+
+
+def _shut_down(home: Path, cluster: str) -> bool:
+    """Ask the supervisor to end; whether it was heard."""
+    try:
+        with find(home=home, cluster=cluster) as session:
+            session.client.shutdown(who="orchestrator down")
+    except (NotRunning, ControlError):
+        return False
+    return True
 
 
 def _end_local(place: Home, cluster: str, local: LocalCluster) -> None:

@@ -18,7 +18,10 @@ Json = Any
 
 
 def to_json(value: object) -> Json:
-    """A JSON-able value. Dataclasses become objects with a `type` key; tuples become arrays; enums their value."""
+    """A JSON-able value. Dataclasses become objects with a `type` key; tuples become arrays; enums their value.
+
+    A mapping keeps its order: a state that was read back must go through its workers as the one that was written does.
+    """
     if value is None or (isinstance(value, bool | int | float | str) and not isinstance(value, Enum)):
         return value
     if isinstance(value, Enum):
@@ -26,7 +29,7 @@ def to_json(value: object) -> Json:
     if isinstance(value, tuple):
         return [to_json(v) for v in value]
     if isinstance(value, Mapping):
-        return {_key(k): to_json(v) for k, v in sorted(value.items())}
+        return {_key(k): to_json(v) for k, v in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         out: dict[str, Json] = {"type": type(value).__name__}
         for f in dataclasses.fields(value):

@@ -7,7 +7,9 @@ metadata from what they say, and commits. At most one checkpoint is under way; o
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 import threading
 import time
@@ -52,6 +54,8 @@ from orchestrator.engine.optim import ShardedOptimizer
 
 __all__ = ["BadCheckpoint", "CheckpointWriter", "Outcome", "newest_good", "verify"]
 
+log = logging.getLogger(__name__)
+
 PARTS_WAIT_S = 300.0  # rank 0's patience with the other ranks' parts
 _POLL_S = 0.02
 
@@ -86,6 +90,7 @@ class _Assignment:
     rank: int
     ranks: int
     digest: str
+    token: str  # of plan and state: equal on all ranks, and never that of another run of this job
     pieces: tuple[_Piece, ...]
     aliases: Mapping[str, str]  # state-dict name -> the name that its tensor is stored under
     scalar_forms: Mapping[str, Mapping[str, Any]]
@@ -136,7 +141,8 @@ class CheckpointWriter:
             rank=rank,
             ranks=plan.size,
             digest=digest,
-            pieces=tuple(self._stage(p) for p in pieces),
+            token=hashlib.sha256(f"{plan!r}{digest}".encode()).hexdigest()[:12],
+            pieces=self._stage_all(pieces),
             aliases=_aliases(state),
             scalar_forms=forms,
         )
@@ -157,6 +163,12 @@ class CheckpointWriter:
             self._staging = {}  # the thread may still read the old copies
             self._thread = None
 
+    def _stage_all(self, pieces: Sequence[_Piece]) -> tuple[_Piece, ...]:
+        """Copies, in the memory of the last time where that fits; what an older layout left is freed."""
+        wanted = {(p.fqn, p.offsets) for p in pieces}
+        self._staging = {k: v for k, v in self._staging.items() if k in wanted}
+        return tuple(self._stage(p) for p in pieces)
+
     def _stage(self, piece: _Piece) -> _Piece:
         key = (piece.fqn, piece.offsets)
         copy = self._staging.get(key)
@@ -168,16 +180,17 @@ class CheckpointWriter:
     # ------------------------------------------------------------------------------------------- the background thread
 
     def _run(self, work: _Assignment, cancel: threading.Event) -> None:
-        root = Place(self._job.checkpoint.uri)
-        final = final_name(work.step, work.epoch, local=root.local)
-        uri = f"{root.uri}/{final}"
+        uri = self._job.checkpoint.uri
         try:
-            place = root.child(temp_name(work.step, work.epoch) if root.local else final)
+            root = Place(uri)
+            final = final_name(work.step, work.epoch, work.token, local=root.local)
+            uri = f"{root.uri}/{final}"
+            place = root.child(temp_name(work.step, work.epoch, work.token) if root.local else final)
             _write_part(place, work)
             if work.rank == 0:
                 results = _await_parts(place, work, cancel)
                 _commit(root, place, final, work, results, job=self._job.name)
-                prune(root.uri, keep=self._job.checkpoint.keep, step=work.step, epoch=work.epoch)
+                _prune(root, final, work, job=self._job)
             outcome = Outcome(work.step, uri, True, "", committed=work.rank == 0)
         except Exception as error:  # reported; the run goes on without this checkpoint
             outcome = Outcome(work.step, uri, False, f"{type(error).__name__}: {error}", committed=False)
@@ -308,16 +321,37 @@ def _commit(root: Place, place: Place, final: str, work: _Assignment, results: S
     place.write_text(COMMIT, manifest.to_text())
     if not root.local:
         return
+    place.sync()
+    aside = None
     if final in root.names():
-        try:
-            verify(f"{root.uri}/{final}")
-        except BadCheckpoint:
-            root.child(final).remove()
-        else:  # an earlier epoch committed this very step: keep that one
+        if _is_this_one(f"{root.uri}/{final}", work, job=job):  # an earlier epoch committed this very state: keep that one
             place.remove()
             return
+        aside = root.child(temp_name(work.step, work.epoch, f"{work.token}old"))
+        os.rename(f"{root.path}/{final}", aside.path)
     os.rename(place.path, f"{root.path}/{final}")  # fails if a newer epoch has swept our directory away
     root.sync()
+    if aside is not None:
+        aside.remove()
+
+
+def _is_this_one(uri: str, work: _Assignment, *, job: str) -> bool:
+    """Whether there is a whole checkpoint of this state already. Raises BadCheckpoint when it is another job's."""
+    try:
+        found = verify(uri)
+    except (BadCheckpoint, OSError):
+        return False
+    if found.job != job:
+        raise BadCheckpoint(f"{uri} belongs to job {found.job!r}; give each job a checkpoint.uri of its own")
+    return found.digest == work.digest
+
+
+def _prune(root: Place, final: str, work: _Assignment, *, job: Job) -> None:
+    """Make room. What cannot be removed does not make the checkpoint that was just committed a failed one."""
+    try:
+        prune(root.uri, job=job.name, keep=job.checkpoint.keep, step=work.step, epoch=work.epoch, committed=final)
+    except OSError as error:
+        log.warning("old checkpoints in %s could not be removed: %s", root.uri, error)
 
 
 def _metadata(results: Sequence[Mapping[str, Any]], aliases: Mapping[str, str]) -> tuple[Metadata, list[list[WriteResult]]]:

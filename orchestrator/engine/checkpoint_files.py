@@ -22,8 +22,8 @@ from orchestrator.core.supervisor.state import CheckpointRef
 COMMIT = "COMMIT.json"
 METADATA = ".metadata"
 FORMAT = 1
-_NAME = re.compile(r"step-(\d{8})(?:-e\d+)?")
-_TEMP = re.compile(r"\.tmp-step-(\d{8})-e(\d+)")
+_NAME = re.compile(r"step-(\d{8})(?:-e\d+(?:-[0-9a-f]+)?)?")
+_TEMP = re.compile(r"\.tmp-step-(\d{8})-e(\d+)(?:-[0-9a-z]+)?")
 _CHUNK_BYTES = 16 << 20
 
 
@@ -141,14 +141,17 @@ class Place:
             return
 
 
-def temp_name(step: int, epoch: int) -> str:
-    """Name of an unfinished checkpoint; hidden, and never used by another epoch."""
-    return f".tmp-step-{step:08d}-e{epoch}"
+def temp_name(step: int, epoch: int, token: str = "") -> str:
+    """Name of an unfinished checkpoint; hidden, and never used by another epoch.
+
+    `token` tells apart what runs of the same job leave behind: each counts its epochs from 1.
+    """
+    return f".tmp-step-{step:08d}-e{epoch}" + (f"-{token}" if token else "")
 
 
-def final_name(step: int, epoch: int, *, local: bool) -> str:
+def final_name(step: int, epoch: int, token: str, *, local: bool) -> str:
     """Name of a finished one (written in place where the file system cannot rename)."""
-    return f"step-{step:08d}" if local else f"step-{step:08d}-e{epoch}"
+    return f"step-{step:08d}" if local else f"step-{step:08d}-e{epoch}-{token}"
 
 
 def read_manifest(uri: str) -> Manifest:
@@ -201,11 +204,32 @@ def newest_good(uri: str, job: str, skipped: list[str] | None = None) -> Checkpo
     return None
 
 
-def prune(uri: str, *, keep: int, step: int, epoch: int) -> None:
-    """After a commit: keep the newest `keep`, remove older ones and what older attempts left unfinished. Raises OSError."""
+def prune(uri: str, *, job: str, keep: int, step: int, epoch: int, committed: str) -> None:
+    """After `committed` (a name) of `step` counts: keep it and the newest before it, `keep` in all. Raises OSError.
+
+    Only what has a commit marker of this job counts as kept. What is newer than `step`, or belongs to another job, is left
+    alone; what older attempts left unfinished goes.
+    """
     place = Place(uri)
-    for _, old in list_steps(uri)[max(1, keep) :]:
+    good: list[tuple[int, bool, int, str]] = []
+    unfinished: list[tuple[int, str]] = []
+    for found, candidate in list_steps(uri):
+        if found > step:
+            continue  # damaged, or we would have gone on from it: not a reason to remove what is known to be good
+        try:
+            manifest = read_manifest(candidate)
+        except BadCheckpoint:
+            unfinished.append((found, candidate))
+            continue
+        if manifest.job == job:
+            good.append((found, candidate.endswith(f"/{committed}"), manifest.epoch, candidate))
+    good.sort(reverse=True)
+    kept = good[: max(1, keep)]
+    for *_, old in good[max(1, keep) :]:
         Place(old).remove()
+    for found, old in unfinished:
+        if kept and found < kept[-1][0]:
+            Place(old).remove()
     for name in place.names():
         match = _TEMP.fullmatch(name)
         if match and int(match.group(2)) <= epoch and int(match.group(1)) <= step:

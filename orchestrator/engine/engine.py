@@ -8,6 +8,7 @@ training.py has the step, restore.py the state, checkpoint.py what outlives ever
 from __future__ import annotations
 
 import math
+import os
 import threading
 import time
 import traceback
@@ -34,7 +35,7 @@ from orchestrator.engine.model_state import FlatState
 from orchestrator.engine.optim import probe_keys
 from orchestrator.engine.rank_state import Body, FatalCheck, UserError, user_code
 from orchestrator.engine.restore import restore
-from orchestrator.engine.task import seed_everything
+from orchestrator.engine.task import seed_drawing, seed_everything
 from orchestrator.engine.tasks.loading import load_task
 from orchestrator.engine.training import Trainer, autocast
 from orchestrator.runtime.ports import Failed, Finished, Left, Pulse, Report
@@ -109,8 +110,10 @@ class TorchEngine:
         self._control.phase("warming")
         job = self._job
         if job.cluster.device is DeviceKind.CUDA and job.train.consistency is Consistency.EXACT:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else torch refuses cuBLAS in deterministic mode
             torch.use_deterministic_algorithms(True)
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        seed_drawing(seed=job.train.seed, step=-1, micro_batch=0)  # what setup() draws is equal on all ranks too
         task = load_task(job.task)
         with user_code():
             module = build_seeded(task, seed=job.train.seed).to(torch.device(job.cluster.device.value))
@@ -135,10 +138,16 @@ class TorchEngine:
         def count(param: torch.Tensor) -> None:
             added[id(param)] = added.get(id(param), 0) + 1
 
-        hooks = [p.register_post_accumulate_grad_hook(count) for p in body.module.parameters() if p.requires_grad]
+        def look(grad: torch.Tensor) -> None:  # a sparse one is added row by row, as often as a row occurs
+            if grad.layout is not torch.strided:
+                added[id(grad)] = 2
+
+        trained = [p for p in body.module.parameters() if p.requires_grad]
+        hooks = [p.register_post_accumulate_grad_hook(count) for p in trained] + [p.register_hook(look) for p in trained]
         buffer = body.pool.take(body.state.padded_numel).zero_()
         body.bind_grads(buffer)
         with user_code():
+            seed_drawing(seed=self._job.train.seed, step=1, micro_batch=0)
             batch = body.to_device(body.task.batch(seed=self._job.train.seed, step=1, micro_batch=0))
             seed_everything(seed=self._job.train.seed, step=1, micro_batch=0)
             with autocast(body):
@@ -210,6 +219,7 @@ class TorchEngine:
 
     def _run(self, order: RunEpoch, report: Report) -> Finished:
         body, plan = self._require_body(), order.plan
+        torch.set_num_threads(1)  # the user's setup or model may have asked for more
         seat = next(s for s in plan.seats if s.worker_id == order.worker_id)
         self._drop_group()
         group = self._form(order, seat.rank)
@@ -361,6 +371,7 @@ class _Epoch:
             for k, index in enumerate(mine):
                 self._control.check()
                 with user_code(), torch.no_grad():
+                    seed_drawing(seed=self._train.seed, step=-2, micro_batch=index)
                     batch = body.to_device(body.task.eval_batch(seed=self._train.seed, index=index))
                     seed_everything(seed=self._train.seed, step=-2, micro_batch=index)
                     with autocast(body):
@@ -413,6 +424,10 @@ class _Epoch:
             self._control.check()
             self._control.advance()
         self._tell_checkpoints()
+        if self._checkpoints.busy:
+            step, uri = self._train.steps, self._body.job.checkpoint.uri
+            detail = f"not written within {_FINAL_CHECKPOINT_S:.0f} s"
+            self._report(CheckpointReported(0, self._worker, self._plan.epoch, step, uri, False, detail))
 
     def _tell_checkpoints(self) -> None:
         for outcome in self._checkpoints.outcomes():

@@ -17,9 +17,7 @@ import time
 
 import psutil
 
-from orchestrator.core.supervisor.events import Fault
-
-KINDS = ("kill-worker", "kill-node", "kill-raylet", "hang", "slow", "raise")
+from orchestrator.core.supervisor.events import FAULT_KINDS, Fault
 
 
 class InjectedError(RuntimeError):
@@ -40,8 +38,8 @@ class FaultBox:
 
         Raises ValueError for an unknown kind, RuntimeError when a node is to be killed and this process is no child of a raylet.
         """
-        if fault.kind not in KINDS:
-            raise ValueError(f"unknown fault {fault.kind!r}; known: {', '.join(KINDS)}")
+        if fault.kind not in FAULT_KINDS:
+            raise ValueError(f"unknown fault {fault.kind!r}; known: {', '.join(FAULT_KINDS)}")
         if fault.kind in ("kill-node", "kill-raylet"):
             _raylet()
         if fault.at_step == 0:

@@ -120,6 +120,8 @@ class FlatState:
         for name, param in self.module.named_parameters():
             if not param.requires_grad:
                 continue
+            if nn.parameter.is_lazy(param):
+                raise TaskError(f"parameter {name} has no shape yet; run one batch through lazy modules in build_model")
             if param.dtype is not torch.float32:
                 raise TaskError(
                     f"parameter {name} is {param.dtype}; trainable parameters must be "
@@ -229,6 +231,8 @@ class FlatState:
             raise RuntimeError("check_grads before bind_grads")
         base = self._flat_grad.data_ptr()
         for entry, param in self._params:
+            if entry.start == entry.stop:
+                continue  # an empty tensor has no address
             if param.grad is None or param.grad.data_ptr() != base + 4 * entry.start:
                 raise TaskError(
                     f"the gradient of {entry.name} was replaced during the forward or backward pass; "

@@ -143,6 +143,7 @@ class ShardedOptimizer:
         self._buffers_only = subtract(self.regions.intervals, (Interval(0, state.param_numel),))
         self._optimizer = task.build_optimizer(self._shards, settings) if self._shards else None
         self._adopted = False  # whether the optimizer's state are views of our buffers
+        self._views: dict[tuple[int, str], Tensor] = {}  # those views, by shard and key
         self._grad: Tensor | None = None
 
     def update(self, reduced: Tensor, *, lr: float, scale: float, micro_batches: int) -> None:
@@ -158,8 +159,7 @@ class ShardedOptimizer:
             for group in self._optimizer.param_groups:
                 group["lr"] = lr
             self._optimizer.step()
-            if not self._adopted:
-                self._adopt()
+            self._adopt()
         for i in self._buffers_only:
             reduced[i.start : i.stop].mul_(1.0 / micro_batches)
         self._state.apply_buffers(reduced, self.regions.intervals)
@@ -171,15 +171,20 @@ class ShardedOptimizer:
             self._grad = reduced
 
     def _adopt(self) -> None:
-        """After the first step: move the state that the optimizer has made into our buffers."""
+        """After a step: move the state that the optimizer has made into our buffers.
+
+        That is all of it after the first one, and later what it has replaced instead of changing it in place.
+        """
         assert self._optimizer is not None
-        for shard in self._shards:
+        for at, shard in enumerate(self._shards):
             kept = self._optimizer.state[shard.param]
-            for key, value in kept.items():
-                if key in self.buffers:
-                    view = self.regions.view(self.buffers[key], shard.start, shard.stop)
-                    view.copy_(value)
-                    kept[key] = view
+            for key, buffer in self.buffers.items():
+                value, ours = kept.get(key), self._views.get((at, key))
+                if value is None or value is ours:
+                    continue
+                view = self.regions.view(buffer, shard.start, shard.stop)
+                view.copy_(value)
+                kept[key] = self._views[at, key] = view
         self._adopted = True
 
     # ---------------------------------------------------------------------------------------------- moving the state
@@ -207,10 +212,10 @@ class ShardedOptimizer:
         """Make the buffers, with these scalars, the optimizer's state. Raises KeyError when a parameter is missing."""
         if self._optimizer is None:
             return
-        for shard in self._shards:
+        for at, shard in enumerate(self._shards):
             kept: dict[str, Any] = {k: _scalar_from_json(v, shard.param) for k, v in scalars[shard.name].items()}
             for key, buffer in self.buffers.items():
-                kept[key] = self.regions.view(buffer, shard.start, shard.stop)
+                kept[key] = self._views[at, key] = self.regions.view(buffer, shard.start, shard.stop)
             self._optimizer.state[shard.param] = kept
         self._adopted = True
 

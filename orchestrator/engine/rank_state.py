@@ -26,6 +26,8 @@ from orchestrator.engine.optim import MomentStore, ShardedOptimizer, StateKeys
 from orchestrator.engine.task import Task
 from orchestrator.engine.tasks.loading import user_traceback
 
+_LINE_BYTES = 64
+
 
 class UserError(Exception):
     """The user's code raised; the message is the traceback."""
@@ -37,12 +39,12 @@ class FatalCheck(Exception):
 
 @contextmanager
 def user_code() -> Iterator[None]:
-    """Whatever is raised in here is the user's error."""
+    """Whatever is raised in here is the user's error, `sys.exit()` too."""
     try:
         yield
-    except GroupBroken:
+    except (GroupBroken, KeyboardInterrupt, GeneratorExit):
         raise
-    except Exception as error:
+    except BaseException as error:
         raise UserError(user_traceback(error)) from error
 
 
@@ -80,6 +82,11 @@ class StepWork:
     lineage: int
     sums: GradAccumulator
     losses: dict[int, float]
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    strided = tensor.layout is torch.strided and tensor.device.type == "cpu"
+    return tensor.clone() if strided and tensor.data_ptr() % _LINE_BYTES else tensor
 
 
 class Body:
@@ -130,9 +137,12 @@ class Body:
             self._bound = buffer
 
     def to_device(self, batch: object) -> object:
-        """The batch's tensors where the model is."""
+        """The batch's tensors where the model is.
+
+        On the CPU at whole cache lines: MKL sums in another order where memory that came from numpy or a file begins elsewhere.
+        """
         if self.job.cluster.device is DeviceKind.CPU:
-            return batch
+            return pytree.tree_map_only(Tensor, _aligned, batch)
         return pytree.tree_map_only(Tensor, lambda t: t.to(self.device, non_blocking=True), batch)
 
     def fresh(self) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from orchestrator.core.job import OptimizerSettings
 from orchestrator.engine.task_options import TaskError, check_options, declared_options
 
-__all__ = ["NamedShard", "Task", "TaskError", "build_adamw", "seed_everything", "stable_seed"]
+__all__ = ["NamedShard", "Task", "TaskError", "build_adamw", "seed_drawing", "seed_everything", "stable_seed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,3 +140,11 @@ def seed_everything(*, seed: int, step: int, micro_batch: int) -> None:
     torch.manual_seed(value)
     random.seed(value)
     np.random.seed(value & 0xFFFFFFFF)
+
+
+def seed_drawing(*, seed: int, step: int, micro_batch: int) -> None:
+    """The same before a task's own drawing (`batch`, `eval_batch`, `setup`), from other seeds.
+
+    A task that draws from the global RNG, against its promise, then still gets the same batch on every rank.
+    """
+    seed_everything(seed=stable_seed("drawing", seed), step=step, micro_batch=micro_batch)

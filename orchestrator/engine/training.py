@@ -34,7 +34,7 @@ from orchestrator.engine.reduce import (
     reduce_scatter_exact,
     reduce_scatter_fast,
 )
-from orchestrator.engine.task import TaskError, seed_everything
+from orchestrator.engine.task import TaskError, seed_drawing, seed_everything
 from orchestrator.runtime.ports import Report
 
 _COPY_TAG = 4
@@ -141,6 +141,7 @@ class Trainer:
         body.state.restore_buffers()
         body.bind_grads(grads)
         with user_code():
+            seed_drawing(seed=seed, step=work.step, micro_batch=index)
             batch = body.to_device(body.task.batch(seed=seed, step=work.step, micro_batch=index))
             self._control.phase("forward")
             seed_everything(seed=seed, step=work.step, micro_batch=index)

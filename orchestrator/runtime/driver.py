@@ -179,11 +179,14 @@ class Driver:
     async def run(self) -> State:
         """Until the job is over; returns its last state.
 
-        Raises JournalFailed, SupervisorBug or whatever the fleet's start raised; cancelled, it leaves everything as it is.
+        Raises JournalFailed, SupervisorBug or whatever the fleet's start raised; cancelled, it leaves everything as it is. Of a
+        job that was over before, it only ends the workers that may be left.
         """
         try:
             await self._fleet.start(self.sink)
-            if self._resumed:
+            if self._ending:  # the supervisor before this one ended the job, and then itself: release what it held
+                await self._fleet.adopt(list(self._state.workers))
+            elif self._resumed:
                 known = [w for w in self._state.workers.values() if w.phase.alive]
                 await self._fleet.adopt([w.worker_id for w in known if w.phase is not WorkerPhase.REQUESTED])
             await self._loop()

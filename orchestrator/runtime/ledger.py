@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from statistics import median
 
-from orchestrator.core.supervisor.state import JobPhase, Recovery
+from orchestrator.core.supervisor.state import JobPhase
 from orchestrator.runtime.ports import Record
 
 USUAL_STEPS = 50  # the newest undisturbed steps, whose median is the usual time
@@ -138,15 +138,3 @@ class Ledger:
             productive = min(self._running_ms, usual)
             self._productive_ms += productive
             self._lost_ms[Cause.INTERRUPTED] += self._running_ms - productive
-
-
-def timeline(recovery: Recovery) -> tuple[tuple[str, int], ...]:
-    """(milestone, milliseconds since the failure was noticed) in order; milestones that were not reached are left out."""
-    reached = (
-        ("detected", recovery.began_ms),
-        ("fenced", recovery.fenced_ms),
-        ("planned", recovery.planned_ms),
-        ("ready", recovery.ready_ms),
-        ("first step", recovery.stepped_ms),
-    )
-    return tuple((name, at_ms - recovery.began_ms) for name, at_ms in reached if at_ms)

@@ -13,11 +13,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Seque
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
-from orchestrator.core.cluster.view import ClusterView, NodeView
+from orchestrator.core.cluster.view import ClusterView
 from orchestrator.core.job import Job
 from orchestrator.core.supervisor.events import (
+    FAULT_KINDS,
     CancelRequested,
     DrainRequested,
     Event,
@@ -28,11 +28,12 @@ from orchestrator.core.supervisor.events import (
 from orchestrator.core.supervisor.state import CheckpointRef, State
 from orchestrator.runtime.books import Books
 from orchestrator.runtime.control import BadRequestError, Explanation, NotFoundError, NotPossibleError
-from orchestrator.runtime.driver import Driver, DriverStopped, resume_driver, start_driver
+from orchestrator.runtime.driver import DriverStopped, resume_driver, start_driver
+from orchestrator.runtime.entry import Entry, OwnedJournal, node_of
 from orchestrator.runtime.explain import explain
 from orchestrator.runtime.ledger import Account
 from orchestrator.runtime.logs import WorkerLogs
-from orchestrator.runtime.ports import Beat, Clock, Fleet, Journal, LogLine, NotReady, Prober, Record, Telemetry, Welcome, Workers
+from orchestrator.runtime.ports import Beat, Clock, Fleet, LogLine, NotReady, Prober, Record, Telemetry, Welcome, Workers
 from orchestrator.runtime.status import job_status
 from orchestrator.runtime.status_types import JobStatus
 
@@ -40,23 +41,11 @@ PAGE = 500  # records read from a journal at once
 WATCH_MS = 500  # longest pause between two looks of a watched status
 WATCH_MIN_MS = 100  # shortest one
 JOB_FILE = "job.yaml"
+CLUSTER_FILE = "cluster"  # in the folder of a job: the name of the cluster whose supervisor it belongs to
 PAST_FOLDER = ".past"  # journals of earlier runs under the same name
-FAULT_KINDS = ("kill-worker", "kill-node", "kill-raylet", "hang", "slow", "raise")
+RELEASED_FILE = "released"  # in the folder of a job that is over and has left nothing behind
 
 log = logging.getLogger(__name__)
-
-
-class OwnedJournal(Journal, Protocol):
-    """A journal that this process owns until it closes it."""
-
-    @property
-    def exists(self) -> bool:
-        """Whether a job was ever started in it."""
-        ...
-
-    def close(self) -> None:
-        """Give it up."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,15 +64,25 @@ class Parts:
 class SupervisorService:
     """Implements runtime.control.ControlHandler, and the callbacks of the hub. All of it lives on one event loop.
 
-    `jobs_dir` holds one folder per job. `on_failure(job name, error)` is told when a driver stops on an error.
+    `jobs_dir` holds one folder per job, of this `cluster` and perhaps of others, whose jobs are left alone. `on_failure(job name,
+    error)` is told when a driver stops on an error.
     """
 
-    def __init__(self, *, jobs_dir: Path, parts: Parts, on_failure: Callable[[str, BaseException], None] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        jobs_dir: Path,
+        parts: Parts,
+        cluster: str = "local",
+        on_failure: Callable[[str, BaseException], None] | None = None,
+    ) -> None:
         self._jobs_dir = jobs_dir
+        self._cluster = cluster
         self._parts = parts
         self._on_failure = on_failure
-        self._jobs: dict[str, _Entry] = {}
+        self._jobs: dict[str, Entry] = {}
         self._broken: dict[str, str] = {}  # jobs that could not be taken up, and why
+        self._next_worker: dict[str, int] = {}  # of jobs put away: ids of workers are never used again
         self._submitting = asyncio.Lock()
         self._started = False
         self._closing = False
@@ -97,6 +96,8 @@ class SupervisorService:
         resumed = []
         for folder in sorted(p for p in self._jobs_dir.iterdir() if p.is_dir() and not p.name.startswith(".")):
             try:
+                if self._cluster_of(folder) != self._cluster:
+                    continue
                 entry = await self._reopen(folder)
             except Exception as error:  # one bad journal must not keep the other jobs from going on
                 log.exception("job %s cannot be taken up", folder.name)
@@ -104,9 +105,11 @@ class SupervisorService:
                 continue
             if entry is not None:
                 self._jobs[folder.name] = entry
-                if not entry.driver.state.phase.terminal:
-                    self._run(entry)
+                over = entry.driver.state.phase.terminal
+                if not over:
                     resumed.append(folder.name)
+                if not over or not (folder / RELEASED_FILE).exists():
+                    self._run(entry)
         self._started = True
         return tuple(resumed)
 
@@ -194,15 +197,13 @@ class SupervisorService:
             if job.name in self._broken:
                 raise NotPossibleError(f"the journal of job {job.name} cannot be used: {self._broken[job.name]}")
             old = self._jobs.get(job.name)
-            next_worker = 0
             if old is not None:
                 if not old.driver.state.phase.terminal:
                     if old.job == job:
                         return job.name
                     raise NotPossibleError(f"another job called {job.name} is {old.driver.state.phase}; choose another name")
-                next_worker = old.driver.state.next_worker  # ids of workers are never used again
                 await self._put_away(old)
-            await self._begin(job, yaml_text, next_worker)
+            await self._begin(job, yaml_text, self._next_worker.get(job.name, 0))
             return job.name
 
     async def get(self, name: str) -> JobStatus:
@@ -265,7 +266,7 @@ class SupervisorService:
         if min(fault.at_step, fault.micro_batch, fault.amount_ms) < 0:
             raise BadRequestError("step, micro-batch and amount of a fault are not negative")
         if fault.node_id:
-            fault = replace(fault, node_id=_node(entry, fault.node_id).node_id)
+            fault = replace(fault, node_id=node_of(entry, fault.node_id).node_id)
         record = await self._ask(entry, FaultRequested(0, fault, who))
         if record is None or not (record.commands or fault in entry.driver.state.faults):
             raise NotPossibleError(record.reason if record else f"job {entry.job.name} is over")
@@ -278,7 +279,7 @@ class SupervisorService:
         """Ask for a node to be emptied; returns when the request is journaled."""
         entry = self._running(name)
         before = entry.driver.state.drained
-        node = _node(entry, node_id)
+        node = node_of(entry, node_id)
         record = await self._ask(entry, DrainRequested(0, node.node_id, who))
         if node.node_id not in before and node.node_id not in entry.driver.state.drained:
             raise NotPossibleError(record.reason if record else f"job {entry.job.name} is over")
@@ -307,7 +308,7 @@ class SupervisorService:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._shut_down.set()
 
-    async def _reopen(self, folder: Path) -> _Entry | None:
+    async def _reopen(self, folder: Path) -> Entry | None:
         journal = self._parts.open_journal(folder)
         try:
             if not journal.exists:
@@ -328,17 +329,27 @@ class SupervisorService:
         except BaseException:
             journal.close()
             raise
-        return _Entry(job, journal, driver, books, WorkerLogs(folder / "logs"))
+        return Entry(job, journal, driver, books, WorkerLogs(folder / "logs"))
+
+    def _cluster_of(self, folder: Path) -> str:
+        """Whose job this is; ours where nobody wrote it down."""
+        try:
+            return (folder / CLUSTER_FILE).read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            return self._cluster
 
     async def _begin(self, job: Job, yaml_text: str, next_worker: int) -> None:
         folder = self._jobs_dir / job.name
+        if (theirs := self._cluster_of(folder)) != self._cluster:
+            raise NotPossibleError(f"there is a job {job.name} of the cluster {theirs} already; choose another name (--name)")
         checkpoint = await self._parts.newest_checkpoint(job)
         try:
             journal = self._parts.open_journal(folder)
         except OSError as error:
             raise NotPossibleError(f"job {job.name} cannot have a journal: {error}") from error
         try:
-            (folder / JOB_FILE).write_text(yaml_text)
+            (folder / CLUSTER_FILE).write_text(self._cluster, encoding="utf-8")  # before there is a job in it
+            (folder / JOB_FILE).write_text(yaml_text, encoding="utf-8")
             books = Books(self._parts.make_telemetry(job), journal)
             driver = start_driver(
                 job,
@@ -354,37 +365,41 @@ class SupervisorService:
         except BaseException:
             journal.close()
             raise
-        entry = _Entry(job, journal, driver, books, WorkerLogs(folder / "logs"))
+        entry = Entry(job, journal, driver, books, WorkerLogs(folder / "logs"))
         self._jobs[job.name] = entry
         self._run(entry)
 
-    async def _put_away(self, old: _Entry) -> None:
+    async def _put_away(self, old: Entry) -> None:
         """A job that is over makes room for one of the same name; its folder moves in one instant."""
         if old.task is not None:
             await asyncio.wait([old.task])  # it may still be releasing its workers
         await self._shut(old)
+        self._next_worker[old.job.name] = old.driver.state.next_worker
         del self._jobs[old.job.name]
         past = self._jobs_dir / PAST_FOLDER
         past.mkdir(mode=0o700, exist_ok=True)
         number = 1 + sum(1 for p in past.iterdir() if p.name.rpartition(".")[0] == old.job.name)
         (self._jobs_dir / old.job.name).rename(past / f"{old.job.name}.{number}")
 
-    async def _shut(self, entry: _Entry) -> None:
+    async def _shut(self, entry: Entry) -> None:
         entry.reading.cancel()
         await asyncio.wait([entry.reading])
         entry.logs.close()
         entry.journal.close()
 
-    def _run(self, entry: _Entry) -> None:
+    def _run(self, entry: Entry) -> None:
         entry.task = asyncio.create_task(self._drive(entry), name=f"driver of {entry.job.name}")
 
-    async def _drive(self, entry: _Entry) -> None:
+    async def _drive(self, entry: Entry) -> None:
         try:
             await entry.driver.run()
+            (self._jobs_dir / entry.job.name / RELEASED_FILE).touch()
         except asyncio.CancelledError:
             raise
         except BaseException as error:
             log.critical("the driver of job %s stopped: %s", entry.job.name, error, exc_info=error)
+            if isinstance(error, Exception) and entry.driver.state.phase.terminal:
+                return  # how it ended stands; what it left behind is released by the next supervisor
             entry.error = error
             if self._on_failure is not None:
                 self._on_failure(entry.job.name, error)
@@ -393,13 +408,13 @@ class SupervisorService:
         finally:
             entry.logs.close()
 
-    async def _ask(self, entry: _Entry, event: Event) -> Record | None:
+    async def _ask(self, entry: Entry, event: Event) -> Record | None:
         try:
             return await entry.driver.ask(event)
         except DriverStopped as error:
             raise NotPossibleError(str(error)) from error
 
-    def _status(self, entry: _Entry) -> JobStatus:
+    def _status(self, entry: Entry) -> JobStatus:
         driver = entry.driver
         return job_status(
             driver.state,
@@ -411,10 +426,10 @@ class SupervisorService:
             trouble=f"the supervisor stopped, the workers train on: {entry.error}" if entry.error else "",
         )
 
-    def _of(self, worker_id: str) -> _Entry | None:
+    def _of(self, worker_id: str) -> Entry | None:
         return self._jobs.get(worker_id.rpartition("/")[0])
 
-    def _entry(self, name: str) -> _Entry:
+    def _entry(self, name: str) -> Entry:
         if name in self._broken:
             raise NotPossibleError(f"the journal of job {name} cannot be used: {self._broken[name]}")
         if name:
@@ -429,42 +444,10 @@ class SupervisorService:
             raise NotFoundError("there is no job")
         raise BadRequestError(f"name one of the jobs: {', '.join(sorted(self._jobs))}")
 
-    def _running(self, name: str) -> _Entry:
+    def _running(self, name: str) -> Entry:
         entry = self._entry(name)
         if entry.error is not None:
             raise NotPossibleError(f"the driver of job {entry.job.name} has stopped: {entry.error}")
         if entry.over:
             raise NotPossibleError(f"job {entry.job.name} is over: {entry.driver.state.phase}")
         return entry
-
-
-class _Entry:
-    """One job here."""
-
-    def __init__(self, job: Job, journal: OwnedJournal, driver: Driver, books: Books, logs: WorkerLogs) -> None:
-        self.job = job
-        self.journal = journal
-        self.driver = driver
-        self.books = books
-        self.reading = asyncio.create_task(books.catch_up(), name=f"books of {job.name}")
-        self.logs = logs
-        self.task: asyncio.Task[None] | None = None
-        self.error: BaseException | None = None
-
-    @property
-    def over(self) -> bool:
-        """No more records will come."""
-        return self.driver.state.phase.terminal or self.error is not None or (self.task is not None and self.task.done())
-
-
-def _node(entry: _Entry, node_id: str) -> NodeView:
-    """A node by its id or the unambiguous beginning of it."""
-    view = entry.driver.state.cluster
-    nodes = [n for n in view.nodes if n.node_id.startswith(node_id)] if view and node_id else []
-    exact = [n for n in nodes if n.node_id == node_id]
-    if len(exact or nodes) == 1:
-        return (exact or nodes)[0]
-    known = ", ".join(n.node_id[:12] for n in view.nodes) if view and view.nodes else "none"
-    if nodes:
-        raise BadRequestError(f"{node_id} is the beginning of {len(nodes)} nodes' ids; there are {known}")
-    raise NotFoundError(f"there is no node {node_id}; there are {known}")

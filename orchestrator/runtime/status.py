@@ -44,7 +44,7 @@ def job_status(
         tokens_per_s=rate,
         eta_s=left * step_ms / 1000 if step_ms is not None and not state.phase.terminal else None,
         goodput=goodput,
-        recoveries=len(state.recoveries),
+        recoveries=state.recoveries[-1].number if state.recoveries else 0,  # older ones are not all kept
         steps_lost=state.steps_lost,
         survivors_restarted=state.survivors_restarted,
         budget=state.budget,

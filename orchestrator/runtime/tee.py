@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import threading
 from collections.abc import Callable
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 LINE_CHARS_MAX = 8_192  # a longer line is passed on in pieces
 
@@ -57,6 +57,11 @@ class LineTee(io.TextIOBase):
     def writable(self) -> bool:
         """Yes."""
         return True
+
+    @property
+    def buffer(self) -> BinaryIO:
+        """The bytes below `inner`; what is written there is not copied."""
+        return self._inner.buffer
 
     @property
     def encoding(self) -> str:  # type: ignore[override]

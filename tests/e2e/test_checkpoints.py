@@ -60,7 +60,7 @@ async def test_all_processes_die_and_the_journal_is_left(tmp_path: Path, calm: C
         assert at % 5 == 0
         assert run.state is not None
         assert run.state.steps_lost == run.steps_lost < 10
-        assert_curve(run, await calm(zero=zero, steps=STEPS), resumed_at=at)
+        assert_curve(run, await calm(steps=STEPS), resumed_at=at)
 
 
 @pytest.mark.parametrize("damage", ["", "truncated", "unfinished"])
@@ -84,7 +84,7 @@ async def test_all_processes_die_and_the_journal_is_gone_too(
     assert resumed_at(run) == expected
     warned = [m for m in caplog.messages if "a checkpoint cannot be used" in m and uri in m]
     assert bool(warned) == bool(damage), caplog.text
-    assert_curve(run, await calm(zero=1, steps=STEPS), resumed_at=expected)
+    assert_curve(run, await calm(steps=STEPS), resumed_at=expected)
 
 
 async def test_a_checkpoint_is_read_by_another_number_of_ranks(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ async def test_the_checkpoint_that_the_journal_knows_is_damaged_when_it_is_neede
         assert resumed_at(run) == before, str(run)
         assert run.said(f"checkpoint of step {newest} cannot be used")
         assert run.said(f"falling back to that of step {before}")
-        assert_curve(run, await calm(zero=1, steps=STEPS), resumed_at=before)
+        assert_curve(run, await calm(steps=STEPS), resumed_at=before)
     assert [verify(u).step for _, u in list_steps(str(tmp_path / "checkpoints"))] == [40, 35, 30]
 
 

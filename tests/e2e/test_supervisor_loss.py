@@ -38,7 +38,7 @@ async def test_workers_step_on_while_nobody_watches_and_are_taken_up_again(tmp_p
         assert back[-1].at_ms - restarted.at_ms <= READOPT_MS
         assert list(run.epochs) == [1]
         assert [r.event.step for r in run.records if isinstance(r.event, StepCommitted)] == list(range(1, STEPS + 1))
-        assert_as_if_nothing_happened(run, await calm(zero=zero, steps=STEPS), swapped=[])
+        assert_as_if_nothing_happened(run, await calm(steps=STEPS), swapped=[])
 
 
 async def trained_on(diary: Path, before: Record) -> None:
@@ -58,7 +58,7 @@ async def test_a_worker_that_dies_while_nobody_watches_is_swapped_once_somebody_
         await system.processes[victim].wait()
         await system.start_supervisor()
         run = await system.finish(job)
-        assert_as_if_nothing_happened(run, await calm(zero=1, steps=STEPS), swapped=[2])
+        assert_as_if_nothing_happened(run, await calm(steps=STEPS), swapped=[2])
 
 
 async def test_the_supervisor_goes_in_the_middle_of_a_recovery(tmp_path: Path, calm: Calm) -> None:
@@ -69,7 +69,7 @@ async def test_the_supervisor_goes_in_the_middle_of_a_recovery(tmp_path: Path, c
             await system.until(job, wanted)
             await system.replace_supervisor()
         run = await system.finish(job)
-        assert_as_if_nothing_happened(run, await calm(zero=1, steps=STEPS), swapped=[1])
+        assert_as_if_nothing_happened(run, await calm(steps=STEPS), swapped=[1])
 
 
 async def test_a_zombie_is_refused_by_the_next_supervisor_too(tmp_path: Path, calm: Calm) -> None:
@@ -87,4 +87,4 @@ async def test_a_zombie_is_refused_by_the_next_supervisor_too(tmp_path: Path, ca
         assert "refused" in zombie.said()
         assert "it has been silent" in zombie.said()
         run = await system.finish(job)
-        assert_as_if_nothing_happened(run, await calm(zero=0, steps=STEPS), swapped=[1])
+        assert_as_if_nothing_happened(run, await calm(steps=STEPS), swapped=[1])

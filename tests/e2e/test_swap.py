@@ -34,7 +34,7 @@ async def test_killed_worker(tmp_path: Path, calm: Calm, zero: int, rank: int, s
     async with System(tmp_path) as system:
         run = await system.run(job, kill(rank, step=step, micro_batch=micro_batch))
         assert run.said(f"kill-worker of rank {rank}")
-        assert_as_if_nothing_happened(run, await calm(zero=zero, steps=12), swapped=[rank])
+        assert_as_if_nothing_happened(run, await calm(steps=12), swapped=[rank])
 
 
 @pytest.mark.parametrize("zero", [0, 1])
@@ -42,7 +42,7 @@ async def test_killed_rank_0_whose_store_hosts_the_epoch(tmp_path: Path, calm: C
     job = tiny_job("rank0", zero=zero)
     async with System(tmp_path) as system:
         run = await system.run(job, kill(0, step=5))
-        assert_as_if_nothing_happened(run, await calm(zero=zero, steps=12), swapped=[0])
+        assert_as_if_nothing_happened(run, await calm(steps=12), swapped=[0])
 
 
 async def test_one_after_another_until_every_first_worker_is_gone(tmp_path: Path, calm: Calm) -> None:
@@ -54,7 +54,7 @@ async def test_one_after_another_until_every_first_worker_is_gone(tmp_path: Path
             assert begun.committed_step < 12
             await system.supervisor.service.inject(job.name, fault=kill(rank, step=begun.committed_step + 2), who="test")
         run = await system.finish(job)
-        assert_as_if_nothing_happened(run, await calm(zero=1, steps=12), swapped=[0, 1, 2, 3])
+        assert_as_if_nothing_happened(run, await calm(steps=12), swapped=[0, 1, 2, 3])
 
 
 async def test_two_at_once_that_hold_no_copies_of_each_other(tmp_path: Path, calm: Calm) -> None:
@@ -67,7 +67,7 @@ async def test_two_at_once_that_hold_no_copies_of_each_other(tmp_path: Path, cal
         for rank in pair:
             await system.supervisor.service.inject(job.name, fault=kill(rank, step=6), who="test")
         run = await system.finish(job)
-        assert_as_if_nothing_happened(run, await calm(zero=1, steps=12), swapped=pair)
+        assert_as_if_nothing_happened(run, await calm(steps=12), swapped=pair)
 
 
 async def test_both_holders_of_a_shard_at_once_without_a_checkpoint_is_the_end_and_says_so(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ async def test_the_spare_is_lost_as_well_while_it_takes_its_seat(tmp_path: Path,
         run = await system.finish(job)
         assert spare in run.killed
         assert len(run.epochs) >= 3
-        assert_as_if_nothing_happened(run, await calm(zero=zero, steps=12), swapped=[2])
+        assert_as_if_nothing_happened(run, await calm(steps=12), swapped=[2])
 
 
 async def test_a_survivor_is_lost_while_the_state_is_moved(tmp_path: Path, calm: Calm) -> None:
@@ -107,7 +107,7 @@ async def test_a_survivor_is_lost_while_the_state_is_moved(tmp_path: Path, calm:
         survivor = plan_of(second).seats[0].worker_id
         system.processes[survivor].kill()
         run = await system.finish(job)
-        assert_as_if_nothing_happened(run, await calm(zero=0, steps=12), swapped=[0, 2])
+        assert_as_if_nothing_happened(run, await calm(steps=12), swapped=[0, 2])
 
 
 async def test_without_a_spare_the_job_waits_visibly_and_goes_on_with_the_next_worker(tmp_path: Path, calm: Calm) -> None:
@@ -119,7 +119,7 @@ async def test_without_a_spare_the_job_waits_visibly_and_goes_on_with_the_next_w
         status = await system.supervisor.service.get(job.name)
         assert status.phase in ("waiting", "forming")
         run = await system.finish(job)
-        assert_as_if_nothing_happened(run, await calm(zero=1, steps=12), swapped=[1])
+        assert_as_if_nothing_happened(run, await calm(steps=12), swapped=[1])
 
 
 async def test_a_drained_node_is_emptied_without_cost(tmp_path: Path, calm: Calm) -> None:
@@ -134,7 +134,7 @@ async def test_a_drained_node_is_emptied_without_cost(tmp_path: Path, calm: Calm
         assert run.state is not None
         assert run.state.budget == job.resilience.failure_budget
         assert all(run.state.workers[w].node_id != node for w in run.epochs[2].values())
-        assert_as_if_nothing_happened(run, await calm(zero=1, steps=12), swapped=[1])
+        assert_as_if_nothing_happened(run, await calm(steps=12), swapped=[1])
 
 
 def holds_copy(plan: Plan, owner: int, other: int) -> bool:

@@ -57,7 +57,7 @@ async def test_a_stopped_worker_is_swapped_in_time_and_refused_when_it_is_contin
         run = await system.finish(job)
         assert run.state is not None
         assert run.state.workers[stopped].phase == "lost"
-        assert_as_if_nothing_happened(run, await calm(zero=zero, steps=STEPS), swapped=[rank])
+        assert_as_if_nothing_happened(run, await calm(steps=STEPS), swapped=[rank])
 
 
 async def test_a_stopped_spare_costs_nothing_and_the_training_goes_on(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ async def test_a_worker_that_is_cut_off_trains_on_is_given_up_and_refused_when_t
         system.relays[victim].heal()
         await assert_refused(system, job, victim)
         run = await system.finish(job)
-        assert_as_if_nothing_happened(run, await calm(zero=1, steps=60), swapped=[2])
+        assert_as_if_nothing_happened(run, await calm(steps=60), swapped=[2])
 
 
 async def test_a_short_cut_is_no_failure_and_what_was_said_meanwhile_arrives(tmp_path: Path, calm: Calm) -> None:
@@ -115,7 +115,7 @@ async def test_a_short_cut_is_no_failure_and_what_was_said_meanwhile_arrives(tmp
         run = await system.finish(job)
         assert list(run.epochs) == [1]
         assert not run.killed
-        assert_as_if_nothing_happened(run, await calm(zero=1, steps=40), swapped=[])
+        assert_as_if_nothing_happened(run, await calm(steps=40), swapped=[])
 
 
 async def test_a_training_thread_that_never_comes_back_is_told_from_those_that_wait_for_it(tmp_path: Path, calm: Calm) -> None:
@@ -140,7 +140,7 @@ async def test_a_training_thread_that_never_comes_back_is_told_from_those_that_w
         assert "in _perform" in log
         assert "tests/world/tasks.py" in log
         rank = next(r for r, w in run.epochs[1].items() if w == blocked)
-        assert_as_if_nothing_happened(run, await calm(zero=1, steps=STEPS), swapped=[rank])
+        assert_as_if_nothing_happened(run, await calm(steps=STEPS), swapped=[rank])
 
 
 async def test_a_pause_below_the_limit_is_nobodys_failure(tmp_path: Path, calm: Calm) -> None:
@@ -149,7 +149,7 @@ async def test_a_pause_below_the_limit_is_nobodys_failure(tmp_path: Path, calm: 
         run = await system.run(job, Fault("hang", 2, "", 5, 1, 1500))
         assert list(run.epochs) == [1]
         assert not run.killed
-        assert_as_if_nothing_happened(run, await calm(zero=0, steps=STEPS), swapped=[])
+        assert_as_if_nothing_happened(run, await calm(steps=STEPS), swapped=[])
 
 
 async def test_a_worker_of_a_finished_job_ends_when_it_comes_back(tmp_path: Path) -> None:

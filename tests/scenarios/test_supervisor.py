@@ -21,7 +21,8 @@ from orchestrator.core.supervisor.commands import (
     SpawnWorker,
 )
 from orchestrator.core.supervisor.machine import refusal, step
-from orchestrator.core.supervisor.state import CheckpointRef, JobPhase, Outcome, WorkerPhase
+from orchestrator.core.supervisor.staff import DEAD_MAX
+from orchestrator.core.supervisor.state import CheckpointRef, FailureClass, JobPhase, Outcome, WorkerPhase
 from tests.scenarios.story import GRAPH, Story, cluster, make_job, only
 
 
@@ -527,3 +528,70 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before() -> None:
         s.tell(ev.LeftEpoch(s.now, w.worker_id, epoch, False, None, "half a file"))
     assert s.state.resume.checkpoint_uri == "/c/4"
     assert (s.state.committed_step, s.state.steps_lost) == (4, 2)
+
+
+def test_a_step_that_was_lost_since_is_not_committed_by_an_old_word() -> None:
+    s = running(at=6, spares=0)
+    s.tell(ev.CheckpointReported(s.now, "j/w0", 1, 2, "/c/2", True, "d"))
+    for rank in (1, 2):  # both holders of a shard
+        s.tell(ev.WorkerGone(s.now, f"j/w{rank}", "refused"))
+    s.leave_all(6)
+    for w in [w for w in s.state.workers.values() if w.phase is WorkerPhase.REQUESTED]:
+        s.hello(w.worker_id)
+    assert s.state.resume is not None
+    assert (s.state.epoch, s.state.resume.source, s.state.committed_step) == (2, Source.CHECKPOINT, 2)
+    s.tell(ev.StepCommitted(s.now, "j/w0", 1, 6, 2.0, 1.0, 1.0, 1e-3, 100.0, 64))  # its stream broke: it says all again
+    assert s.state.committed_step == 2
+    s.ready()
+    s.commit(3)
+    assert (s.state.committed_step, s.state.steps_lost) == (3, 4)
+
+
+def test_a_restarted_supervisor_ends_those_again_that_were_told_to_end() -> None:
+    s = running()
+    s.tell(ev.WorkerGone(s.now, "j/w4", "refused"))
+    s.tell(ev.SpawnFailed(s.now, "j/w5", "no room"))
+    assert s.state.workers["j/w5"].phase is WorkerPhase.ENDED
+    killed = {c.worker_id for c in only(KillWorker, s.tell(ev.SupervisorRestarted(s.now)))}
+    assert killed == {"j/w4", "j/w5"}
+
+
+def test_dead_workers_are_forgotten_one_day_and_refused_all_the_same() -> None:
+    s = running()
+    spare = "j/w4"
+    for _ in range(DEAD_MAX + 10):
+        asked = only(SpawnWorker, s.tell(ev.WorkerGone(s.now, spare, "refused")))
+        spare = asked[0].worker_id
+        s.hello(spare)
+    assert len([w for w in s.state.workers.values() if not w.phase.alive]) == DEAD_MAX
+    assert {seat.worker_id for seat in s.plan.seats} <= set(s.state.workers)
+    assert "not a worker" in refusal(s.state, "j/w4")
+    assert "declared lost" in refusal(s.state, f"j/w{DEAD_MAX + 13}")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "slots", "words"),
+    [
+        (3, 1, "4 ranks need 4 workers, 3 are ready and no node has room for more"),
+        (1, 5, "peer copies need workers on at least two"),
+    ],
+)
+def test_a_job_that_cannot_start_says_why_and_once(nodes: int, slots: int, words: str) -> None:
+    s = Story(make_job())
+    s.launch(nodes, slots=slots)
+    assert s.state.phase is JobPhase.WAITING
+    assert words in s.said[-1]
+    told = len(s.said)
+    observe(s)
+    assert len(s.said) == told
+    s.tell(ev.ClusterChanged(s.now, cluster(2, 5, slots=slots)))
+    assert not s.state.missing
+    assert len(hello_all(s)) == 4
+
+
+def test_a_collective_that_broke_is_put_down_to_the_worker_that_was_lost() -> None:
+    s = running()
+    s.leave("j/w1", s.held(1, at=3), fenced=False)
+    assert s.state.recoveries[-1].failure is FailureClass.COLLECTIVE_BROKEN
+    s.tell(ev.WorkerGone(s.now, "j/w2", "refused"))
+    assert (s.state.recoveries[-1].failure, s.state.recoveries[-1].lost) == (FailureClass.WORKER_EXITED, ("j/w2",))

@@ -1,8 +1,8 @@
 """Where the orchestrator keeps its state on this machine, and how a small file is replaced in one instant.
 
-Everything lives below one directory, `$ORCHESTRATOR_HOME` or `~/.orchestrator`, readable by its owner only, because tokens lie
-in it. A reader of any file here sees the old content or the new one, never a half: writes go to a temporary file, are flushed to
-the disk, and are renamed.
+Everything lives below one directory, by default `~/.orchestrator`, readable by its owner only, because tokens lie in it. A reader
+of any file here sees the old content or the new one, never a half: writes go to a temporary file, are flushed to the disk, and
+are renamed.
 """
 
 from __future__ import annotations
@@ -12,13 +12,11 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from orchestrator.core.codec import from_json
 
-HOME_VARIABLE = "ORCHESTRATOR_HOME"
 NAME_PATTERN = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 
 
@@ -37,13 +35,6 @@ class Home:
 
     root: Path
 
-    @classmethod
-    def locate(cls, environ: Mapping[str, str]) -> Home:
-        """The directory that this environment asks for (absolute); it is created, with mode 700, when absent."""
-        root = Path(environ.get(HOME_VARIABLE) or Path.home() / ".orchestrator").expanduser().resolve()
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return cls(root)
-
     def cluster(self, name: str) -> Path:
         """Folder of one cluster, created when absent."""
         return self._folder("clusters", name)
@@ -59,9 +50,7 @@ class Home:
     @property
     def jobs(self) -> Path:
         """Folder of all jobs, created when absent."""
-        path = self.root / "jobs"
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return path
+        return _private(self.root, self.root / "jobs")
 
     def job(self, name: str) -> Path:
         """Folder of one job (journal, logs, report), created when absent."""
@@ -91,10 +80,14 @@ class Home:
     def _folder(self, kind: str, name: str) -> Path:
         if not re.fullmatch(NAME_PATTERN, name, re.ASCII):
             raise ValueError(f"{name!r} is no DNS label: use a-z, 0-9 and inner hyphens, at most 63 characters")
-        path = self.root / kind / name
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.mkdir(mode=0o700, exist_ok=True)
-        return path
+        return _private(self.root, self.root / kind, self.root / kind / name)
+
+
+def _private(*folders: Path) -> Path:
+    """The last of these folders, each inside the one before; all are made when absent, with mode 700."""
+    for folder in folders:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folders[-1]
 
 
 def write_atomically(path: Path, text: str, *, mode: int = 0o644) -> None:

@@ -19,6 +19,7 @@ from orchestrator.core.cluster.view import ClusterView
 from orchestrator.core.job import Job
 from orchestrator.core.supervisor.commands import Command, DumpStacks, ExitWorker, FenceEpoch, InjectFault, RunEpoch
 from orchestrator.core.supervisor.events import (
+    FAULT_KINDS,
     CheckpointReported,
     DigestReported,
     EpochReady,
@@ -37,8 +38,6 @@ from orchestrator.runtime.status_types import JobStatus
 from orchestrator.runtime.worker import WorkerReport
 
 T = TypeVar("T")
-
-FAULT_KINDS = frozenset({"kill-worker", "kill-node", "kill-raylet", "hang", "slow", "raise"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +274,7 @@ def explanation_from_proto(message: control_pb2.Explanation) -> Explanation:
 
 def _check_fault_kind(fault: Fault) -> None:
     if fault.kind not in FAULT_KINDS:
-        raise ConvertError(f"Fault.kind is {fault.kind!r}, not one of {', '.join(sorted(FAULT_KINDS))}")
+        raise ConvertError(f"Fault.kind is {fault.kind!r}, not one of {', '.join(FAULT_KINDS)}")
 
 
 def _parse(cls: Any, text: str, where: str) -> Any:

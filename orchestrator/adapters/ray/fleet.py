@@ -93,7 +93,11 @@ class RayFleet:
         self._poller = asyncio.create_task(self._poll(), name="ray-fleet-poll")
 
     async def spawn(self, command: SpawnWorker) -> None:
-        """Start a worker on its node; SpawnFailed when it is not up within the ladder's spawn_ms. Idempotent."""
+        """Start a worker on its node; idempotent.
+
+        SpawnFailed when it is not up within the ladder's spawn_ms, or its node is lost before; WorkerGone follows if there was
+        a process at all.
+        """
         if command.worker_id in self._workers:
             return
         worker = self._workers[command.worker_id] = _Worker(command.worker_id, node_id=command.node_id)
@@ -189,8 +193,11 @@ class RayFleet:
             raise _NotStartedError(f"not up within {self._timeouts.spawn_ms} ms")
 
     async def _spawn_failed(self, worker: _Worker, why: str) -> None:
+        """Tell, and free the slot. A process that existed may have said hello already, so its end is told as well."""
         self._emit(SpawnFailed(at_ms=self._clock.now_ms(), worker_id=worker.worker_id, why=why))
         await self._release(worker)
+        if worker.handle is not None:
+            self._emit(WorkerGone(at_ms=self._clock.now_ms(), worker_id=worker.worker_id, evidence=f"not started: {why}"))
 
     async def _adopt(self, worker: _Worker) -> None:
         pause_s = _RETRY_MIN_S

@@ -112,7 +112,11 @@ class LocalCluster:
         """End everything; idempotent."""
         stop_recorded(self._dir.parent)
         for child in self._children:
+            if child.poll() is None:  # so young that it had no record yet
+                child.kill()
             child.wait()
+        if self._children:
+            stop_recorded(self._dir.parent)  # it may have written one meanwhile
         self._children.clear()
 
     def _record_path(self, name: str) -> Path:

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orchestrator.apps.cli.base import CliError, Code, milliseconds
-from orchestrator.core.supervisor.events import Fault
+from orchestrator.core.supervisor.events import FAULT_KINDS, Fault
 from orchestrator.core.supervisor.state import JobPhase, WorkerPhase
 
 if TYPE_CHECKING:
     from orchestrator.core.job import Job
     from orchestrator.runtime.status_types import JobStatus
 
-KINDS = ("kill-worker", "kill-node", "kill-raylet", "hang", "slow", "raise")
 _PLANNED = re.compile(r"(?P<kind>[a-z-]+)@(?P<step>[0-9]{1,10})(:(?P<rank>[0-9]{1,6})(:(?P<amount>[0-9.]+[a-z]+))?)?")
 
 
@@ -30,8 +29,8 @@ def parse(text: str, job: Job) -> Fault:
     kind, step = match["kind"], int(match["step"])
     ranks = job.parallel.data
     rank = int(match["rank"]) if match["rank"] else ranks - 1
-    if kind not in KINDS:
-        raise CliError(f"--chaos {text!r}: {kind!r} is no fault; known: {', '.join(KINDS)}", Code.INPUT)
+    if kind not in FAULT_KINDS:
+        raise CliError(f"--chaos {text!r}: {kind!r} is no fault; known: {', '.join(FAULT_KINDS)}", Code.INPUT)
     if not 1 <= step <= job.train.steps:
         raise CliError(f"--chaos {text!r}: step {step} is not among the job's steps 1 to {job.train.steps}", Code.INPUT)
     if rank >= ranks:

@@ -40,8 +40,9 @@ def fence(turn: Turn, failure: FailureClass, why: str, *, lost: tuple[str, ...] 
     state = turn.state
     if state.phase in (JobPhase.FENCING, JobPhase.WAITING):
         if state.recoveries and lost:
-            last = state.recoveries[-1]
-            turn.set(recoveries=(*state.recoveries[:-1], replace(last, lost=(*last.lost, *lost))))
+            last = state.recoveries[-1]  # a broken collective is what a peer's loss looks like before it is known
+            failure = failure if last.failure is FailureClass.COLLECTIVE_BROKEN else last.failure
+            turn.set(recoveries=(*state.recoveries[:-1], replace(last, failure=failure, lost=(*last.lost, *lost))))
         return
     if not free:
         if state.budget <= 0:
@@ -132,18 +133,32 @@ def _plans(turn: Turn) -> dict[int, Plan]:
 
 def _first_epoch(turn: Turn) -> None:
     state = turn.state
-    ready = available(turn)
-    if state.graph is None or len(ready) < state.job.parallel.data:
+    ready, need = available(turn), state.job.parallel.data
+    if state.graph is None or len(ready) < need:
+        _missing(turn, f"{need} ranks need {need} workers, {len(ready)} are ready and no node has room for more")
         return
     homes = {node for _, node in ready}
     if len(homes) == 1 and any(w.phase is WorkerPhase.REQUESTED and w.node_id not in homes for w in state.workers.values()):
-        return  # one node must not hold all of the state while workers on other nodes are coming up
+        _missing(turn, "")  # one node must not hold all of the state while workers on other nodes are coming up
+        return
     epoch = state.epoch + 1
     try:
         plan = first_plan(job=state.job, graph=state.graph, workers=ready, epoch=epoch)
-    except PlanError:
-        return  # more workers are on their way, or status says what is missing
+    except PlanError as e:
+        _missing(turn, f"no plan: {e}")
+        return
     _start(turn, plan, _cold_resume(turn, plan))
+
+
+def _missing(turn: Turn, why: str) -> None:
+    """Say once why the job does not start, unless workers are on their way or are asked for again soon."""
+    state = turn.state
+    coming = any(w.phase is WorkerPhase.REQUESTED for w in state.workers.values()) or turn.at_ms < state.retry_spawn_ms
+    why = "" if coming or state.cluster is None else why
+    if why != state.missing:
+        turn.set(missing=why)
+        if why:
+            turn.say(why)
 
 
 def _cold_resume(turn: Turn, plan: Plan) -> Resume:

@@ -175,11 +175,14 @@ class DrainRequested:
     who: str
 
 
+FAULT_KINDS = ("kill-worker", "kill-node", "kill-raylet", "hang", "slow", "raise")
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """A fault to inject, addressed by rank and step, never by a sleep."""
 
-    kind: str  # kill-worker | kill-node | kill-raylet | hang | slow | raise
+    kind: str  # one of FAULT_KINDS
     rank: int  # -1: whoever sits on node_id
     node_id: str  # "" when rank is given
     at_step: int  # 0: now; else while computing this step

@@ -17,7 +17,7 @@ from orchestrator.core.supervisor.commands import (
     SpawnWorker,
 )
 from orchestrator.core.supervisor.epochs import advance, end, fence, lose, run_epoch, running, sole_holder, stepped, strike
-from orchestrator.core.supervisor.staff import back_off, staff
+from orchestrator.core.supervisor.staff import back_off, forget, staff
 from orchestrator.core.supervisor.state import (
     CheckpointRef,
     Decision,
@@ -67,6 +67,7 @@ def step(state: State, event: ev.Event) -> Decision:
         if not turn.state.phase.terminal:
             staff(turn)
             advance(turn)
+            forget(turn)
     return turn.decision()
 
 
@@ -230,6 +231,8 @@ def _step_committed(turn: Turn, event: ev.StepCommitted) -> None:
     worker = state.workers.get(event.worker_id)
     if worker is None or not worker.phase.alive or event.step <= state.committed_step or event.epoch > state.epoch:
         return
+    if event.epoch < state.epoch and state.resume is not None and event.step > state.resume.step:
+        return  # said again after a break, of steps that were lost since: this epoch began before them
     if event.step != state.committed_step + 1:
         turn.say(f"steps {state.committed_step + 1} to {event.step - 1} were committed while nobody was told")
     if state.phase is JobPhase.FORMING and event.epoch == state.epoch:
@@ -348,9 +351,8 @@ def _restarted(turn: Turn) -> None:
     turn.set(phase_since_ms=turn.at_ms, retry_spawn_ms=0)
     back = 0
     for w in list(turn.state.workers.values()):
-        if not w.phase.alive:
-            if w.phase is WorkerPhase.LOST:
-                turn.do(KillWorker(w.worker_id, w.cause))
+        if not w.phase.alive:  # also those that were only told to end: a process or a slot of theirs may be left
+            turn.do(KillWorker(w.worker_id, w.cause))
             continue
         turn.worker(w.worker_id, connected=False, since_ms=turn.at_ms)
         if w.phase is WorkerPhase.REQUESTED:

@@ -12,6 +12,7 @@ from orchestrator.core.supervisor.turn import Turn
 
 RETRY_FIRST_MS = 1_000
 RETRY_MAX_MS = 60_000
+DEAD_MAX = 256  # lost and ended workers that are remembered, the newest; one that is forgotten is refused as a stranger
 
 
 def staff(turn: Turn) -> None:
@@ -54,6 +55,17 @@ def back_off(turn: Turn) -> None:
     pause = min(RETRY_MAX_MS, RETRY_FIRST_MS * 2 ** min(failures - 1, 10))
     turn.set(spawn_failures=failures, retry_spawn_ms=turn.at_ms + pause)
     turn.say(f"next attempt to start workers in {pause / 1000:.0f} s")
+
+
+def forget(turn: Turn) -> None:
+    """Forget the oldest dead workers, so that a job of many failures does not grow; those with a seat in the plan stay."""
+    state = turn.state
+    if len(state.workers) <= DEAD_MAX:
+        return
+    dead = [i for i, w in state.workers.items() if not w.phase.alive and not (state.plan and state.plan.seat_of(i))]
+    gone = set(dead[: max(0, len(dead) - DEAD_MAX)])
+    if gone:
+        turn.set(workers={i: w for i, w in state.workers.items() if i not in gone})
 
 
 def available(turn: Turn) -> list[tuple[str, str]]:

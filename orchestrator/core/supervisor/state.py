@@ -139,6 +139,7 @@ class State:
     faults: tuple[Fault, ...] = ()  # asked for while no epoch ran; handed out when one does
     workers: Mapping[str, Worker] = field(default_factory=dict)
     next_worker: int = 0
+    missing: str = ""  # why the first epoch cannot start, as it was said last; empty while workers are on their way
     plan: Plan | None = None  # of the current (or broken) epoch
     past_plans: tuple[Plan, ...] = ()  # older ones whose layout still describes what some survivor holds
     resume: Resume | None = None  # what the current epoch was started with

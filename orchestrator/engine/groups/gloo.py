@@ -2,8 +2,8 @@
 
 gloo's own `abort` and `shutdown` leave pending operations waiting, so aborting means: set a flag, wake those who wait
 on an event of ours, and shut down the group's connections under gloo's feet.  Collectives are waited for through
-their future's callback, which lets the waiter leave at once; sends and receives have no future and wake when their
-connection drops.
+their future's callback, which lets the waiter leave at once; sends and receives have no future, and one that is
+half-way through is forgotten when its connection drops, so others wait for them (waits.py).
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from orchestrator.engine.groups.base import GroupBroken
 from orchestrator.engine.groups.library import LibraryGroup, first_line
 from orchestrator.engine.groups.sockets import Connection, Endpoint, connections, create_with_listener
 from orchestrator.engine.groups.store import StoreClient
+from orchestrator.engine.groups.waits import Helpers, LeftBehind
 
 _Gloo: Any = c10d.ProcessGroupGloo
+_helpers = Helpers()
 
 
 class GlooGroup(LibraryGroup):
@@ -76,13 +78,25 @@ class GlooGroup(LibraryGroup):
                 self._waiters.discard(done)
 
     def _finish_transfers(self, works: list[Any]) -> None:
-        try:
+        timeout = self._timeout
+
+        def wait() -> None:
             for work in works:
-                self._require()
-                work.wait(self._timeout)
+                work.wait(timeout)
+
+        wait_elsewhere = LeftBehind(wait)
+        with self._lock:
+            self._waiters.add(wait_elsewhere.done)
+        try:
             self._require()
-        except RuntimeError as error:
-            raise self._failed(error) from error
+            _helpers.start(wait_elsewhere)
+            wait_elsewhere.done.wait()  # the works' own time-out bounds it
+            self._require()
+        finally:
+            with self._lock:
+                self._waiters.discard(wait_elsewhere.done)
+        if wait_elsewhere.error is not None:
+            raise self._failed(wait_elsewhere.error) from wait_elsewhere.error
 
     def _start_exchange(
         self, pg: Any, sends: Sequence[tuple[Tensor, int]], recvs: Sequence[tuple[Tensor, int]], tag: int

@@ -7,6 +7,7 @@ one request under way.  Whatever breaks the protocol or a limit loses its connec
 from __future__ import annotations
 
 import contextlib
+import re
 import selectors
 import socket
 import struct
@@ -20,6 +21,7 @@ _CLIENTS_MAX = 4096
 _STORED_BYTES_MAX = 64 << 20
 _BACKLOG = 512
 _HEADER = struct.Struct("!BH")
+_EPOCH = re.compile(r"epoch(\d{1,18})/")
 
 
 def pack(op: int, key: bytes, value: bytes) -> bytes:
@@ -64,6 +66,7 @@ class StoreServer:
         self._endpoint = f"{host}:{self._listener.getsockname()[1]}"
         self._values: dict[str, bytes] = {}
         self._stored_bytes = 0
+        self._newest_epoch = 0
         self._waiting: dict[str, list[_Client]] = {}
         self._wake, self._woken = socket.socketpair()
         self._selector = selectors.DefaultSelector()
@@ -167,7 +170,17 @@ class StoreServer:
         else:
             raise ValueError(f"no operation {op}")
 
+    def _forget_before(self, key: str) -> None:
+        """Keys `epoch<n>/...` go when a newer epoch writes: full meshes exchange size^2 addresses, recovery after recovery."""
+        match = _EPOCH.match(key)
+        if match is None or int(match[1]) <= self._newest_epoch:
+            return
+        self._newest_epoch = int(match[1])
+        for old in [k for k in self._values if (m := _EPOCH.match(k)) and int(m[1]) < self._newest_epoch]:
+            self._stored_bytes -= len(old) + len(self._values.pop(old))
+
     def _put(self, key: str, value: bytes) -> None:
+        self._forget_before(key)
         old = self._values.get(key)
         grown = len(value) - len(old) if old is not None else len(key) + len(value)
         if self._stored_bytes + grown > _STORED_BYTES_MAX:

@@ -44,7 +44,7 @@ def load_task(ref: TaskRef) -> Task:
         return cls(base_dir=ref.base_dir, **options)
     except TaskError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise TaskError(f"{ref.target} failed while it was set up:\n{user_traceback(error)}") from error
 
 

@@ -19,6 +19,7 @@ from orchestrator.engine.groups import EpochGroup, GroupBroken, StoreServer, con
 
 HOST = "127.0.0.1"
 DEADLINE_S = 60.0
+MUCH = 16 << 20  # 64 MiB: no socket buffers hold that
 T = TypeVar("T")
 
 
@@ -155,6 +156,16 @@ def _operate(pipe: Connection, group: EpochGroup, op: str) -> None:
             group.all_reduce_sum_(tensor)
         elif op == "barrier":
             group.barrier()
+        elif op in ("send-much", "recv-much"):
+            move = group.isend if op == "send-much" else group.irecv
+            handle = move(torch.ones(MUCH), 1)
+            pipe.send("posted")
+            handle.wait()
+        elif op in ("take-some", "give-some"):  # the sockets hold a part of it, and then this process stops
+            move = group.irecv if op == "take-some" else group.isend
+            handle = move(torch.ones(MUCH), 0)
+            os.kill(os.getpid(), signal.SIGSTOP)
+            handle.wait()
         elif op.startswith("recv"):
             group.recv(tensor, int(op.removeprefix("recv")))
         else:

@@ -17,7 +17,7 @@ from orchestrator.core.job import CheckpointSettings, Job
 from orchestrator.core.reshard.recovery import Resume, Source
 from orchestrator.core.supervisor.events import CheckpointReported, DigestReported
 from orchestrator.engine.checkpoint import newest_good, verify
-from orchestrator.engine.checkpoint_files import BadCheckpoint, list_steps, prune, temp_name
+from orchestrator.engine.checkpoint_files import BadCheckpoint, Manifest, list_steps, prune, temp_name
 from orchestrator.engine.describe import build_seeded
 from orchestrator.engine.tasks.loading import load_task
 from orchestrator.runtime.ports import Left
@@ -30,17 +30,17 @@ def reference() -> tuple[str, dict[int, tuple[float, float]]]:
     return undisturbed(job())
 
 
-def saving(folder: Path, *, every: int = 3, keep: int = 5, **more: Any) -> Job:
+def saving(folder: Path | str, *, every: int = 3, keep: int = 5, **more: Any) -> Job:
     """A job with checkpoints in `folder`."""
     return job(checkpoint=CheckpointSettings(str(folder), every, keep), **more)
 
 
 def save(folder: Path, **more: Any) -> World:
     """A finished run of four sharded ranks that left checkpoints of steps 3 and 6."""
-    names = [f"w{n}" for n in range(4)]
+    workers = [f"w{n}" for n in range(4)]
     with world(saving(folder, size=4, zero_stage=1, copies=1, **more)) as w:
-        w.spawn(*names)
-        w.start(*names)
+        w.spawn(*workers)
+        w.start(*workers)
         assert set(w.finish()) == {reference()[0]}
         return w
 
@@ -69,11 +69,11 @@ def test_what_is_written_and_reported(saved: tuple[Path, World]) -> None:
 
 @pytest.mark.parametrize(("size", "zero", "copies"), [(1, 0, 0), (2, 1, 1), (3, 0, 0), (4, 1, 0)])
 def test_any_layout_resumes_from_it(saved: tuple[Path, World], size: int, zero: int, copies: int) -> None:
-    names = [f"n{n}" for n in range(size)]
+    workers = [f"n{n}" for n in range(size)]
     with world(job(size=size, zero_stage=zero, copies=copies)) as w:
-        w.spawn(*names)
+        w.spawn(*workers)
         uri = f"{saved[0]}/step-00000003"
-        w.start(*names, resume=Resume(Source.CHECKPOINT, 3, None, (), tuple(range(size)), uri))
+        w.start(*workers, resume=Resume(Source.CHECKPOINT, 3, None, (), tuple(range(size)), uri))
         assert set(w.finish()) == {reference()[0]}
         assert curve(w) == {s: v for s, v in reference()[1].items() if s > 3}
 
@@ -147,14 +147,78 @@ def test_a_manifest_that_is_no_manifest(tmp_path: Path) -> None:
     assert newest_good(str(tmp_path / "nowhere"), "tiny") is None
 
 
+def marked(folder: Path, name: str, *, step: int, epoch: int = 1, job: str = "tiny", digest: str = "d") -> None:
+    """A checkpoint of no files that is complete."""
+    (folder / name).mkdir()
+    (folder / name / "COMMIT.json").write_text(Manifest(1, job, step, digest, epoch, 1, {}, {}).to_text())
+
+
+def names(folder: Path) -> list[str]:
+    """What lies in it."""
+    return sorted(p.name for p in folder.iterdir())
+
+
 def test_old_ones_and_leftovers_of_older_epochs_are_removed(tmp_path: Path) -> None:
-    for name in (*(f"step-{n:08d}" for n in range(1, 6)), temp_name(4, 1), temp_name(4, 2), temp_name(9, 1), "notes"):
+    for n in range(1, 6):
+        marked(tmp_path, f"step-{n:08d}", step=n)
+    for name in (temp_name(4, 1), temp_name(5, 1, "0a1bold"), temp_name(4, 2, "ab"), temp_name(9, 1), "notes"):
         (tmp_path / name).mkdir()
-    prune(str(tmp_path), keep=2, step=5, epoch=1)
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
-        ["notes", "step-00000004", "step-00000005", temp_name(4, 2), temp_name(9, 1)]
-    )
+    prune(str(tmp_path), job="tiny", keep=2, step=5, epoch=1, committed="step-00000005")
+    assert names(tmp_path) == sorted(["notes", "step-00000004", "step-00000005", temp_name(4, 2, "ab"), temp_name(9, 1)])
     assert [s for s, _ in list_steps(str(tmp_path))] == [5, 4]
+
+
+def test_what_was_just_committed_outlives_damaged_newer_ones_and_those_of_others(tmp_path: Path) -> None:
+    marked(tmp_path, "step-00000300", step=300)  # damaged, say: this run went on from step 200
+    marked(tmp_path, "step-00000200", step=200)
+    marked(tmp_path, "step-00000210", step=210, job="other")
+    (tmp_path / "step-00000215").mkdir()  # never completed
+    (tmp_path / "step-00000100").mkdir()
+    marked(tmp_path, "step-00000220", step=220)
+    prune(str(tmp_path), job="tiny", keep=1, step=220, epoch=2, committed="step-00000220")
+    assert names(tmp_path) == ["step-00000210", "step-00000220", "step-00000300"]
+
+
+def test_of_two_attempts_at_one_step_the_committed_one_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "step-00000040-e9-ab").mkdir()  # sorts after e10
+    marked(tmp_path, "step-00000040-e12-ab", step=40, epoch=12)  # of an earlier run
+    marked(tmp_path, "step-00000040-e10-cd", step=40, epoch=10)
+    prune(str(tmp_path), job="tiny", keep=1, step=40, epoch=10, committed="step-00000040-e10-cd")
+    assert "step-00000040-e10-cd" in names(tmp_path)
+    assert "step-00000040-e12-ab" not in names(tmp_path)
+
+
+def test_leftovers_of_an_earlier_run_are_not_taken_for_parts_of_this_one(tmp_path: Path) -> None:
+    stale = tmp_path / temp_name(3, 1)  # epochs of each run count from 1
+    stale.mkdir()
+    for rank in range(4):
+        (stale / f"part-{rank:05d}.json").write_text('{"epoch": 1, "chunks": [], "files": {}, "scalar_forms": {}}')
+    marked(tmp_path, "step-00000006", step=6, digest="of another state")
+    save(tmp_path)
+    assert names(tmp_path) == ["step-00000003", "step-00000006"]
+    assert [len(verify(uri).files) for _, uri in list_steps(str(tmp_path))] == [5, 5]
+
+
+def test_two_jobs_do_not_take_each_others_checkpoints(tmp_path: Path) -> None:
+    marked(tmp_path, "step-00000003", step=3, job="other")
+    with world(saving(tmp_path, size=1)) as w:
+        w.spawn("w0")
+        w.start("w0")
+        w.finish()
+        reports = {e.step: e for e in w.workers["w0"].events if isinstance(e, CheckpointReported)}
+    assert (reports[3].ok, reports[6].ok) == (False, True)
+    assert "belongs to job 'other'" in reports[3].detail
+    assert verify(f"{tmp_path}/step-00000003").job == "other"
+
+
+def test_a_place_that_cannot_be_reached_is_reported() -> None:
+    with world(saving("nosuchscheme://bucket/x", size=1)) as w:
+        w.spawn("w0")
+        w.start("w0")
+        w.finish()
+        reports = [e for e in w.workers["w0"].events if isinstance(e, CheckpointReported)]
+    assert [(r.step, r.ok) for r in reports] == [(3, False), (6, False)]
+    assert "nosuchscheme" in reports[0].detail
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:

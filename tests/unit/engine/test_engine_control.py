@@ -86,8 +86,9 @@ def test_survivors_keep_the_micro_batches_they_have() -> None:
         assert w.ask(w.workers["spare"], "ask", "entered")["forward", 3] == 3
 
 
-def test_an_exception_in_the_users_code_carries_its_traceback() -> None:
-    with world(job(size=2, raise_at=3)) as w:
+@pytest.mark.parametrize(("options", "words"), [({"raise_at": 3}, "own mistake"), ({"exit_at": 3}, "own way out")])
+def test_an_exception_in_the_users_code_carries_its_traceback(options: dict[str, object], words: str) -> None:
+    with world(job(size=2, **options)) as w:  # type: ignore[arg-type]
         w.spawn("w0", "w1")
         w.start("w0", "w1")
         w.until(lambda: any(1 in m.outcomes for m in w.members()))
@@ -97,7 +98,7 @@ def test_an_exception_in_the_users_code_carries_its_traceback() -> None:
         failed = [o for o in outcomes if isinstance(o, Failed)]
         assert failed
         assert all(not f.fatal_check and f.step == 3 for f in failed)
-        assert "the user's own mistake" in failed[0].traceback
+        assert f"the user's {words}" in failed[0].traceback
         assert "engine_task.py" in failed[0].traceback
         assert all(isinstance(o, Failed | Left) for o in outcomes)
 

@@ -37,6 +37,17 @@ def test_ranks_that_own_nothing_and_a_swap_among_them() -> None:
         assert (set(w.finish()), curve(w)) == ({alone[0]}, alone[1])
 
 
+@pytest.mark.parametrize("options", [{"rows": 3}, {"careless": True}])
+def test_sparse_gradients_and_batches_from_the_global_rng(options: dict[str, object]) -> None:
+    """A sparse gradient is added row by row, which must not happen on top of another micro-batch's sum."""
+    alone = undisturbed(job(steps=3, micro_batches=4, **options))  # type: ignore[arg-type]
+    names = [f"w{n}" for n in range(4)]
+    with world(job(steps=3, micro_batches=4, **options)) as w:  # type: ignore[arg-type]
+        w.spawn(*names)
+        w.start(*names)
+        assert (set(w.finish()), curve(w)) == ({alone[0]}, alone[1])
+
+
 PHASES = ["batch", "reduce", "commit", "update", "gather"]
 
 

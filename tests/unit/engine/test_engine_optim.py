@@ -81,6 +81,24 @@ class Momentum(Plain):
         return torch.optim.SGD([p.param for p in params], lr=1.0, momentum=0.9)
 
 
+class Replacing(Momentum):
+    """Makes new state tensors instead of changing them in place."""
+
+    def build_optimizer(self, params: Sequence[NamedShard], settings: OptimizerSettings) -> torch.optim.Optimizer:
+        """SGD whose momentum is another tensor after each step."""
+        made = super().build_optimizer(params, settings)
+        step = made.step
+
+        def stepping(*args: Any, **kwargs: Any) -> Any:
+            result = step(*args, **kwargs)
+            for p in params:
+                made.state[p.param]["momentum_buffer"] = made.state[p.param]["momentum_buffer"].clone()
+            return result
+
+        made.step = stepping  # type: ignore[method-assign]
+        return made
+
+
 class Muddled(Plain):
     """Keeps state that no shard can hold a slice of."""
 
@@ -137,6 +155,16 @@ def test_parts_equal_the_whole_to_the_bit(task: Task, names: list[str]) -> None:
         for key in names:
             assert torch.equal(whole[1][key], parts[1][key])
             assert math.isfinite(float(whole[1][key].sum()))
+
+
+def test_state_that_is_replaced_moves_like_state_that_is_changed() -> None:
+    keys = probe_keys(Momentum(), SETTINGS, FlatState(Plain().build_model()))
+    whole = [[Interval(0, 4096)]]
+    expected = _steps(Momentum(), whole, keys=keys, handover=False)
+    for handover in (False, True):
+        got = _steps(Replacing(), whole, keys=keys, handover=handover)
+        assert torch.equal(expected[0], got[0])
+        assert torch.equal(expected[1]["momentum_buffer"], got[1]["momentum_buffer"])
 
 
 def test_state_that_cannot_be_cut_is_refused() -> None:

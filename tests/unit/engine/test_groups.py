@@ -399,3 +399,22 @@ def test_a_client_that_breaks_the_protocol_is_dropped_alone(stores: tuple[StoreC
             assert rude.recv(1) == b""
     stores[0].set("still", "here")
     assert stores[1].get("still") == b"here"
+
+
+def test_a_store_forgets_the_epochs_before_the_newest() -> None:
+    server = StoreServer(HOST)
+    try:
+        store = connect_store(server.endpoint, 5.0)
+        store.set("epoch9/world/listener/0", b"a")
+        store.set("other/key", b"b")
+        store.set("epoch10/world/listener/0", b"c")
+        assert not store.check(["epoch9/world/listener/0"])
+        assert store.get("other/key") == b"b"
+        assert store.get("epoch10/world/listener/0") == b"c"
+        big = b"x" * 1_000_000
+        for epoch in range(11, 111):  # more than the store may hold, were it all kept
+            store.set(f"epoch{epoch}/world/gloo/0", big)
+        assert store.get("epoch110/world/gloo/0") == big
+        store.close()
+    finally:
+        server.close()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import signal
 import socket
+import time
 
+import psutil
 import pytest
 
 from tests.unit.engine.groups_world import DEADLINE_S, Child, processes
@@ -84,3 +86,21 @@ def test_stopped_rank_is_left_by_an_abort(op: str) -> None:
             assert child.told() == ("broken", "the group was aborted", None)
         swap_in_and_end(survivors, spare)
         victim.kill(signal.SIGCONT)
+
+
+@pytest.mark.parametrize(("mine", "theirs"), [("send-much", "take-some"), ("recv-much", "give-some")])
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_transfer_that_is_half_way_through_is_left_by_an_abort(mine: str, theirs: str, killed: bool) -> None:
+    with processes(5) as (zero, victim, two, three, spare):
+        form_all([zero, victim, two, three], epoch=1, host_of_store=three)
+        start([zero], mine)
+        assert zero.told() == "posted"
+        start([victim], theirs)
+        stopped = psutil.Process(victim.process.pid)
+        while stopped.status() != psutil.STATUS_STOPPED:
+            time.sleep(0.001)
+        if killed:
+            victim.kill(signal.SIGKILL)
+        zero.ask("abort")
+        assert zero.told()[0] == "broken"
+        swap_in_and_end([zero, two, three], spare)

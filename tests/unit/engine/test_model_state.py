@@ -299,3 +299,14 @@ def test_state_that_cannot_travel_is_refused() -> None:
     wide.register_buffer("total", torch.zeros(2, dtype=torch.float64))
     with pytest.raises(TaskError, match=r"buffer total is torch\.float64; make it float32, or persistent=False"):
         FlatState(wide)
+
+
+def test_an_empty_parameter_is_none_of_our_business_and_a_lazy_one_is_refused() -> None:
+    model = nn.Linear(4, 4)
+    model.register_parameter("nothing", nn.Parameter(torch.empty(0)))
+    state = FlatState(model)
+    state.bind_grads(state.new_vector())
+    model(torch.ones(2, 4)).sum().backward()
+    state.check_grads()
+    with pytest.raises(TaskError, match=r"weight has no shape yet"):
+        FlatState(nn.LazyLinear(4))

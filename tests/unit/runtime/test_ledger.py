@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from orchestrator.core.supervisor.events import StepCommitted, SupervisorRestarted
-from orchestrator.core.supervisor.state import FailureClass, Recovery
-from orchestrator.runtime.ledger import Cause, Ledger, timeline
+from orchestrator.runtime.ledger import Cause, Ledger
 from orchestrator.runtime.ports import Record
 from tests.unit.runtime.world import STEP_MS, LoopClock, MemoryJournal, World, job, virtually
 
@@ -108,8 +107,3 @@ def test_every_millisecond_of_a_real_run_is_booked_exactly_once() -> None:
     assert abs(account.productive_ms - 29 * STEP_MS) <= STEP_MS
     assert sum(ms for _, ms in account.lost_ms) == commits[-1] - commits[0] - account.productive_ms
     assert [c for c, _ in account.lost_ms] == list(Cause)
-
-
-def test_a_timeline_starts_when_the_failure_was_noticed() -> None:
-    recovery = Recovery(1, 1, FailureClass.WORKER_EXITED, ("j/w1",), 10, began_ms=5_000, fenced_ms=5_020, planned_ms=5_021)
-    assert timeline(recovery) == (("detected", 0), ("fenced", 20), ("planned", 21))

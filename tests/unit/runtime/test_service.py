@@ -57,7 +57,7 @@ class Place:
     def world(self, made: Job) -> World:
         return self.worlds.setdefault(made.name, World(made))
 
-    def service(self) -> SupervisorService:
+    def service(self, cluster: str = "local") -> SupervisorService:
         """A new supervisor process."""
         places = self
 
@@ -77,6 +77,7 @@ class Place:
 
         service = SupervisorService(
             jobs_dir=self.folder,
+            cluster=cluster,
             parts=Parts(
                 open_journal=SqliteJournal,
                 make_fleet=lambda made: WorldFleet(self.world(made)),
@@ -195,6 +196,52 @@ def test_a_new_service_takes_up_what_is_not_over_and_shows_what_is(story: Story)
         assert [(s.name, s.phase.value) for s in await service.list_jobs()] == [("done", "succeeded"), ("going", "succeeded")]
         assert (await service.account("going")).steps == 30
         assert len([r async for r in service.watch_events("going", after_seq=0, follow=False)]) > seen
+        await service.close()
+
+    story(main)
+
+
+def test_the_jobs_of_another_cluster_are_left_alone(story: Story) -> None:
+    async def main(place: Place) -> None:
+        service = place.service()
+        await service.start()
+        world = await place.submitted(service, job())
+        await world.until(lambda s: s.committed_step >= 3)
+        await service.close()  # as when the machine goes down: the job is not over
+        other = place.service("ray-10-0-0-1")
+        assert await other.start() == ()
+        assert await other.list_jobs() == []
+        with pytest.raises(NotPossibleError, match="a job j of the cluster local already"):
+            await other.submit(job=job(), yaml_text="")
+        await other.close()
+        again = place.service()
+        assert await again.start() == ("j",)
+        await again.close()
+
+    story(main)
+
+
+def test_workers_that_outlive_a_job_which_is_over_are_ended_by_the_next_supervisor(story: Story) -> None:
+    async def main(place: Place) -> None:
+        service = place.service()
+        await service.start()
+        world = await place.submitted(service, job())
+        await world.until(lambda s: s.committed_step >= 3)
+        await service.cancel("j", who="me")
+        await service.close()  # at once: it was journaled that the job is over, and nothing else was done
+        assert not world.closed
+        service = place.service()
+        world.driver = Hub(service, "j")  # type: ignore[assignment]
+        assert await service.start() == ()
+        assert (await service.finished("j")).phase is JobPhase.CANCELLED
+        assert sorted(world.adopted) == ["j/w0", "j/w1", "j/w2"]
+        assert world.closed, "which releases them"
+        await service.close()
+        world.closed = False
+        service = place.service()
+        await service.start()
+        assert (await service.finished("j")).phase is JobPhase.CANCELLED
+        assert not world.closed, "once is enough"
         await service.close()
 
     story(main)

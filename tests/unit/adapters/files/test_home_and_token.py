@@ -16,17 +16,9 @@ from orchestrator.adapters.files.token import TokenRefused, ensure_token, read_t
 ROOT = Path(__file__).resolve().parents[4]
 
 
-def test_the_home_is_where_the_environment_says_or_below_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert Home.locate({"ORCHESTRATOR_HOME": str(tmp_path / "a/b")}).root == tmp_path / "a/b"
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert Home.locate({}).root == tmp_path / ".orchestrator"
-    assert Home.locate({"ORCHESTRATOR_HOME": ""}).root == tmp_path / ".orchestrator"
-    assert Home.locate({"ORCHESTRATOR_HOME": "~/elsewhere"}).root == tmp_path / "elsewhere"
-
-
 def test_folders_are_private(tmp_path: Path) -> None:
-    home = Home.locate({"ORCHESTRATOR_HOME": str(tmp_path / "h")})
-    for path in (home.root, home.jobs, home.job("a"), home.cluster("b"), home.root / "clusters"):
+    home = Home(tmp_path / "h")
+    for path in (home.jobs, home.job("a"), home.cluster("b"), home.root / "clusters", home.root):
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
 
 

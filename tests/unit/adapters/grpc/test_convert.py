@@ -200,7 +200,7 @@ PLAN = types_pb2.Plan(
             {"run_epoch": worker_pb2.RunEpoch(plan=PLAN, resume=types_pb2.Resume(source="init"))},
             r"plan\.layouts\[0\]\.holdings\[0\]\.primary\[0\]: empty or negative interval",
         ),
-        ({"inject_fault": worker_pb2.InjectFault(fault=types_pb2.Fault(kind="flood"))}, "not one of hang, kill-node"),
+        ({"inject_fault": worker_pb2.InjectFault(fault=types_pb2.Fault(kind="flood"))}, "not one of kill-worker, kill-node"),
     ],
 )
 def test_what_the_supervisor_says_must_make_sense(message: dict[str, Any], words: str) -> None:

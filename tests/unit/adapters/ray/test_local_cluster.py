@@ -209,6 +209,25 @@ def test_an_interrupt_while_it_starts_leaves_nothing(tmp_path: Path) -> None:
     assert cluster.records() == ()
 
 
+@pytest.mark.chaos
+def test_an_interrupt_before_anything_is_recorded_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = LocalCluster(nodes=2, slots_per_node=1, run_dir=tmp_path)
+    launched: list[subprocess.Popen[bytes]] = []
+    launch = cluster._launch
+
+    def launch_and_interrupt(name: str) -> subprocess.Popen[bytes]:
+        launched.append(launch(name))
+        if len(launched) == 3:
+            raise KeyboardInterrupt
+        return launched[-1]
+
+    monkeypatch.setattr(cluster, "_launch", launch_and_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        cluster.start()
+    assert [p.poll() for p in launched] == [-signal.SIGKILL] * 3
+    assert cluster.records() == ()
+
+
 def test_a_node_that_cannot_start_is_an_error_with_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orchestrator.adapters.ray.local_cluster.OBJECT_STORE_BYTES", 1)
     cluster = LocalCluster(nodes=1, slots_per_node=1, run_dir=tmp_path)

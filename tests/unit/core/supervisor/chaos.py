@@ -53,7 +53,7 @@ def check(before: State, event: ev.Event, decision: Decision) -> None:
 
 def _check_workers(before: State, event: ev.Event, state: State) -> None:
     for worker_id, old in before.workers.items():
-        new = state.workers[worker_id]  # none is ever forgotten
+        new = state.workers[worker_id]  # none is forgotten as long as there are few
         assert old.phase.alive or new.phase is old.phase, f"{worker_id} came back from {old.phase}"
         assert new.node_id == old.node_id
     seated = [w.worker_id for w in state.workers.values() if w.phase in SEATED]

@@ -1,0 +1,59 @@
+"""One job as the service holds it: its driver, journal, books and logs, and what a person may mean by a node of it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from orchestrator.core.cluster.view import NodeView
+from orchestrator.core.job import Job
+from orchestrator.runtime.books import Books
+from orchestrator.runtime.control import BadRequestError, NotFoundError
+from orchestrator.runtime.driver import Driver
+from orchestrator.runtime.logs import WorkerLogs
+from orchestrator.runtime.ports import Journal
+
+
+class OwnedJournal(Journal, Protocol):
+    """A journal that this process owns until it closes it."""
+
+    @property
+    def exists(self) -> bool:
+        """Whether a job was ever started in it."""
+        ...
+
+    def close(self) -> None:
+        """Give it up."""
+        ...
+
+
+class Entry:
+    """One job. It is made on the event loop that its driver runs on."""
+
+    def __init__(self, job: Job, journal: OwnedJournal, driver: Driver, books: Books, logs: WorkerLogs) -> None:
+        self.job = job
+        self.journal = journal
+        self.driver = driver
+        self.books = books
+        self.reading = asyncio.create_task(books.catch_up(), name=f"books of {job.name}")
+        self.logs = logs
+        self.task: asyncio.Task[None] | None = None
+        self.error: BaseException | None = None
+
+    @property
+    def over(self) -> bool:
+        """No more records will come."""
+        return self.driver.state.phase.terminal or self.error is not None or (self.task is not None and self.task.done())
+
+
+def node_of(entry: Entry, node_id: str) -> NodeView:
+    """A node by its id or the unambiguous beginning of it."""
+    view = entry.driver.state.cluster
+    nodes = [n for n in view.nodes if n.node_id.startswith(node_id)] if view and node_id else []
+    exact = [n for n in nodes if n.node_id == node_id]
+    if len(exact or nodes) == 1:
+        return (exact or nodes)[0]
+    known = ", ".join(n.node_id[:12] for n in view.nodes) if view and view.nodes else "none"
+    if nodes:
+        raise BadRequestError(f"{node_id} is the beginning of {len(nodes)} nodes' ids; there are {known}")
+    raise NotFoundError(f"there is no node {node_id}; there are {known}")

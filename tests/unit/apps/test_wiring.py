@@ -1,0 +1,29 @@
+"""Ending what was recorded: whatever is wrong with a supervisor's address or token, `down` goes on and tells the truth."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from orchestrator.adapters.files.home import ClusterEndpoint, Home
+from orchestrator.adapters.files.token import ensure_token
+from orchestrator.apps.wiring import down
+
+
+@pytest.mark.parametrize("token", ["good", "open to others", "absent"])
+def test_a_supervisor_that_cannot_be_asked_is_forgotten_and_not_said_to_be_ended(tmp_path: Path, token: str) -> None:
+    home = Home(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    home.write_endpoint("local", ClusterEndpoint(address, "", 1))
+    if token != "absent":
+        ensure_token(home.token_file("local"))
+    if token == "open to others":
+        home.token_file("local").chmod(0o644)
+    assert down(home=tmp_path, cluster=None) == [
+        f"cluster local: its supervisor at {address} does not answer, it is only forgotten"
+    ]
+    assert home.read_endpoint("local") is None
+    assert down(home=tmp_path, cluster=None) == []
