@@ -7,12 +7,14 @@ training.py has the step, restore.py the state, checkpoint.py what outlives ever
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import threading
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -130,6 +132,7 @@ class TorchEngine:
     def _throw_away(self, body: Body) -> None:
         """One micro-batch forward and backward, so that nothing is done for the first time in earnest.
 
+        Its loss joins the fingerprint of an exact job: workers whose data, code or arithmetic differ must not train together.
         It also tells whether backward adds each gradient in one piece; code that runs a backward inside the backward
         (reentrant activation checkpointing) may not, and then micro-batches cannot share a buffer and stay exact.
         """
@@ -155,6 +158,9 @@ class TorchEngine:
             loss.backward()
         for hook in hooks:
             hook.remove()
+        if self._job.train.consistency is Consistency.EXACT:
+            first_loss = f"{body.graph.fingerprint} {float(loss.detach()).hex()}"
+            body.graph = replace(body.graph, fingerprint=hashlib.sha256(first_loss.encode()).hexdigest())
         body.adds_once = max(added.values(), default=0) <= 1
         body.state.restore_buffers()
         body.pool.give(buffer)

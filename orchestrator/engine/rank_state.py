@@ -84,7 +84,8 @@ class StepWork:
     losses: dict[int, float]
 
 
-def _aligned(tensor: Tensor) -> Tensor:
+def aligned(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy of it that begins at a whole cache line."""
     strided = tensor.layout is torch.strided and tensor.device.type == "cpu"
     return tensor.clone() if strided and tensor.data_ptr() % _LINE_BYTES else tensor
 
@@ -142,7 +143,7 @@ class Body:
         On the CPU at whole cache lines: MKL sums in another order where memory that came from numpy or a file begins elsewhere.
         """
         if self.job.cluster.device is DeviceKind.CPU:
-            return pytree.tree_map_only(Tensor, _aligned, batch)
+            return pytree.tree_map_only(Tensor, aligned, batch)
         return pytree.tree_map_only(Tensor, lambda t: t.to(self.device, non_blocking=True), batch)
 
     def fresh(self) -> None:

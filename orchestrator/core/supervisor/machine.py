@@ -168,7 +168,7 @@ def _hello(turn: Turn, event: ev.WorkerHello) -> None:
     if worker.phase is WorkerPhase.REQUESTED:
         graph = turn.state.graph
         if graph is not None and graph.fingerprint != event.graph.fingerprint:
-            why = "its model differs from the other workers': it runs other code or another torch"
+            why = "its model or its first loss differs from the other workers': it has other code, data, torch or arithmetic"
             turn.worker(worker.worker_id, WorkerPhase.ENDED, cause=why)
             turn.say(f"{worker.worker_id} is refused: {why}")
             turn.do(ExitWorker(worker.worker_id, why))

@@ -7,11 +7,13 @@ import signal
 from dataclasses import replace
 
 import pytest
+import torch
 
 from orchestrator.core.reshard.recovery import Resume, Source
 from orchestrator.core.supervisor.commands import RunEpoch
 from orchestrator.core.supervisor.events import EvalReported, Fault, StepCommitted
 from orchestrator.engine.faults import FaultBox, InjectedError
+from orchestrator.engine.rank_state import aligned
 from orchestrator.runtime.ports import Failed, Left
 from tests.unit.engine.engine_world import Trap, job, undisturbed, world
 
@@ -188,3 +190,14 @@ def test_faults_wait_for_their_step() -> None:
         box.add(Fault("explode", 0, "", 0, 0, 0))
     with pytest.raises(RuntimeError, match="not a raylet"):
         box.add(Fault("kill-node", 0, "", 0, 0, 0))
+
+
+def test_a_batch_begins_at_a_whole_cache_line() -> None:
+    """MKL's product of one row has other bits where the row begins elsewhere."""
+    memory = torch.randn(80)
+    rows = [memory[k : k + 64].view(1, 64) for k in range(16)]
+    for given in rows:
+        got = aligned(given)
+        assert got.data_ptr() % 64 == 0
+        assert torch.equal(got, given)
+    assert aligned(memory) is memory
