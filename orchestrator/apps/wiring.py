@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from orchestrator.adapters.files.home import ClusterEndpoint, Home
+from orchestrator.adapters.files.journal import SqliteJournal
 from orchestrator.adapters.files.token import ensure_token, read_token
 from orchestrator.adapters.grpc.client import ControlClient
 from orchestrator.core.graph.view import GraphView
@@ -21,6 +22,8 @@ from orchestrator.core.job import Job
 from orchestrator.core.plan.plan import Plan
 from orchestrator.core.planner.planner import first_plan
 from orchestrator.runtime.control import ControlError
+from orchestrator.runtime.entry import CLUSTER_FILE, put_past
+from orchestrator.runtime.replay import replay
 
 if TYPE_CHECKING:
     from orchestrator.adapters.ray.local_cluster import LocalCluster
@@ -76,6 +79,7 @@ def start_local(job: Job, *, home: Path, cluster: str = LOCAL, on_progress: Prog
     if local.node_ids:
         raise NotRunning(f"the cluster {cluster} of {home} runs already: use it (status, cancel) or end it (orchestrator down)")
     _clean(place, cluster)
+    _put_aside(place, cluster, keep=job.name, on_progress=on_progress)
     on_progress(f"starting an embedded Ray cluster of {job.cluster.nodes} nodes and {job.cluster.spares} spare(s)")
     try:
         local.start(on_progress)
@@ -181,6 +185,24 @@ def _shut_down(home: Path, cluster: str) -> bool:
     except (NotRunning, ControlError):
         return False
     return True
+
+
+def _put_aside(place: Home, cluster: str, *, keep: str, on_progress: Progress) -> None:
+    """Jobs that an earlier cluster of this name left unfinished when it died: the one to be run goes on, the others must not
+    take its nodes. Their folders move to jobs/.past; run again, they resume from their newest checkpoint.
+    """
+    for folder in sorted(p for p in place.jobs.iterdir() if p.is_dir() and not p.name.startswith(".") and p.name != keep):
+        owner = folder / CLUSTER_FILE
+        if not owner.is_file() or owner.read_text(encoding="utf-8").strip() != cluster:
+            continue
+        journal = SqliteJournal(folder, read_only=True)
+        try:
+            state = replay(journal).state if journal.exists else None
+        finally:
+            journal.close()
+        if state is None or not state.phase.terminal:
+            aside = put_past(folder)
+            on_progress(f"job {folder.name} was left unfinished by an earlier cluster: its journal is now in {aside}")
 
 
 def _end_local(place: Home, cluster: str, local: LocalCluster) -> None:

@@ -44,6 +44,7 @@ from orchestrator.runtime.ports import Failed, Finished, Left, Pulse, Report
 
 _POLL_S = 0.005
 _FINAL_CHECKPOINT_S = 600.0
+_CHECKPOINT_WAIT_S = 120.0  # for the one before; storage that hangs costs checkpoints, not the run
 T = TypeVar("T")
 
 
@@ -408,9 +409,15 @@ class _Epoch:
 
     def _start_checkpoint(self, step: int) -> None:
         self._control.phase("checkpoint", step)
+        deadline = time.monotonic() + _CHECKPOINT_WAIT_S
         while not self._checkpoints.wait(_POLL_S):  # at most one is under way
             self._control.check()
             self._control.advance()
+            if time.monotonic() > deadline:
+                detail = f"skipped: the one before is still being written after {_CHECKPOINT_WAIT_S:.0f} s"
+                uri = self._body.job.checkpoint.uri
+                self._report(CheckpointReported(0, self._worker, self._plan.epoch, step, uri, False, detail))
+                return
         rank = self._body.rank
         assert rank is not None
         self._checkpoints.start(

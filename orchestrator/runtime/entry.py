@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Protocol
 
 from orchestrator.core.cluster.view import NodeView
@@ -12,6 +13,17 @@ from orchestrator.runtime.control import BadRequestError, NotFoundError
 from orchestrator.runtime.driver import Driver
 from orchestrator.runtime.logs import WorkerLogs
 from orchestrator.runtime.ports import Journal
+
+CLUSTER_FILE = "cluster"  # in the folder of a job: the name of the cluster whose supervisor it belongs to
+PAST_FOLDER = ".past"  # beside the jobs: the folders of earlier runs, numbered
+
+
+def put_past(folder: Path) -> Path:
+    """Move the folder of a job out of the way, in one instant; returns where it is now."""
+    past = folder.parent / PAST_FOLDER
+    past.mkdir(mode=0o700, exist_ok=True)
+    number = 1 + sum(1 for p in past.iterdir() if p.name.rpartition(".")[0] == folder.name)
+    return folder.rename(past / f"{folder.name}.{number}")
 
 
 class OwnedJournal(Journal, Protocol):

@@ -29,7 +29,7 @@ from orchestrator.core.supervisor.state import CheckpointRef, State
 from orchestrator.runtime.books import Books
 from orchestrator.runtime.control import BadRequestError, Explanation, NotFoundError, NotPossibleError
 from orchestrator.runtime.driver import DriverStopped, resume_driver, start_driver
-from orchestrator.runtime.entry import Entry, OwnedJournal, node_of
+from orchestrator.runtime.entry import CLUSTER_FILE, Entry, OwnedJournal, node_of, put_past
 from orchestrator.runtime.explain import explain
 from orchestrator.runtime.ledger import Account
 from orchestrator.runtime.logs import WorkerLogs
@@ -41,8 +41,6 @@ PAGE = 500  # records read from a journal at once
 WATCH_MS = 500  # longest pause between two looks of a watched status
 WATCH_MIN_MS = 100  # shortest one
 JOB_FILE = "job.yaml"
-CLUSTER_FILE = "cluster"  # in the folder of a job: the name of the cluster whose supervisor it belongs to
-PAST_FOLDER = ".past"  # journals of earlier runs under the same name
 RELEASED_FILE = "released"  # in the folder of a job that is over and has left nothing behind
 
 log = logging.getLogger(__name__)
@@ -376,10 +374,7 @@ class SupervisorService:
         await self._shut(old)
         self._next_worker[old.job.name] = old.driver.state.next_worker
         del self._jobs[old.job.name]
-        past = self._jobs_dir / PAST_FOLDER
-        past.mkdir(mode=0o700, exist_ok=True)
-        number = 1 + sum(1 for p in past.iterdir() if p.name.rpartition(".")[0] == old.job.name)
-        (self._jobs_dir / old.job.name).rename(past / f"{old.job.name}.{number}")
+        put_past(self._jobs_dir / old.job.name)
 
     async def _shut(self, entry: Entry) -> None:
         entry.reading.cancel()

@@ -1,11 +1,16 @@
 """Everything that a worker imports sooner or later. Importing starts no thread, so the process can still be forked."""
 
+# ruff: noqa: F401  importing is all that this module is for
 from __future__ import annotations
 
-import grpc  # noqa: F401
+import grpc
+import numpy.random
+import torch._dynamo
 import torch.distributed.checkpoint
 import torch.optim
 
-import tests.world.tasks  # noqa: F401
+import orchestrator.apps.worker_main
+import orchestrator.engine.groups
+import tests.world.tasks
 
 torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])  # imports the rest of itself when it is used

@@ -19,7 +19,6 @@ THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS
 PRELOAD = ["pytest", "tests.world.preload"]
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(PRELOAD)
 
 
 class WorkerProcess:
@@ -29,6 +28,7 @@ class WorkerProcess:
         self.output = output
         before = {name: os.environ.get(name) for name in THREADS}
         os.environ.update(THREADS)  # the server must have them before it imports torch; it starts with the first worker
+        _context.set_forkserver_preload(PRELOAD)  # here, because all tests of one session share one server
         try:
             forkserver.ensure_running()
         finally:

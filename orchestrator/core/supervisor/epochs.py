@@ -22,6 +22,7 @@ from orchestrator.core.supervisor.state import FailureClass, JobPhase, Outcome, 
 from orchestrator.core.supervisor.turn import Turn
 
 RECOVERIES_KEPT = 200
+SPAWN_FAILURES_MAX = 3  # when no worker ever came up: it is the task that cannot be built, and it never will be
 
 
 def lose(turn: Turn, worker: Worker, failure: FailureClass, evidence: str) -> None:
@@ -227,6 +228,9 @@ def _start_with_state(turn: Turn, plan: Plan, stay: dict[int, Worker]) -> str:
         turn.say(f"{lost} step(s) are lost: from {state.committed_step} back to {resume.step}")
         turn.set(steps_lost=state.steps_lost + lost, committed_step=resume.step, commit=None, budget_step=resume.step)
         _touch(turn, steps_lost=lost)
+    replaced = [s for s in turn.plan().seats if plan.seat_of(s.worker_id) is None and s.node_id not in state.drained]
+    restarted = sum(1 for s in replaced if turn.state.workers[s.worker_id].phase is WorkerPhase.LEFT)
+    turn.set(survivors_restarted=state.survivors_restarted + restarted)
     needed = {h.plan_epoch for h in held.values()}
     turn.set(past_plans=tuple(p for e, p in sorted(plans.items()) if e in needed))
     _touch(turn, planned_ms=turn.at_ms)
@@ -313,3 +317,10 @@ def end(turn: Turn, phase: JobPhase, outcome: Outcome, last_word: str) -> None:
             turn.worker(w.worker_id, WorkerPhase.ENDED, cause=f"the job {phase}")
             turn.do(ExitWorker(w.worker_id, f"the job {phase}"))
     turn.do(EndJob(f"{phase}: {outcome}"))
+
+
+def give_up(turn: Turn, why: str) -> None:
+    """End the job when no worker ever came up and often enough was tried."""
+    if turn.state.graph is None and turn.state.spawn_failures >= SPAWN_FAILURES_MAX:
+        told = f"no worker ever came up, {turn.state.spawn_failures} attempts failed, the last one with:\n{why}"
+        end(turn, JobPhase.FAILED, Outcome.USER_ERROR, told)

@@ -16,7 +16,18 @@ from orchestrator.core.supervisor.commands import (
     ProbeWorker,
     SpawnWorker,
 )
-from orchestrator.core.supervisor.epochs import advance, end, fence, lose, run_epoch, running, sole_holder, stepped, strike
+from orchestrator.core.supervisor.epochs import (
+    advance,
+    end,
+    fence,
+    give_up,
+    lose,
+    run_epoch,
+    running,
+    sole_holder,
+    stepped,
+    strike,
+)
 from orchestrator.core.supervisor.staff import back_off, forget, staff
 from orchestrator.core.supervisor.state import (
     CheckpointRef,
@@ -30,8 +41,6 @@ from orchestrator.core.supervisor.state import (
 )
 from orchestrator.core.supervisor.turn import Turn
 from orchestrator.core.supervisor.watch import tick
-
-SPAWN_FAILURES_MAX = 3  # when no worker ever came up: it is the task that cannot be built, and it never will be
 
 
 def initial(job: Job, *, checkpoint: CheckpointRef | None, now_ms: int) -> State:
@@ -92,7 +101,7 @@ def _handle(turn: Turn, event: ev.Event) -> None:
                 if worker.phase is WorkerPhase.REQUESTED:
                     back_off(turn)
                     if not lost_node:
-                        _give_up(turn, event.evidence)
+                        give_up(turn, event.evidence)
         case ev.SpawnFailed():
             worker = turn.state.workers.get(event.worker_id)
             if worker is not None and worker.phase is WorkerPhase.REQUESTED:
@@ -100,7 +109,7 @@ def _handle(turn: Turn, event: ev.Event) -> None:
                 turn.say(f"{event.worker_id} could not be started: {event.why}")
                 turn.do(KillWorker(event.worker_id, event.why))
                 back_off(turn)
-                _give_up(turn, event.why)
+                give_up(turn, event.why)
         case ev.LeftEpoch():
             _left(turn, event)
         case ev.EpochReady():
@@ -125,13 +134,6 @@ def _handle(turn: Turn, event: ev.Event) -> None:
             _fault(turn, event)
         case ev.SupervisorRestarted():
             _restarted(turn)
-
-
-def _give_up(turn: Turn, why: str) -> None:
-    """End the job when no worker ever came up and often enough was tried."""
-    if turn.state.graph is None and turn.state.spawn_failures >= SPAWN_FAILURES_MAX:
-        told = f"no worker ever came up, {turn.state.spawn_failures} attempts failed, the last one with:\n{why}"
-        end(turn, JobPhase.FAILED, Outcome.USER_ERROR, told)
 
 
 def _current(turn: Turn, worker_id: str, epoch: int) -> Worker | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from statistics import median_low
 
 from orchestrator.core.supervisor.commands import DumpStacks, FenceEpoch, KillWorker
-from orchestrator.core.supervisor.epochs import fence, lose
+from orchestrator.core.supervisor.epochs import fence, give_up, lose
 from orchestrator.core.supervisor.events import Observation, Tick
 from orchestrator.core.supervisor.staff import back_off
 from orchestrator.core.supervisor.state import FailureClass, JobPhase, Worker, WorkerPhase
@@ -43,6 +43,7 @@ def _judge(turn: Turn, worker: Worker, o: Observation, limits: Timeouts) -> None
             turn.say(f"{worker.worker_id} did not come up: {why}")
             turn.do(KillWorker(worker.worker_id, why))
             back_off(turn)
+            give_up(turn, why)
         return
     if o.orphaned:
         lose(turn, worker, FailureClass.NODE_LOST, "it says itself that its node's Ray daemon is gone")
