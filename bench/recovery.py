@@ -258,7 +258,7 @@ def table(storms: Sequence[Storm], peers: dict[str, dict[str, Any]]) -> str:
             kills = storm.of(what)
             if kills:
                 found = [k.milestones() for k in kills]
-                cells = " ".join(f"{_median([f[n] for f in found if n in f]) * 1e3:8.0f} ms" for n in names)
+                cells = " ".join(_cell([f[n] for f in found if n in f]) for n in names)
                 step_ms = statistics.median(k.step_s for k in kills) * 1e3
                 over = statistics.median(k.over_bar for k in kills)
                 lines.append(f"{storm.name:10} {what:7} {len(kills):3} {step_ms:5.0f} ms {cells} {over:9.2f}")
@@ -272,8 +272,9 @@ def table(storms: Sequence[Storm], peers: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _median(values: Sequence[float]) -> float:
-    return statistics.median(values) if values else float("nan")
+def _cell(values_s: Sequence[float]) -> str:
+    """A median in milliseconds; a step that was past its commit when its rank was killed has no other commit."""
+    return f"{statistics.median(values_s) * 1e3:8.0f} ms" if values_s else f"{'-':>11}"
 
 
 def numbers(storms: Sequence[Storm], equal: dict[str, bool], peers: dict[str, dict[str, Any]]) -> dict[str, float | int]:

@@ -130,6 +130,8 @@ class SqliteJournal:
             raise OSError(errno.EROFS, "this journal was opened for reading, or was closed", str(self.path))
 
     def _read(self, *, after: int, limit: int) -> list[Record]:
+        if not self.exists:  # a reader may come before the job is in it
+            return []
         with _as_os_error(self.path):
             rows = self._db.execute("SELECT body FROM records WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit)).fetchall()
         return [from_json(Record, json.loads(body)) for (body,) in rows]

@@ -34,6 +34,7 @@ QUIET_SETTINGS: Final[dict[str, str]] = {
 CLUSTER_SETTINGS: Final[dict[str, str]] = {
     **HEALTH_SETTINGS,
     **QUIET_SETTINGS,
+    "RAY_worker_niceness": "0",  # Ray's 15 would let any other process starve a rank, and with it all ranks
     "RAY_prestart_worker_first_driver": "0",
     "RAY_enable_worker_prestart": "0",
     "RAY_memory_monitor_refresh_ms": "0",  # every node would watch, and blame itself for, the whole machine's memory

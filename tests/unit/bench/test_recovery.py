@@ -104,6 +104,7 @@ def test_figures_are_medians_and_a_peer_that_is_missing_has_none() -> None:
     assert found["torchrun_ratio"] == round(5.0 / 0.55, 2)
     assert "torchft_ratio" not in found
     assert not any(isinstance(v, float) and math.isnan(v) for v in found.values())
+    zero1.kills.append(kill("node", records=STORY[:2]))
     shown = table([dp, zero1], PEERS)
     assert "not measured: no wheel for this machine" in shown
     assert "nan" not in shown

@@ -237,3 +237,11 @@ def test_a_journal_of_another_format_is_refused(tmp_path: Path) -> None:
     db.close()
     with pytest.raises(JournalDamaged, match="journal format 99"):
         SqliteJournal(tmp_path)
+
+
+def test_a_reader_that_comes_before_the_job_finds_nothing(tmp_path: Path) -> None:
+    owner = SqliteJournal(tmp_path)
+    reader = SqliteJournal(tmp_path, read_only=True)
+    assert list(reader.records()) == []
+    reader.close()
+    owner.close()
