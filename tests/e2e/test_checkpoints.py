@@ -17,7 +17,7 @@ from tests.world.facts import Facts
 from tests.world.jobs import tiny_job
 from tests.world.processes import System
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 
 STEPS = 40
 

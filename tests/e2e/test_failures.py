@@ -11,7 +11,7 @@ from tests.world.facts import Facts, is_in
 from tests.world.jobs import tiny_job
 from tests.world.processes import System
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 
 
 async def test_an_exception_of_the_user_ends_the_job_with_its_traceback(tmp_path: Path) -> None:

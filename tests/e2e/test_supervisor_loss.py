@@ -15,7 +15,7 @@ from tests.world.jobs import tiny_job
 from tests.world.processes import System
 from tests.world.tasks import furthest
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 
 STEPS = 40
 READOPT_MS = 10_000

@@ -16,7 +16,7 @@ from tests.world.facts import assert_as_if_nothing_happened, at_step, is_in, sta
 from tests.world.jobs import tiny_job
 from tests.world.processes import System
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 
 
 def kill(rank: int, *, step: int, micro_batch: int = 1) -> Fault:

@@ -17,7 +17,7 @@ from tests.world.facts import Facts, assert_as_if_nothing_happened, at_step, is_
 from tests.world.jobs import tiny_job
 from tests.world.processes import System
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 
 STEPS = 12
 DETECT_WITHIN = "2s"
