@@ -12,7 +12,7 @@ import time
 
 _EXIT_WAIT_S = 5.0
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # the collector may finalise a group while this very thread holds it
 _running: set[threading.Thread] = set()
 
 

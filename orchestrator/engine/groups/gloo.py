@@ -174,11 +174,12 @@ def form_gloo(
     store.close()  # gloo asks it no more
     conns = connections(listener, {listeners[peer] for peer in range(size) if peer != rank})
     group = GlooGroup(pg, name=name, epoch=epoch, rank=rank, size=size, op_timeout_s=deadline_s, conns=conns)
+    del pg  # a traceback through here must not be what keeps it
     try:
         group._introduce(listeners)
     except GroupBroken:
         group.close()
         raise
-    pg._set_default_timeout(timedelta(seconds=op_timeout_s))
+    group._pg._set_default_timeout(timedelta(seconds=op_timeout_s))
     group._timeout = timedelta(seconds=op_timeout_s)
     return group

@@ -5,6 +5,7 @@ The library's objects are typed Any here, in this one place: torch's stubs leave
 
 from __future__ import annotations
 
+import sys
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -111,6 +112,11 @@ class LibraryGroup(EpochGroup):
         with self._lock:
             last_reference, self._pg = [self._pg], None
         destroy_later(last_reference)
+
+    def __del__(self) -> None:
+        """A group that nobody closed: its destructor joins threads, which must not happen to whoever runs the collector."""
+        if getattr(self, "_pg", None) is not None and not sys.is_finalizing():
+            self.close()
 
     @abstractmethod
     def _collective(self, start: Callable[[Any], Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import socket
 import threading
@@ -21,6 +22,7 @@ from orchestrator.engine.groups import (
     connect_store,
     forming,
 )
+from orchestrator.engine.groups.library import LibraryGroup
 from orchestrator.engine.groups.sockets import Connection, create_with_listener
 from orchestrator.engine.groups.store import StoreClient
 from orchestrator.engine.groups.store_server import ADD, GET, SET, pack
@@ -418,3 +420,22 @@ def test_a_store_forgets_the_epochs_before_the_newest() -> None:
         store.close()
     finally:
         server.close()
+
+
+def test_a_group_that_nobody_closed_is_destroyed_elsewhere_when_it_is_collected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its destructor waits for a pending operation; whoever runs the collector must not."""
+
+    class Cyclic(LibraryGroup):
+        def abort(self) -> None:
+            self._break("the group was aborted")
+
+        _collective = _finish_transfers = _start_exchange = _is_fault = lambda self, *a: None  # type: ignore[assignment]
+
+    handed_over: list[object] = []
+    monkeypatch.setattr("orchestrator.engine.groups.library.destroy_later", handed_over.extend)
+    backend = object()
+    group = Cyclic(backend, name="w", epoch=1, rank=0, size=1, device=torch.device("cpu"), op_timeout_s=1.0)
+    group.itself = group  # type: ignore[attr-defined]
+    del group
+    gc.collect()
+    assert handed_over == [backend]
