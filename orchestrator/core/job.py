@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from orchestrator.core.plan.plan import PipelineSchedule
+
 
 class Consistency(StrEnum):
     """How sums over micro-batches are ordered."""
@@ -71,11 +73,23 @@ class TrainSettings:
 
 @dataclass(frozen=True, slots=True)
 class ParallelSettings:
-    """How the state is cut over ranks. More axes come with later issues."""
+    """How the job is cut over ranks at full strength: pipeline x data x tensor of them."""
 
     data: int  # ranks along the data axis
-    zero_stage: int  # 0: every rank holds everything; 1: optimizer state is sharded along the data axis
-    copies: int  # holders of every sharded region beside its owner; 1 survives the loss of a node, 0 none
+    zero_stage: int  # 0 replicated; 1 optimizer state, 2 gradients too, 3 parameters too are sharded along the data axis
+    shard: int  # ranks that a sharded state is spread over, a divisor of data; 0: all of the data axis
+    copies: int  # holders of every region beside its owner where replicas give none; 1 survives the loss of a node, 0 none
+    tensor: int  # ranks that a layer's matrices are cut over; never changed while the job runs under consistency: exact
+    pipeline: int  # ranks that the layers are cut over
+    stages_per_rank: int  # more than 1: interleaved
+    layers_per_stage: tuple[int, ...]  # uneven stages, in forward order; empty: balanced by parameters
+    schedule: PipelineSchedule
+    recompute: bool  # compute activations inside a layer again in the backward pass instead of keeping them
+
+    @property
+    def ranks(self) -> int:
+        """Ranks at full strength."""
+        return self.pipeline * self.data * self.tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +111,49 @@ class CheckpointSettings:
     keep: int
 
 
+class FailureClass(StrEnum):
+    """What went wrong, in the words of the status and of the policy."""
+
+    WORKER_EXITED = "worker-exited"
+    NODE_LOST = "node-lost"
+    WORKER_HUNG = "worker-hung"
+    WORKER_SLOW = "worker-slow"
+    USER_ERROR = "user-error"
+    UNREACHABLE = "unreachable"
+    SUPERVISOR_LOST = "supervisor-lost"
+    COLLECTIVE_BROKEN = "collective-broken"
+    CORRUPT_STATE = "corrupt-state"
+    PLANNED = "planned"  # nothing went wrong: a drain, a change of scale, a replacement that somebody asked for
+
+
+class Action(StrEnum):
+    """What may be done about a failure; the first of a policy's actions that is possible is taken."""
+
+    REPORT = "report"  # show it, change nothing (slow workers)
+    SWAP = "swap"  # give the rank to a spare
+    SHRINK = "shrink"  # go on with fewer ranks, and grow back when workers return
+    RECUT = "recut"  # move layers of the pipeline away from a slow rank
+    WAIT = "wait"  # until a spare is there
+    ROLLBACK = "rollback"  # to the newest durable checkpoint
+    FAIL = "fail"  # end the job
+
+
+class BadStep(StrEnum):
+    """What to do with a step whose loss or gradient is not finite, or whose loss is a spike."""
+
+    FAIL = "fail"
+    SKIP = "skip"  # the step counts, its update is not applied
+    ROLLBACK = "rollback"  # back to the newest durable checkpoint, and skip this step when it comes again
+
+
+@dataclass(frozen=True, slots=True)
+class FailurePolicy:
+    """Ordered actions for one class of failure."""
+
+    failure: FailureClass
+    actions: tuple[Action, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class ResilienceSettings:
     """Detection and failure policy. Every other time-out is derived from detect_within_ms (core/timeouts.py)."""
@@ -104,7 +161,16 @@ class ResilienceSettings:
     detect_within_ms: int
     failure_budget: int  # failures tolerated without progress between them
     budget_refill_steps: int  # committed steps that give one unit of the budget back
-    slow_factor: float  # a rank slower than its peers' median by this factor for long is reported slow
+    slow_factor: float  # a rank slower than its peers' median by this factor for long is slow
+    policies: tuple[FailurePolicy, ...]  # one for each class that has a choice
+    ranks_min: int  # fewer than these are never trained with
+    grow_after_steps: int  # committed steps since the last change of size before the job grows again
+    on_bad_step: BadStep
+    loss_spike_factor: float  # a loss this many times the usual one is a bad step; 0: never
+
+    def actions(self, failure: FailureClass) -> tuple[Action, ...]:
+        """The policy for a class; (FAIL,) where there is none."""
+        return next((p.actions for p in self.policies if p.failure is failure), (Action.FAIL,))
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,14 +21,16 @@ from orchestrator.core.supervisor.commands import (
     FenceEpoch,
     InjectFault,
     KillWorker,
+    LeaveEpoch,
     RunEpoch,
     SpawnWorker,
+    TakeCheckpoint,
 )
 from orchestrator.core.supervisor.events import Event, Fault
 from orchestrator.core.supervisor.state import State
 
 Sink = Callable[[Event], None]
-WorkerCommand = FenceEpoch | RunEpoch | ExitWorker | DumpStacks | InjectFault
+WorkerCommand = FenceEpoch | LeaveEpoch | TakeCheckpoint | RunEpoch | ExitWorker | DumpStacks | InjectFault
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +223,8 @@ class Pulse:
     micro_batch_ms: int
 
 
-Report = Callable[[Event], None]  # EpochReady, StepCommitted, EvalReported, DigestReported, CheckpointReported; at_ms is 0
+# EpochReady, StepCommitted, EvalReported, DigestReported, CheckpointReported, CorruptionFound, BadStepFound; at_ms is 0
+Report = Callable[[Event], None]
 
 
 class Engine(Protocol):
@@ -237,6 +240,14 @@ class Engine(Protocol):
 
     def fence(self, epoch: int) -> None:
         """Abort the groups of this and older epochs, even if they are yet to be formed; returns at once."""
+        ...
+
+    def leave_after_step(self, epoch: int) -> None:
+        """Wish that all ranks leave this epoch at the end of the step under way (run_epoch then returns Left, not fenced)."""
+        ...
+
+    def take_checkpoint(self, epoch: int) -> None:
+        """Wish for a durable checkpoint after the step under way."""
         ...
 
     def held(self) -> Held | None:

@@ -22,7 +22,8 @@ from orchestrator.core.supervisor.commands import (
 )
 from orchestrator.core.supervisor.machine import refusal, step
 from orchestrator.core.supervisor.staff import DEAD_MAX
-from orchestrator.core.supervisor.state import CheckpointRef, FailureClass, JobPhase, Outcome, WorkerPhase
+from orchestrator.core.job import FailureClass
+from orchestrator.core.supervisor.state import CheckpointRef, JobPhase, Outcome, WorkerPhase
 from tests.scenarios.story import GRAPH, Story, cluster, make_job, only
 
 

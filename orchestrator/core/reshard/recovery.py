@@ -25,17 +25,26 @@ class Commit:
     loss: float  # mean over micro-batches, nats
     grad_norm: float  # global L2 norm before clipping
     scale: float  # factor that clipping puts on the gradient (1.0 when it does not clip)
+    skipped: bool  # the step counts and changes nothing: its update is not applied
+    usual_loss: float  # moving average of the losses of steps that were not skipped, up to this one; what a spike is held against
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What a worker that left an epoch holds."""
+    """What a worker that left an epoch holds, as intervals of the flat vector of `tensor` degree.
 
-    plan_epoch: int  # the plan whose layout describes its regions
+    It says what it holds, not which plan gave it that: a worker that broke out of a reshard holds what it had and what it has
+    received, and both count.
+    """
+
+    plan_epoch: int  # the newest plan whose state it had in place
     rank: int  # its rank in that plan
-    applied_step: int  # its regions of optimizer state (and their params) are those after this step
-    params_step: int  # all params are those after this step; -1 when a broken collective left them in between
-    prepared_step: int  # applied_step, or applied_step + 1 when the reduced gradient is here
+    tensor: int  # degree of tensor parallelism of the vector that the intervals are in
+    applied_step: int  # `optimizer` (moments, and the params of the same regions) is the state after this step
+    params_step: int  # `params` is complete after this step; -1 when a broken collective left them in between
+    prepared_step: int  # applied_step, or applied_step + 1 when the reduced gradient of all of `optimizer` is here
+    optimizer: Intervals
+    params: Intervals  # includes `optimizer`
     commit: Commit | None  # newest commit that it knows
 
 
@@ -51,11 +60,14 @@ class Source(StrEnum):
 class Transfer:
     """One region of one state tensor from one rank's memory to another's; ranks are those of the new plan."""
 
-    tensor: str
+    tensor: str  # PARAMS or OPTIMIZER (then every elementwise tensor of the optimizer travels)
     src: int
     dst: int
-    start: int
+    start: int  # in the new plan's vector
     stop: int
+    src_start: int  # where `start` lies in the sender's vector: another place only when the tensor degree changes
+    round: int  # rounds are carried out one after the other, the transfers of one round together
+    others: tuple[int, ...]  # further ranks that hold the region (at src_start too), for when what `src` sends arrives changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +77,11 @@ class Resume:
     source: Source
     step: int
     commit: Commit | None  # ranks that are prepared but have not applied `step` apply it with this
-    transfers: tuple[Transfer, ...]  # in one global order that every rank follows
+    transfers: tuple[Transfer, ...]  # by round, in one global order that every rank follows
     fresh: tuple[int, ...]  # ranks that hold nothing and receive all of their state
     checkpoint_uri: str  # of the one checkpoint, when source is CHECKPOINT
+    predicted_ms: int  # how long the transfers should take
+    skip_steps: tuple[int, ...]  # steps that are committed without an update when they come (again)
 
     @property
     def elements_moved(self) -> int:

@@ -54,6 +54,25 @@ class FenceEpoch:
 
 
 @dataclass(frozen=True, slots=True)
+class LeaveEpoch:
+    """Ask a worker that all ranks leave this epoch at the end of the step under way, nothing lost: for planned changes.
+
+    The ranks agree in the commit exchange, so one that hears of it is enough. It is a wish: FenceEpoch follows when it takes long.
+    """
+
+    worker_id: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class TakeCheckpoint:
+    """Ask for a durable checkpoint after the step under way; the ranks agree on it in the commit exchange."""
+
+    worker_id: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
 class RunEpoch:
     """Tell a worker to take its seat in the plan, form groups at the store, get its state as `resume` says, and train."""
 
@@ -85,4 +104,16 @@ class EndJob:
     why: str
 
 
-Command = SpawnWorker | KillWorker | ExitWorker | ProbeWorker | FenceEpoch | RunEpoch | DumpStacks | InjectFault | EndJob
+Command = (
+    SpawnWorker
+    | KillWorker
+    | ExitWorker
+    | ProbeWorker
+    | FenceEpoch
+    | LeaveEpoch
+    | TakeCheckpoint
+    | RunEpoch
+    | DumpStacks
+    | InjectFault
+    | EndJob
+)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from orchestrator.core.job import FailureClass
 from orchestrator.core.plan.layout import Interval, merge, subtract
 from orchestrator.core.plan.lint import lint
 from orchestrator.core.plan.plan import OPTIMIZER, Plan
@@ -18,7 +19,7 @@ from orchestrator.core.reshard.recovery import Held, Resume, Source, Unrecoverab
 from orchestrator.core.supervisor.commands import EndJob, ExitWorker, FenceEpoch, InjectFault, KillWorker, RunEpoch
 from orchestrator.core.supervisor.events import Fault
 from orchestrator.core.supervisor.staff import available
-from orchestrator.core.supervisor.state import FailureClass, JobPhase, Outcome, Recovery, Worker, WorkerPhase
+from orchestrator.core.supervisor.state import JobPhase, Outcome, Recovery, Worker, WorkerPhase
 from orchestrator.core.supervisor.turn import Turn
 
 RECOVERIES_KEPT = 200

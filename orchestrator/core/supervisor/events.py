@@ -98,6 +98,8 @@ class StepCommitted:
     lr: float
     step_ms: float
     tokens: int
+    skipped: bool  # its update was not applied
+    usual_loss: float  # as in Commit
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +161,29 @@ class RankFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class CorruptionFound:
+    """Digests of what must be equal differ, and a vote of its holders says who is wrong; the reporter has left the epoch."""
+
+    at_ms: int
+    worker_id: str
+    epoch: int
+    step: int
+    accused: tuple[int, ...]  # ranks that the majority contradicts; empty: no majority
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class BadStepFound:
+    """A step's loss or gradient is not finite, or its loss is a spike, and the job asks for a rollback."""
+
+    at_ms: int
+    worker_id: str
+    epoch: int
+    step: int
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class CancelRequested:
     """Somebody wants the job to end."""
 
@@ -168,14 +193,42 @@ class CancelRequested:
 
 @dataclass(frozen=True, slots=True)
 class DrainRequested:
-    """Somebody wants a node to be emptied."""
+    """Somebody wants a node to be emptied: a person, or a notice of maintenance, of a spot reclaim, of rising error counts."""
 
     at_ms: int
     node_id: str
     who: str
+    why: str  # "" when a person just wants it
 
 
-FAULT_KINDS = ("kill-worker", "kill-node", "kill-raylet", "hang", "slow", "raise")
+@dataclass(frozen=True, slots=True)
+class ScaleRequested:
+    """Somebody wants another number of nodes to train, or other pipeline stages."""
+
+    at_ms: int
+    nodes: int  # 0: as many as now
+    layers_per_stage: tuple[int, ...]  # empty: as they are (or balanced, when the number of stages changes)
+    who: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaceRequested:
+    """Somebody wants a worker to give its rank to a spare."""
+
+    at_ms: int
+    worker_id: str
+    who: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRequested:
+    """Somebody wants a durable checkpoint now, that is after the step under way."""
+
+    at_ms: int
+    who: str
+
+
+FAULT_KINDS = ("kill-worker", "kill-node", "kill-raylet", "hang", "slow", "raise", "flip", "nan")
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,8 +297,13 @@ Event = (
     | CheckpointReported
     | TaskFailed
     | RankFinished
+    | CorruptionFound
+    | BadStepFound
     | CancelRequested
     | DrainRequested
+    | ScaleRequested
+    | ReplaceRequested
+    | CheckpointRequested
     | FaultRequested
     | SupervisorRestarted
     | Tick

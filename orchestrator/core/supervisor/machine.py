@@ -6,7 +6,7 @@ every command says what is wanted. An event that changes nothing returns the sam
 
 from __future__ import annotations
 
-from orchestrator.core.job import Job
+from orchestrator.core.job import FailureClass, Job
 from orchestrator.core.reshard.recovery import Commit, Held
 from orchestrator.core.supervisor import events as ev
 from orchestrator.core.supervisor.commands import (
@@ -32,7 +32,6 @@ from orchestrator.core.supervisor.staff import back_off, forget, staff
 from orchestrator.core.supervisor.state import (
     CheckpointRef,
     Decision,
-    FailureClass,
     JobPhase,
     Outcome,
     State,

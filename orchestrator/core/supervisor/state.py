@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from orchestrator.core.cluster.view import ClusterView
 from orchestrator.core.graph.view import GraphView
-from orchestrator.core.job import Job
+from orchestrator.core.job import FailureClass, Job
 from orchestrator.core.plan.plan import Plan
 from orchestrator.core.reshard.recovery import Commit, Held, Resume
 from orchestrator.core.supervisor.commands import Command
@@ -50,20 +50,6 @@ class WorkerPhase(StrEnum):
     def alive(self) -> bool:
         """Whether it counts as capacity."""
         return self not in (WorkerPhase.LOST, WorkerPhase.ENDED)
-
-
-class FailureClass(StrEnum):
-    """What went wrong, in the words of the status."""
-
-    WORKER_EXITED = "worker-exited"
-    NODE_LOST = "node-lost"
-    WORKER_HUNG = "worker-hung"
-    WORKER_SLOW = "worker-slow"
-    USER_ERROR = "user-error"
-    UNREACHABLE = "unreachable"
-    SUPERVISOR_LOST = "supervisor-lost"
-    COLLECTIVE_BROKEN = "collective-broken"
-    CORRUPT_STATE = "corrupt-state"
 
 
 class Outcome(StrEnum):

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from statistics import median_low
 
+from orchestrator.core.job import FailureClass
 from orchestrator.core.supervisor.commands import DumpStacks, FenceEpoch, KillWorker
 from orchestrator.core.supervisor.epochs import fence, give_up, lose
 from orchestrator.core.supervisor.events import Observation, Tick
 from orchestrator.core.supervisor.staff import back_off
-from orchestrator.core.supervisor.state import FailureClass, JobPhase, Worker, WorkerPhase
+from orchestrator.core.supervisor.state import JobPhase, Worker, WorkerPhase
 from orchestrator.core.supervisor.turn import Turn
 from orchestrator.core.timeouts import Timeouts, derive
 

@@ -21,7 +21,8 @@ from orchestrator.core.supervisor.events import (
     WorkerGone,
 )
 from orchestrator.core.supervisor.machine import step
-from orchestrator.core.supervisor.state import FailureClass, JobPhase, Outcome, WorkerPhase
+from orchestrator.core.job import FailureClass
+from orchestrator.core.supervisor.state import JobPhase, Outcome, WorkerPhase
 from orchestrator.runtime import driver as driver_module
 from orchestrator.runtime.driver import DriverStopped, JournalFailed, SupervisorBug
 from orchestrator.runtime.ports import Record

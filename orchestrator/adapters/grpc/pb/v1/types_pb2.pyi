@@ -7,32 +7,50 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class TensorView(_message.Message):
-    __slots__ = ("name", "shape", "start", "stop", "trainable")
+    __slots__ = ("name", "shape", "start", "stop", "trainable", "layer", "cut_dim", "twin")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
     TRAINABLE_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    CUT_DIM_FIELD_NUMBER: _ClassVar[int]
+    TWIN_FIELD_NUMBER: _ClassVar[int]
     name: str
     shape: _containers.RepeatedScalarFieldContainer[int]
     start: int
     stop: int
     trainable: bool
-    def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., trainable: _Optional[bool] = ...) -> None: ...
+    layer: int
+    cut_dim: int
+    twin: str
+    def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., trainable: _Optional[bool] = ..., layer: _Optional[int] = ..., cut_dim: _Optional[int] = ..., twin: _Optional[str] = ...) -> None: ...
+
+class LayerView(_message.Message):
+    __slots__ = ("name", "start", "stop")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    start: int
+    stop: int
+    def __init__(self, name: _Optional[str] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ...) -> None: ...
 
 class GraphView(_message.Message):
-    __slots__ = ("tensors", "numel", "padded_numel", "block", "fingerprint")
+    __slots__ = ("tensors", "layers", "numel", "padded_numel", "block", "fingerprint")
     TENSORS_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
     NUMEL_FIELD_NUMBER: _ClassVar[int]
     PADDED_NUMEL_FIELD_NUMBER: _ClassVar[int]
     BLOCK_FIELD_NUMBER: _ClassVar[int]
     FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     tensors: _containers.RepeatedCompositeFieldContainer[TensorView]
+    layers: _containers.RepeatedCompositeFieldContainer[LayerView]
     numel: int
     padded_numel: int
     block: int
     fingerprint: str
-    def __init__(self, tensors: _Optional[_Iterable[_Union[TensorView, _Mapping]]] = ..., numel: _Optional[int] = ..., padded_numel: _Optional[int] = ..., block: _Optional[int] = ..., fingerprint: _Optional[str] = ...) -> None: ...
+    def __init__(self, tensors: _Optional[_Iterable[_Union[TensorView, _Mapping]]] = ..., layers: _Optional[_Iterable[_Union[LayerView, _Mapping]]] = ..., numel: _Optional[int] = ..., padded_numel: _Optional[int] = ..., block: _Optional[int] = ..., fingerprint: _Optional[str] = ...) -> None: ...
 
 class Interval(_message.Message):
     __slots__ = ("start", "stop")
@@ -68,6 +86,18 @@ class MeshAxis(_message.Message):
     size: int
     def __init__(self, name: _Optional[str] = ..., size: _Optional[int] = ...) -> None: ...
 
+class Stage(_message.Message):
+    __slots__ = ("first", "last", "start", "stop")
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    first: int
+    last: int
+    start: int
+    stop: int
+    def __init__(self, first: _Optional[int] = ..., last: _Optional[int] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ...) -> None: ...
+
 class Seat(_message.Message):
     __slots__ = ("rank", "worker_id", "node_id")
     RANK_FIELD_NUMBER: _ClassVar[int]
@@ -79,15 +109,20 @@ class Seat(_message.Message):
     def __init__(self, rank: _Optional[int] = ..., worker_id: _Optional[str] = ..., node_id: _Optional[str] = ...) -> None: ...
 
 class Plan(_message.Message):
-    __slots__ = ("job", "epoch", "parent", "mesh", "zero_stage", "copies", "micro_batches", "block", "seats", "layouts", "reason")
+    __slots__ = ("job", "epoch", "parent", "mesh", "zero_stage", "shard", "copies", "micro_batches", "block", "section", "stages", "schedule", "recompute", "seats", "layouts", "reason")
     JOB_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PARENT_FIELD_NUMBER: _ClassVar[int]
     MESH_FIELD_NUMBER: _ClassVar[int]
     ZERO_STAGE_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
     COPIES_FIELD_NUMBER: _ClassVar[int]
     MICRO_BATCHES_FIELD_NUMBER: _ClassVar[int]
     BLOCK_FIELD_NUMBER: _ClassVar[int]
+    SECTION_FIELD_NUMBER: _ClassVar[int]
+    STAGES_FIELD_NUMBER: _ClassVar[int]
+    SCHEDULE_FIELD_NUMBER: _ClassVar[int]
+    RECOMPUTE_FIELD_NUMBER: _ClassVar[int]
     SEATS_FIELD_NUMBER: _ClassVar[int]
     LAYOUTS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
@@ -96,71 +131,96 @@ class Plan(_message.Message):
     parent: int
     mesh: _containers.RepeatedCompositeFieldContainer[MeshAxis]
     zero_stage: int
+    shard: int
     copies: int
     micro_batches: int
     block: int
+    section: int
+    stages: _containers.RepeatedCompositeFieldContainer[Stage]
+    schedule: str
+    recompute: bool
     seats: _containers.RepeatedCompositeFieldContainer[Seat]
     layouts: _containers.RepeatedCompositeFieldContainer[StateLayout]
     reason: str
-    def __init__(self, job: _Optional[str] = ..., epoch: _Optional[int] = ..., parent: _Optional[int] = ..., mesh: _Optional[_Iterable[_Union[MeshAxis, _Mapping]]] = ..., zero_stage: _Optional[int] = ..., copies: _Optional[int] = ..., micro_batches: _Optional[int] = ..., block: _Optional[int] = ..., seats: _Optional[_Iterable[_Union[Seat, _Mapping]]] = ..., layouts: _Optional[_Iterable[_Union[StateLayout, _Mapping]]] = ..., reason: _Optional[str] = ...) -> None: ...
+    def __init__(self, job: _Optional[str] = ..., epoch: _Optional[int] = ..., parent: _Optional[int] = ..., mesh: _Optional[_Iterable[_Union[MeshAxis, _Mapping]]] = ..., zero_stage: _Optional[int] = ..., shard: _Optional[int] = ..., copies: _Optional[int] = ..., micro_batches: _Optional[int] = ..., block: _Optional[int] = ..., section: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[Stage, _Mapping]]] = ..., schedule: _Optional[str] = ..., recompute: _Optional[bool] = ..., seats: _Optional[_Iterable[_Union[Seat, _Mapping]]] = ..., layouts: _Optional[_Iterable[_Union[StateLayout, _Mapping]]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Commit(_message.Message):
-    __slots__ = ("step", "loss", "grad_norm", "scale")
+    __slots__ = ("step", "loss", "grad_norm", "scale", "skipped", "usual_loss")
     STEP_FIELD_NUMBER: _ClassVar[int]
     LOSS_FIELD_NUMBER: _ClassVar[int]
     GRAD_NORM_FIELD_NUMBER: _ClassVar[int]
     SCALE_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    USUAL_LOSS_FIELD_NUMBER: _ClassVar[int]
     step: int
     loss: float
     grad_norm: float
     scale: float
-    def __init__(self, step: _Optional[int] = ..., loss: _Optional[float] = ..., grad_norm: _Optional[float] = ..., scale: _Optional[float] = ...) -> None: ...
+    skipped: bool
+    usual_loss: float
+    def __init__(self, step: _Optional[int] = ..., loss: _Optional[float] = ..., grad_norm: _Optional[float] = ..., scale: _Optional[float] = ..., skipped: _Optional[bool] = ..., usual_loss: _Optional[float] = ...) -> None: ...
 
 class Held(_message.Message):
-    __slots__ = ("plan_epoch", "rank", "applied_step", "params_step", "prepared_step", "commit")
+    __slots__ = ("plan_epoch", "rank", "tensor", "applied_step", "params_step", "prepared_step", "optimizer", "params", "commit")
     PLAN_EPOCH_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
+    TENSOR_FIELD_NUMBER: _ClassVar[int]
     APPLIED_STEP_FIELD_NUMBER: _ClassVar[int]
     PARAMS_STEP_FIELD_NUMBER: _ClassVar[int]
     PREPARED_STEP_FIELD_NUMBER: _ClassVar[int]
+    OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
+    PARAMS_FIELD_NUMBER: _ClassVar[int]
     COMMIT_FIELD_NUMBER: _ClassVar[int]
     plan_epoch: int
     rank: int
+    tensor: int
     applied_step: int
     params_step: int
     prepared_step: int
+    optimizer: _containers.RepeatedCompositeFieldContainer[Interval]
+    params: _containers.RepeatedCompositeFieldContainer[Interval]
     commit: Commit
-    def __init__(self, plan_epoch: _Optional[int] = ..., rank: _Optional[int] = ..., applied_step: _Optional[int] = ..., params_step: _Optional[int] = ..., prepared_step: _Optional[int] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ...) -> None: ...
+    def __init__(self, plan_epoch: _Optional[int] = ..., rank: _Optional[int] = ..., tensor: _Optional[int] = ..., applied_step: _Optional[int] = ..., params_step: _Optional[int] = ..., prepared_step: _Optional[int] = ..., optimizer: _Optional[_Iterable[_Union[Interval, _Mapping]]] = ..., params: _Optional[_Iterable[_Union[Interval, _Mapping]]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ...) -> None: ...
 
 class Transfer(_message.Message):
-    __slots__ = ("tensor", "src", "dst", "start", "stop")
+    __slots__ = ("tensor", "src", "dst", "start", "stop", "src_start", "round", "others")
     TENSOR_FIELD_NUMBER: _ClassVar[int]
     SRC_FIELD_NUMBER: _ClassVar[int]
     DST_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
+    SRC_START_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    OTHERS_FIELD_NUMBER: _ClassVar[int]
     tensor: str
     src: int
     dst: int
     start: int
     stop: int
-    def __init__(self, tensor: _Optional[str] = ..., src: _Optional[int] = ..., dst: _Optional[int] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ...) -> None: ...
+    src_start: int
+    round: int
+    others: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, tensor: _Optional[str] = ..., src: _Optional[int] = ..., dst: _Optional[int] = ..., start: _Optional[int] = ..., stop: _Optional[int] = ..., src_start: _Optional[int] = ..., round: _Optional[int] = ..., others: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Resume(_message.Message):
-    __slots__ = ("source", "step", "commit", "transfers", "fresh", "checkpoint_uri")
+    __slots__ = ("source", "step", "commit", "transfers", "fresh", "checkpoint_uri", "predicted_ms", "skip_steps")
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     COMMIT_FIELD_NUMBER: _ClassVar[int]
     TRANSFERS_FIELD_NUMBER: _ClassVar[int]
     FRESH_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_URI_FIELD_NUMBER: _ClassVar[int]
+    PREDICTED_MS_FIELD_NUMBER: _ClassVar[int]
+    SKIP_STEPS_FIELD_NUMBER: _ClassVar[int]
     source: str
     step: int
     commit: Commit
     transfers: _containers.RepeatedCompositeFieldContainer[Transfer]
     fresh: _containers.RepeatedScalarFieldContainer[int]
     checkpoint_uri: str
-    def __init__(self, source: _Optional[str] = ..., step: _Optional[int] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., transfers: _Optional[_Iterable[_Union[Transfer, _Mapping]]] = ..., fresh: _Optional[_Iterable[int]] = ..., checkpoint_uri: _Optional[str] = ...) -> None: ...
+    predicted_ms: int
+    skip_steps: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, source: _Optional[str] = ..., step: _Optional[int] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., transfers: _Optional[_Iterable[_Union[Transfer, _Mapping]]] = ..., fresh: _Optional[_Iterable[int]] = ..., checkpoint_uri: _Optional[str] = ..., predicted_ms: _Optional[int] = ..., skip_steps: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Fault(_message.Message):
     __slots__ = ("kind", "rank", "node_id", "at_step", "micro_batch", "amount_ms")

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from orchestrator.adapters.grpc.pb.v1 import types_pb2 as orchestrator_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1corchestrator/v1/worker.proto\x12\x0forchestrator.v1\x1a\x1borchestrator/v1/types.proto\"\xb3\x05\n\rWorkerMessage\x12\'\n\x05hello\x18\x01 \x01(\x0b\x32\x16.orchestrator.v1.HelloH\x00\x12%\n\x04\x62\x65\x61t\x18\x02 \x01(\x0b\x32\x15.orchestrator.v1.BeatH\x00\x12\x30\n\nleft_epoch\x18\x03 \x01(\x0b\x32\x1a.orchestrator.v1.LeftEpochH\x00\x12\x32\n\x0b\x65poch_ready\x18\x04 \x01(\x0b\x32\x1b.orchestrator.v1.EpochReadyH\x00\x12\x38\n\x0estep_committed\x18\x05 \x01(\x0b\x32\x1e.orchestrator.v1.StepCommittedH\x00\x12\x36\n\reval_reported\x18\x06 \x01(\x0b\x32\x1d.orchestrator.v1.EvalReportedH\x00\x12:\n\x0f\x64igest_reported\x18\x07 \x01(\x0b\x32\x1f.orchestrator.v1.DigestReportedH\x00\x12\x42\n\x13\x63heckpoint_reported\x18\x08 \x01(\x0b\x32#.orchestrator.v1.CheckpointReportedH\x00\x12\x32\n\x0btask_failed\x18\t \x01(\x0b\x32\x1b.orchestrator.v1.TaskFailedH\x00\x12\x36\n\rrank_finished\x18\n \x01(\x0b\x32\x1d.orchestrator.v1.RankFinishedH\x00\x12)\n\x06stacks\x18\x0b \x01(\x0b\x32\x17.orchestrator.v1.StacksH\x00\x12.\n\tlog_lines\x18\x0c \x01(\x0b\x32\x19.orchestrator.v1.LogLinesH\x00\x12+\n\x07goodbye\x18\r \x01(\x0b\x32\x18.orchestrator.v1.GoodbyeH\x00\x42\x06\n\x04kind\"\xba\x01\n\x05Hello\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\x03\x12\x10\n\x08\x65ndpoint\x18\x04 \x01(\t\x12)\n\x05graph\x18\x05 \x01(\x0b\x32\x1a.orchestrator.v1.GraphView\x12\r\n\x05\x65poch\x18\x06 \x01(\x03\x12\x0f\n\x07running\x18\x07 \x01(\x08\x12#\n\x04held\x18\x08 \x01(\x0b\x32\x15.orchestrator.v1.Held\"\xa4\x01\n\x04\x42\x65\x61t\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\r\n\x05phase\x18\x03 \x01(\t\x12\x10\n\x08phase_ms\x18\x04 \x01(\x03\x12\x10\n\x08progress\x18\x05 \x01(\x03\x12\x0f\n\x07in_comm\x18\x06 \x01(\x08\x12\x10\n\x08orphaned\x18\x07 \x01(\x08\x12\x16\n\x0emicro_batch_ms\x18\x08 \x01(\x03\x12\x11\n\trss_bytes\x18\t \x01(\x03\"_\n\tLeftEpoch\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x0e\n\x06\x66\x65nced\x18\x02 \x01(\x08\x12#\n\x04held\x18\x03 \x01(\x0b\x32\x15.orchestrator.v1.Held\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\"\x1b\n\nEpochReady\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\"\x89\x01\n\rStepCommitted\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\x0c\n\x04loss\x18\x03 \x01(\x01\x12\x11\n\tgrad_norm\x18\x04 \x01(\x01\x12\r\n\x05scale\x18\x05 \x01(\x01\x12\n\n\x02lr\x18\x06 \x01(\x01\x12\x0f\n\x07step_ms\x18\x07 \x01(\x01\x12\x0e\n\x06tokens\x18\x08 \x01(\x03\"9\n\x0c\x45valReported\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\x0c\n\x04loss\x18\x03 \x01(\x01\"=\n\x0e\x44igestReported\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\"Z\n\x12\x43heckpointReported\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\x0b\n\x03uri\x18\x03 \x01(\t\x12\n\n\x02ok\x18\x04 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\"Q\n\nTaskFailed\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\x13\n\x0b\x66\x61tal_check\x18\x03 \x01(\x08\x12\x11\n\ttraceback\x18\x04 \x01(\t\";\n\x0cRankFinished\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\"\x16\n\x06Stacks\x12\x0c\n\x04text\x18\x01 \x01(\t\"&\n\x08LogLines\x12\x0c\n\x04rank\x18\x01 \x01(\x03\x12\x0c\n\x04text\x18\x02 \x03(\t\"\x16\n\x07Goodbye\x12\x0b\n\x03why\x18\x01 \x01(\t\"\xca\x02\n\x11SupervisorMessage\x12+\n\x07welcome\x18\x01 \x01(\x0b\x32\x18.orchestrator.v1.WelcomeH\x00\x12\x32\n\x0b\x66\x65nce_epoch\x18\x02 \x01(\x0b\x32\x1b.orchestrator.v1.FenceEpochH\x00\x12.\n\trun_epoch\x18\x03 \x01(\x0b\x32\x19.orchestrator.v1.RunEpochH\x00\x12\x32\n\x0b\x65xit_worker\x18\x04 \x01(\x0b\x32\x1b.orchestrator.v1.ExitWorkerH\x00\x12\x32\n\x0b\x64ump_stacks\x18\x05 \x01(\x0b\x32\x1b.orchestrator.v1.DumpStacksH\x00\x12\x34\n\x0cinject_fault\x18\x06 \x01(\x0b\x32\x1c.orchestrator.v1.InjectFaultH\x00\x42\x06\n\x04kind\"@\n\x07Welcome\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x0b\n\x03why\x18\x02 \x01(\t\x12\x16\n\x0e\x63ommitted_step\x18\x03 \x01(\x03\"\x1b\n\nFenceEpoch\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\"p\n\x08RunEpoch\x12#\n\x04plan\x18\x01 \x01(\x0b\x32\x15.orchestrator.v1.Plan\x12\'\n\x06resume\x18\x02 \x01(\x0b\x32\x17.orchestrator.v1.Resume\x12\x16\n\x0estore_endpoint\x18\x03 \x01(\t\"\x19\n\nExitWorker\x12\x0b\n\x03why\x18\x01 \x01(\t\"\x0c\n\nDumpStacks\"4\n\x0bInjectFault\x12%\n\x05\x66\x61ult\x18\x01 \x01(\x0b\x32\x16.orchestrator.v1.Fault2b\n\rWorkerService\x12Q\n\x07\x43onnect\x12\x1e.orchestrator.v1.WorkerMessage\x1a\".orchestrator.v1.SupervisorMessage(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1corchestrator/v1/worker.proto\x12\x0forchestrator.v1\x1a\x1borchestrator/v1/types.proto\"\xaa\x06\n\rWorkerMessage\x12\'\n\x05hello\x18\x01 \x01(\x0b\x32\x16.orchestrator.v1.HelloH\x00\x12%\n\x04\x62\x65\x61t\x18\x02 \x01(\x0b\x32\x15.orchestrator.v1.BeatH\x00\x12\x30\n\nleft_epoch\x18\x03 \x01(\x0b\x32\x1a.orchestrator.v1.LeftEpochH\x00\x12\x32\n\x0b\x65poch_ready\x18\x04 \x01(\x0b\x32\x1b.orchestrator.v1.EpochReadyH\x00\x12\x38\n\x0estep_committed\x18\x05 \x01(\x0b\x32\x1e.orchestrator.v1.StepCommittedH\x00\x12\x36\n\reval_reported\x18\x06 \x01(\x0b\x32\x1d.orchestrator.v1.EvalReportedH\x00\x12:\n\x0f\x64igest_reported\x18\x07 \x01(\x0b\x32\x1f.orchestrator.v1.DigestReportedH\x00\x12\x42\n\x13\x63heckpoint_reported\x18\x08 \x01(\x0b\x32#.orchestrator.v1.CheckpointReportedH\x00\x12\x32\n\x0btask_failed\x18\t \x01(\x0b\x32\x1b.orchestrator.v1.TaskFailedH\x00\x12\x36\n\rrank_finished\x18\n \x01(\x0b\x32\x1d.orchestrator.v1.RankFinishedH\x00\x12)\n\x06stacks\x18\x0b \x01(\x0b\x32\x17.orchestrator.v1.StacksH\x00\x12.\n\tlog_lines\x18\x0c \x01(\x0b\x32\x19.orchestrator.v1.LogLinesH\x00\x12+\n\x07goodbye\x18\r \x01(\x0b\x32\x18.orchestrator.v1.GoodbyeH\x00\x12<\n\x10\x63orruption_found\x18\x0e \x01(\x0b\x32 .orchestrator.v1.CorruptionFoundH\x00\x12\x37\n\x0e\x62\x61\x64_step_found\x18\x0f \x01(\x0b\x32\x1d.orchestrator.v1.BadStepFoundH\x00\x42\x06\n\x04kind\"\xba\x01\n\x05Hello\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x0f\n\x07node_id\x18\x02 \x01(\t\x12\x0b\n\x03pid\x18\x03 \x01(\x03\x12\x10\n\x08\x65ndpoint\x18\x04 \x01(\t\x12)\n\x05graph\x18\x05 \x01(\x0b\x32\x1a.orchestrator.v1.GraphView\x12\r\n\x05\x65poch\x18\x06 \x01(\x03\x12\x0f\n\x07running\x18\x07 \x01(\x08\x12#\n\x04held\x18\x08 \x01(\x0b\x32\x15.orchestrator.v1.Held\"\xa4\x01\n\x04\x42\x65\x61t\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\r\n\x05phase\x18\x03 \x01(\t\x12\x10\n\x08phase_ms\x18\x04 \x01(\x03\x12\x10\n\x08progress\x18\x05 \x01(\x03\x12\x0f\n\x07in_comm\x18\x06 \x01(\x08\x12\x10\n\x08orphaned\x18\x07 \x01(\x08\x12\x16\n\x0emicro_batch_ms\x18\x08 \x01(\x03\x12\x11\n\trss_bytes\x18\t \x01(\x03\"_\n\tLeftEpoch\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x0e\n\x06\x66\x65nced\x18\x02 \x01(\x08\x12#\n\x04held\x18\x03 \x01(\x0b\x32\x15.orchestrator.v1.Held\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\"\x1b\n\nEpochReady\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\"\xae\x01\n\rStepCommitted\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\x0c\n\x04loss\x18\x03 \x01(\x01\x12\x11\n\tgrad_norm\x18\x04 \x01(\x01\x12\r\n\x05scale\x18\x05 \x01(\x01\x12\n\n\x02lr\x18\x06 \x01(\x01\x12\x0f\n\x07step_ms\x18\x07 \x01(\x01\x12\x0e\n\x06tokens\x18\x08 \x01(\x03\x12\x0f\n\x07skipped\x18\t \x01(\x08\x12\x12\n\nusual_loss\x18\n \x01(\x01\"9\n\x0c\x45valReported\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\x0c\n\x04loss\x18\x03 \x01(\x01\"=\n\x0e\x44igestReported\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\"Z\n\x12\x43heckpointReported\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\x0b\n\x03uri\x18\x03 \x01(\t\x12\n\n\x02ok\x18\x04 \x01(\x08\x12\x0e\n\x06\x64\x65tail\x18\x05 \x01(\t\"Q\n\nTaskFailed\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\x13\n\x0b\x66\x61tal_check\x18\x03 \x01(\x08\x12\x11\n\ttraceback\x18\x04 \x01(\t\";\n\x0cRankFinished\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\"O\n\x0f\x43orruptionFound\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\x0f\n\x07\x61\x63\x63used\x18\x03 \x03(\x03\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\";\n\x0c\x42\x61\x64StepFound\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\x12\x0c\n\x04step\x18\x02 \x01(\x03\x12\x0e\n\x06\x64\x65tail\x18\x03 \x01(\t\"\x16\n\x06Stacks\x12\x0c\n\x04text\x18\x01 \x01(\t\"&\n\x08LogLines\x12\x0c\n\x04rank\x18\x01 \x01(\x03\x12\x0c\n\x04text\x18\x02 \x03(\t\"\x16\n\x07Goodbye\x12\x0b\n\x03why\x18\x01 \x01(\t\"\xba\x03\n\x11SupervisorMessage\x12+\n\x07welcome\x18\x01 \x01(\x0b\x32\x18.orchestrator.v1.WelcomeH\x00\x12\x32\n\x0b\x66\x65nce_epoch\x18\x02 \x01(\x0b\x32\x1b.orchestrator.v1.FenceEpochH\x00\x12.\n\trun_epoch\x18\x03 \x01(\x0b\x32\x19.orchestrator.v1.RunEpochH\x00\x12\x32\n\x0b\x65xit_worker\x18\x04 \x01(\x0b\x32\x1b.orchestrator.v1.ExitWorkerH\x00\x12\x32\n\x0b\x64ump_stacks\x18\x05 \x01(\x0b\x32\x1b.orchestrator.v1.DumpStacksH\x00\x12\x34\n\x0cinject_fault\x18\x06 \x01(\x0b\x32\x1c.orchestrator.v1.InjectFaultH\x00\x12\x32\n\x0bleave_epoch\x18\x07 \x01(\x0b\x32\x1b.orchestrator.v1.LeaveEpochH\x00\x12:\n\x0ftake_checkpoint\x18\x08 \x01(\x0b\x32\x1f.orchestrator.v1.TakeCheckpointH\x00\x42\x06\n\x04kind\"@\n\x07Welcome\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x0b\n\x03why\x18\x02 \x01(\t\x12\x16\n\x0e\x63ommitted_step\x18\x03 \x01(\x03\"\x1b\n\nFenceEpoch\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\"\x1b\n\nLeaveEpoch\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\"\x1f\n\x0eTakeCheckpoint\x12\r\n\x05\x65poch\x18\x01 \x01(\x03\"p\n\x08RunEpoch\x12#\n\x04plan\x18\x01 \x01(\x0b\x32\x15.orchestrator.v1.Plan\x12\'\n\x06resume\x18\x02 \x01(\x0b\x32\x17.orchestrator.v1.Resume\x12\x16\n\x0estore_endpoint\x18\x03 \x01(\t\"\x19\n\nExitWorker\x12\x0b\n\x03why\x18\x01 \x01(\t\"\x0c\n\nDumpStacks\"4\n\x0bInjectFault\x12%\n\x05\x66\x61ult\x18\x01 \x01(\x0b\x32\x16.orchestrator.v1.Fault2b\n\rWorkerService\x12Q\n\x07\x43onnect\x12\x1e.orchestrator.v1.WorkerMessage\x1a\".orchestrator.v1.SupervisorMessage(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,47 +33,55 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'orchestrator.v1.worker_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_WORKERMESSAGE']._serialized_start=79
-  _globals['_WORKERMESSAGE']._serialized_end=770
-  _globals['_HELLO']._serialized_start=773
-  _globals['_HELLO']._serialized_end=959
-  _globals['_BEAT']._serialized_start=962
-  _globals['_BEAT']._serialized_end=1126
-  _globals['_LEFTEPOCH']._serialized_start=1128
-  _globals['_LEFTEPOCH']._serialized_end=1223
-  _globals['_EPOCHREADY']._serialized_start=1225
-  _globals['_EPOCHREADY']._serialized_end=1252
-  _globals['_STEPCOMMITTED']._serialized_start=1255
-  _globals['_STEPCOMMITTED']._serialized_end=1392
-  _globals['_EVALREPORTED']._serialized_start=1394
-  _globals['_EVALREPORTED']._serialized_end=1451
-  _globals['_DIGESTREPORTED']._serialized_start=1453
-  _globals['_DIGESTREPORTED']._serialized_end=1514
-  _globals['_CHECKPOINTREPORTED']._serialized_start=1516
-  _globals['_CHECKPOINTREPORTED']._serialized_end=1606
-  _globals['_TASKFAILED']._serialized_start=1608
-  _globals['_TASKFAILED']._serialized_end=1689
-  _globals['_RANKFINISHED']._serialized_start=1691
-  _globals['_RANKFINISHED']._serialized_end=1750
-  _globals['_STACKS']._serialized_start=1752
-  _globals['_STACKS']._serialized_end=1774
-  _globals['_LOGLINES']._serialized_start=1776
-  _globals['_LOGLINES']._serialized_end=1814
-  _globals['_GOODBYE']._serialized_start=1816
-  _globals['_GOODBYE']._serialized_end=1838
-  _globals['_SUPERVISORMESSAGE']._serialized_start=1841
-  _globals['_SUPERVISORMESSAGE']._serialized_end=2171
-  _globals['_WELCOME']._serialized_start=2173
-  _globals['_WELCOME']._serialized_end=2237
-  _globals['_FENCEEPOCH']._serialized_start=2239
-  _globals['_FENCEEPOCH']._serialized_end=2266
-  _globals['_RUNEPOCH']._serialized_start=2268
-  _globals['_RUNEPOCH']._serialized_end=2380
-  _globals['_EXITWORKER']._serialized_start=2382
-  _globals['_EXITWORKER']._serialized_end=2407
-  _globals['_DUMPSTACKS']._serialized_start=2409
-  _globals['_DUMPSTACKS']._serialized_end=2421
-  _globals['_INJECTFAULT']._serialized_start=2423
-  _globals['_INJECTFAULT']._serialized_end=2475
-  _globals['_WORKERSERVICE']._serialized_start=2477
-  _globals['_WORKERSERVICE']._serialized_end=2575
+  _globals['_WORKERMESSAGE']._serialized_end=889
+  _globals['_HELLO']._serialized_start=892
+  _globals['_HELLO']._serialized_end=1078
+  _globals['_BEAT']._serialized_start=1081
+  _globals['_BEAT']._serialized_end=1245
+  _globals['_LEFTEPOCH']._serialized_start=1247
+  _globals['_LEFTEPOCH']._serialized_end=1342
+  _globals['_EPOCHREADY']._serialized_start=1344
+  _globals['_EPOCHREADY']._serialized_end=1371
+  _globals['_STEPCOMMITTED']._serialized_start=1374
+  _globals['_STEPCOMMITTED']._serialized_end=1548
+  _globals['_EVALREPORTED']._serialized_start=1550
+  _globals['_EVALREPORTED']._serialized_end=1607
+  _globals['_DIGESTREPORTED']._serialized_start=1609
+  _globals['_DIGESTREPORTED']._serialized_end=1670
+  _globals['_CHECKPOINTREPORTED']._serialized_start=1672
+  _globals['_CHECKPOINTREPORTED']._serialized_end=1762
+  _globals['_TASKFAILED']._serialized_start=1764
+  _globals['_TASKFAILED']._serialized_end=1845
+  _globals['_RANKFINISHED']._serialized_start=1847
+  _globals['_RANKFINISHED']._serialized_end=1906
+  _globals['_CORRUPTIONFOUND']._serialized_start=1908
+  _globals['_CORRUPTIONFOUND']._serialized_end=1987
+  _globals['_BADSTEPFOUND']._serialized_start=1989
+  _globals['_BADSTEPFOUND']._serialized_end=2048
+  _globals['_STACKS']._serialized_start=2050
+  _globals['_STACKS']._serialized_end=2072
+  _globals['_LOGLINES']._serialized_start=2074
+  _globals['_LOGLINES']._serialized_end=2112
+  _globals['_GOODBYE']._serialized_start=2114
+  _globals['_GOODBYE']._serialized_end=2136
+  _globals['_SUPERVISORMESSAGE']._serialized_start=2139
+  _globals['_SUPERVISORMESSAGE']._serialized_end=2581
+  _globals['_WELCOME']._serialized_start=2583
+  _globals['_WELCOME']._serialized_end=2647
+  _globals['_FENCEEPOCH']._serialized_start=2649
+  _globals['_FENCEEPOCH']._serialized_end=2676
+  _globals['_LEAVEEPOCH']._serialized_start=2678
+  _globals['_LEAVEEPOCH']._serialized_end=2705
+  _globals['_TAKECHECKPOINT']._serialized_start=2707
+  _globals['_TAKECHECKPOINT']._serialized_end=2738
+  _globals['_RUNEPOCH']._serialized_start=2740
+  _globals['_RUNEPOCH']._serialized_end=2852
+  _globals['_EXITWORKER']._serialized_start=2854
+  _globals['_EXITWORKER']._serialized_end=2879
+  _globals['_DUMPSTACKS']._serialized_start=2881
+  _globals['_DUMPSTACKS']._serialized_end=2893
+  _globals['_INJECTFAULT']._serialized_start=2895
+  _globals['_INJECTFAULT']._serialized_end=2947
+  _globals['_WORKERSERVICE']._serialized_start=2949
+  _globals['_WORKERSERVICE']._serialized_end=3047
 # @@protoc_insertion_point(module_scope)

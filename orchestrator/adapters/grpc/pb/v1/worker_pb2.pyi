@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class WorkerMessage(_message.Message):
-    __slots__ = ("hello", "beat", "left_epoch", "epoch_ready", "step_committed", "eval_reported", "digest_reported", "checkpoint_reported", "task_failed", "rank_finished", "stacks", "log_lines", "goodbye")
+    __slots__ = ("hello", "beat", "left_epoch", "epoch_ready", "step_committed", "eval_reported", "digest_reported", "checkpoint_reported", "task_failed", "rank_finished", "stacks", "log_lines", "goodbye", "corruption_found", "bad_step_found")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     BEAT_FIELD_NUMBER: _ClassVar[int]
     LEFT_EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -22,6 +22,8 @@ class WorkerMessage(_message.Message):
     STACKS_FIELD_NUMBER: _ClassVar[int]
     LOG_LINES_FIELD_NUMBER: _ClassVar[int]
     GOODBYE_FIELD_NUMBER: _ClassVar[int]
+    CORRUPTION_FOUND_FIELD_NUMBER: _ClassVar[int]
+    BAD_STEP_FOUND_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     beat: Beat
     left_epoch: LeftEpoch
@@ -35,7 +37,9 @@ class WorkerMessage(_message.Message):
     stacks: Stacks
     log_lines: LogLines
     goodbye: Goodbye
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., left_epoch: _Optional[_Union[LeftEpoch, _Mapping]] = ..., epoch_ready: _Optional[_Union[EpochReady, _Mapping]] = ..., step_committed: _Optional[_Union[StepCommitted, _Mapping]] = ..., eval_reported: _Optional[_Union[EvalReported, _Mapping]] = ..., digest_reported: _Optional[_Union[DigestReported, _Mapping]] = ..., checkpoint_reported: _Optional[_Union[CheckpointReported, _Mapping]] = ..., task_failed: _Optional[_Union[TaskFailed, _Mapping]] = ..., rank_finished: _Optional[_Union[RankFinished, _Mapping]] = ..., stacks: _Optional[_Union[Stacks, _Mapping]] = ..., log_lines: _Optional[_Union[LogLines, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ...) -> None: ...
+    corruption_found: CorruptionFound
+    bad_step_found: BadStepFound
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., left_epoch: _Optional[_Union[LeftEpoch, _Mapping]] = ..., epoch_ready: _Optional[_Union[EpochReady, _Mapping]] = ..., step_committed: _Optional[_Union[StepCommitted, _Mapping]] = ..., eval_reported: _Optional[_Union[EvalReported, _Mapping]] = ..., digest_reported: _Optional[_Union[DigestReported, _Mapping]] = ..., checkpoint_reported: _Optional[_Union[CheckpointReported, _Mapping]] = ..., task_failed: _Optional[_Union[TaskFailed, _Mapping]] = ..., rank_finished: _Optional[_Union[RankFinished, _Mapping]] = ..., stacks: _Optional[_Union[Stacks, _Mapping]] = ..., log_lines: _Optional[_Union[LogLines, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., corruption_found: _Optional[_Union[CorruptionFound, _Mapping]] = ..., bad_step_found: _Optional[_Union[BadStepFound, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("worker_id", "node_id", "pid", "endpoint", "graph", "epoch", "running", "held")
@@ -98,7 +102,7 @@ class EpochReady(_message.Message):
     def __init__(self, epoch: _Optional[int] = ...) -> None: ...
 
 class StepCommitted(_message.Message):
-    __slots__ = ("epoch", "step", "loss", "grad_norm", "scale", "lr", "step_ms", "tokens")
+    __slots__ = ("epoch", "step", "loss", "grad_norm", "scale", "lr", "step_ms", "tokens", "skipped", "usual_loss")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     LOSS_FIELD_NUMBER: _ClassVar[int]
@@ -107,6 +111,8 @@ class StepCommitted(_message.Message):
     LR_FIELD_NUMBER: _ClassVar[int]
     STEP_MS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    USUAL_LOSS_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     step: int
     loss: float
@@ -115,7 +121,9 @@ class StepCommitted(_message.Message):
     lr: float
     step_ms: float
     tokens: int
-    def __init__(self, epoch: _Optional[int] = ..., step: _Optional[int] = ..., loss: _Optional[float] = ..., grad_norm: _Optional[float] = ..., scale: _Optional[float] = ..., lr: _Optional[float] = ..., step_ms: _Optional[float] = ..., tokens: _Optional[int] = ...) -> None: ...
+    skipped: bool
+    usual_loss: float
+    def __init__(self, epoch: _Optional[int] = ..., step: _Optional[int] = ..., loss: _Optional[float] = ..., grad_norm: _Optional[float] = ..., scale: _Optional[float] = ..., lr: _Optional[float] = ..., step_ms: _Optional[float] = ..., tokens: _Optional[int] = ..., skipped: _Optional[bool] = ..., usual_loss: _Optional[float] = ...) -> None: ...
 
 class EvalReported(_message.Message):
     __slots__ = ("epoch", "step", "loss")
@@ -173,6 +181,28 @@ class RankFinished(_message.Message):
     digest: str
     def __init__(self, epoch: _Optional[int] = ..., step: _Optional[int] = ..., digest: _Optional[str] = ...) -> None: ...
 
+class CorruptionFound(_message.Message):
+    __slots__ = ("epoch", "step", "accused", "detail")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    ACCUSED_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    step: int
+    accused: _containers.RepeatedScalarFieldContainer[int]
+    detail: str
+    def __init__(self, epoch: _Optional[int] = ..., step: _Optional[int] = ..., accused: _Optional[_Iterable[int]] = ..., detail: _Optional[str] = ...) -> None: ...
+
+class BadStepFound(_message.Message):
+    __slots__ = ("epoch", "step", "detail")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    step: int
+    detail: str
+    def __init__(self, epoch: _Optional[int] = ..., step: _Optional[int] = ..., detail: _Optional[str] = ...) -> None: ...
+
 class Stacks(_message.Message):
     __slots__ = ("text",)
     TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -194,20 +224,24 @@ class Goodbye(_message.Message):
     def __init__(self, why: _Optional[str] = ...) -> None: ...
 
 class SupervisorMessage(_message.Message):
-    __slots__ = ("welcome", "fence_epoch", "run_epoch", "exit_worker", "dump_stacks", "inject_fault")
+    __slots__ = ("welcome", "fence_epoch", "run_epoch", "exit_worker", "dump_stacks", "inject_fault", "leave_epoch", "take_checkpoint")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     FENCE_EPOCH_FIELD_NUMBER: _ClassVar[int]
     RUN_EPOCH_FIELD_NUMBER: _ClassVar[int]
     EXIT_WORKER_FIELD_NUMBER: _ClassVar[int]
     DUMP_STACKS_FIELD_NUMBER: _ClassVar[int]
     INJECT_FAULT_FIELD_NUMBER: _ClassVar[int]
+    LEAVE_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    TAKE_CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     fence_epoch: FenceEpoch
     run_epoch: RunEpoch
     exit_worker: ExitWorker
     dump_stacks: DumpStacks
     inject_fault: InjectFault
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., fence_epoch: _Optional[_Union[FenceEpoch, _Mapping]] = ..., run_epoch: _Optional[_Union[RunEpoch, _Mapping]] = ..., exit_worker: _Optional[_Union[ExitWorker, _Mapping]] = ..., dump_stacks: _Optional[_Union[DumpStacks, _Mapping]] = ..., inject_fault: _Optional[_Union[InjectFault, _Mapping]] = ...) -> None: ...
+    leave_epoch: LeaveEpoch
+    take_checkpoint: TakeCheckpoint
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., fence_epoch: _Optional[_Union[FenceEpoch, _Mapping]] = ..., run_epoch: _Optional[_Union[RunEpoch, _Mapping]] = ..., exit_worker: _Optional[_Union[ExitWorker, _Mapping]] = ..., dump_stacks: _Optional[_Union[DumpStacks, _Mapping]] = ..., inject_fault: _Optional[_Union[InjectFault, _Mapping]] = ..., leave_epoch: _Optional[_Union[LeaveEpoch, _Mapping]] = ..., take_checkpoint: _Optional[_Union[TakeCheckpoint, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("accepted", "why", "committed_step")
@@ -220,6 +254,18 @@ class Welcome(_message.Message):
     def __init__(self, accepted: _Optional[bool] = ..., why: _Optional[str] = ..., committed_step: _Optional[int] = ...) -> None: ...
 
 class FenceEpoch(_message.Message):
+    __slots__ = ("epoch",)
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    def __init__(self, epoch: _Optional[int] = ...) -> None: ...
+
+class LeaveEpoch(_message.Message):
+    __slots__ = ("epoch",)
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    def __init__(self, epoch: _Optional[int] = ...) -> None: ...
+
+class TakeCheckpoint(_message.Message):
     __slots__ = ("epoch",)
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     epoch: int
