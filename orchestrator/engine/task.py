@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor.parallel import ParallelStyle
 
 from orchestrator.core.job import OptimizerSettings
 from orchestrator.engine.task_options import TaskError, check_options, declared_options
@@ -92,9 +93,39 @@ class Task(ABC):
     def eval_batch(self, *, seed: int, index: int) -> Any:
         """The held-out micro-batch number `index`: a pytree like `batch`'s, a pure function of the arguments."""
 
-    @abstractmethod
+    def layers(self, model: nn.Module) -> Sequence[tuple[str, nn.Module]]:
+        """The model as (name, module) pairs in forward order, each called with the output of the one before; empty: one piece.
+
+        Pipeline stages, ZeRO-3, recomputation and tensor parallelism need them. The first is called with `inputs(batch)`; what
+        goes from layer to layer is one tensor; `criterion` makes the loss of the last one's output. Every trainable parameter and
+        persistent buffer must belong to a layer. A parameter that two layers use (tied weights) is kept equal in both.
+        """
+        return ()
+
+    def inputs(self, batch: Any) -> Tensor:
+        """What the first layer is called with."""
+        raise TaskError(f"{type(self).__name__} names its layers but has no inputs()")
+
+    def criterion(self, output: Tensor, batch: Any) -> Tensor:
+        """Mean loss of the micro-batch, a scalar tensor, from the last layer's output."""
+        raise TaskError(f"{type(self).__name__} names its layers but has no criterion()")
+
+    def tensor_plan(self, layer: str) -> dict[str, ParallelStyle]:
+        """Which submodules of a layer tensor parallelism cuts, as for torch's `parallelize_module`: ColwiseParallel, RowwiseParallel.
+
+        The input and output of the layer stay whole on every tensor rank.
+        """
+        return {}
+
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Mean loss of the micro-batch, a scalar tensor; every micro-batch of a step has the same weight."""
+        """Mean loss of the micro-batch, a scalar tensor; every micro-batch of a step has the same weight.
+
+        A task that names its layers need not override it (and the engine then uses them, not this).
+        """
+        x = self.inputs(batch)
+        for _, layer in self.layers(model):
+            x = layer(x)
+        return self.criterion(x, batch)
 
     def metrics(self, mean_loss: float) -> dict[str, float]:
         """Figures to show for a mean loss (of training or held-out batches), by name."""
@@ -130,13 +161,13 @@ def stable_seed(*parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def seed_everything(*, seed: int, step: int, micro_batch: int) -> None:
-    """Seeds torch (all devices), `random` and numpy for one forward pass, so that there is no RNG state to save or to
-    move.
+def seed_everything(*, seed: int, step: int, micro_batch: int, layer: int = 0) -> None:
+    """Seeds torch (all devices), `random` and numpy for one layer's forward pass, so that there is no RNG state to save or to
+    move, whichever rank runs the layer.
 
-    The engine calls it before each forward; for building the model it uses step -1.
+    The engine calls it before each layer; for building the model it uses step -1.
     """
-    value = stable_seed("forward", seed, step, micro_batch)
+    value = stable_seed("forward", seed, step, micro_batch, layer)
     torch.manual_seed(value)
     random.seed(value)
     np.random.seed(value & 0xFFFFFFFF)
