@@ -17,20 +17,9 @@ from torch import Tensor, nn
 from bench.baselines.common_model import CLIP_NORM, StepLog, batch_of, build_model, loss_of
 from bench.baselines.dims import Dims
 from bench.gate import Gate
-from orchestrator.core.job import (
-    CheckpointSettings,
-    ClusterSettings,
-    Consistency,
-    DeviceKind,
-    Job,
-    OptimizerSettings,
-    ParallelSettings,
-    Precision,
-    ResilienceSettings,
-    TaskRef,
-    TrainSettings,
-)
+from orchestrator.core.job import Consistency, Job, TaskRef
 from orchestrator.engine.task import Task
+from orchestrator.testkit.jobs import make_job
 
 ROOT = Path(__file__).resolve().parent.parent
 DETECT_WITHIN_MS = 4_000  # as shipped
@@ -94,33 +83,25 @@ def bench_job(
 ) -> Job:
     """One rank per node, everything on as shipped, digests each 10 steps, the learning rate held."""
     options = {"dims": json.dumps(asdict(dims), sort_keys=True), "gate": gate, "step_log": step_log, "variant": name}
-    return Job(
+    return make_job(
         name=name,
         task=TaskRef("bench.bench_task:BenchTask", json.dumps(options, sort_keys=True), str(ROOT)),
-        train=TrainSettings(
-            steps=steps,
-            seed=dims.data_seed,
-            micro_batches=ranks * dims.micro_batches_per_rank,
-            consistency=consistency,
-            precision=Precision.FP32,
-            optimizer=OptimizerSettings(
-                lr=3e-4,
-                beta1=0.9,
-                beta2=0.95,
-                eps=1e-8,
-                weight_decay=0.1,
-                warmup_steps=0,
-                min_lr_ratio=1.0,
-                clip_grad_norm=CLIP_NORM,
-            ),
-            digest_every=DIGEST_EVERY,
-            eval_every=0,
-            eval_micro_batches=0,
-        ),
-        parallel=ParallelSettings(data=ranks, zero_stage=zero_stage, copies=copies),
-        cluster=ClusterSettings(nodes=ranks, spares=spares, slots_per_node=1, device=DeviceKind.CPU),
-        checkpoint=CheckpointSettings("", 0, 2),
-        resilience=ResilienceSettings(
-            detect_within_ms=DETECT_WITHIN_MS, failure_budget=failure_budget, budget_refill_steps=10, slow_factor=3.0
-        ),
+        steps=steps,
+        seed=dims.data_seed,
+        micro_batches=ranks * dims.micro_batches_per_rank,
+        consistency=consistency,
+        lr=3e-4,
+        warmup_steps=0,
+        min_lr_ratio=1.0,
+        clip_grad_norm=CLIP_NORM,
+        digest_every=DIGEST_EVERY,
+        data=ranks,
+        zero_stage=zero_stage,
+        copies=copies,
+        spares=spares,
+        keep=2,
+        detect_within_ms=DETECT_WITHIN_MS,
+        failure_budget=failure_budget,
+        budget_refill_steps=10,
+        slow_factor=3.0,
     )

@@ -109,7 +109,7 @@ def _summary(job: Job, status: JobStatus, records: Sequence[Record]) -> list[tup
     rows = [
         ("Steps", f"{status.step} of {status.steps}"),
         ("Task", job.task.target),
-        ("Ranks", f"{job.parallel.data} data parallel, ZeRO-{job.parallel.zero_stage}, {job.parallel.copies} copies"),
+        ("Ranks", _ranks(job)),
         ("Micro-batches", f"{job.train.micro_batches} a step, {job.train.consistency}, {job.train.precision}"),
         ("Training loss", _loss(status.loss, bytewise)),
         ("Held-out loss", _loss(status.eval_loss, bytewise)),
@@ -124,6 +124,13 @@ def _summary(job: Job, status: JobStatus, records: Sequence[Record]) -> list[tup
     if status.checkpoint is not None:
         rows.append(("Newest checkpoint", f"step {status.checkpoint.step} at {status.checkpoint.uri}"))
     return rows
+
+
+def _ranks(job: Job) -> str:
+    p = job.parallel
+    axes = [("pipeline", p.pipeline), ("data", p.data), ("tensor", p.tensor)]
+    mesh = " x ".join(f"{size} {name}" for name, size in axes if size > 1) or "1"
+    return f"{mesh}, ZeRO-{p.zero_stage}, {p.copies} copies" + (f", {p.schedule}" if p.pipeline > 1 else "")
 
 
 def _loss(nats: float | None, bytewise: bool) -> str:
@@ -150,15 +157,13 @@ def _ledger(account: Account) -> list[tuple[str, str, str, str]]:
 
 
 def _plan_rows(plan: Plan) -> list[tuple[str, ...]]:
-    """Rank, worker, node, micro-batches, elements owned and kept for others."""
+    """Rank, worker, node, layers, micro-batches, elements owned and kept for others."""
     rows: list[tuple[str, ...]] = []
     for seat in plan.seats:
-        share = plan.micro_batch_range(seat.rank)
         held = plan.layout(OPTIMIZER).holdings[seat.rank]
-        span = f"{share.start} to {share.stop - 1}" if share else "none"
-        rows.append(
-            (str(seat.rank), seat.worker_id, seat.node_id[:12], span, f"{total(held.primary):,}", f"{total(held.extra):,}")
-        )
+        owns, copies = f"{total(held.primary):,}", f"{total(held.extra):,}"
+        layers, share = facts.layers_of(plan, seat.rank), facts.numbers(plan.micro_batches_of(seat.rank))
+        rows.append((str(seat.rank), seat.worker_id, seat.node_id[:12], layers, share, owns, copies))
     return rows
 
 

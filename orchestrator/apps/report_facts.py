@@ -6,6 +6,7 @@ about HTML.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -148,6 +149,26 @@ def failures(records: Sequence[Record]) -> tuple[Failure, ...]:
     if current is not None:
         done.append(current.closed(len(done) + 1))
     return tuple(done)
+
+
+def numbers(values: Sequence[int]) -> str:
+    """Ascending numbers in few words: 0-3 where they touch, 0,4,8 where they are few, 0,4..28 where they are evenly spaced."""
+    if not values:
+        return "none"
+    if len(values) == 1:
+        return str(values[0])
+    gaps = {b - a for a, b in itertools.pairwise(values)}
+    if gaps == {1}:
+        return f"{values[0]}-{values[-1]}"
+    if len(values) > 3 and len(gaps) == 1:
+        return f"{values[0]},{values[1]}..{values[-1]}"
+    return ",".join(str(v) for v in values)
+
+
+def layers_of(plan: Plan, rank: int) -> str:
+    """The model's layers that a rank computes, as their numbers: 0-3, or 0-1,4-5 where it runs several stages."""
+    stages = [plan.stages[s] for s in plan.stages_of(rank)]
+    return ",".join(numbers(range(s.first, s.last)) for s in stages) or "none"
 
 
 def newest_plan(records: Sequence[Record]) -> Plan | None:

@@ -24,7 +24,7 @@ from orchestrator.core.supervisor.state import CheckpointRef, State
 from orchestrator.core.timeouts import derive
 from orchestrator.runtime.clock import SystemClock
 from orchestrator.runtime.entry import OwnedJournal
-from orchestrator.runtime.ports import Beat, Clock, Fleet, Record
+from orchestrator.runtime.ports import Beat, CheckpointTools, Clock, Fleet, Record
 from orchestrator.runtime.service import Parts, SupervisorService
 
 LOOPBACK = "127.0.0.1"
@@ -84,6 +84,7 @@ class Supervisor:
                 make_fleet=self._fleet,
                 make_telemetry=lambda job: _LogTelemetry(job.name),
                 newest_checkpoint=_newest_checkpoint,
+                checkpoint_tools=checkpoint_tools,
                 workers=self._hub,
                 prober=TcpProber(),
                 clock=self._clock,
@@ -146,6 +147,13 @@ class _LogTelemetry:
 
     def ticked(self, state: State, beats: Iterable[Beat]) -> None:
         pass
+
+
+def checkpoint_tools() -> CheckpointTools:
+    """The engine's; torch is not imported before somebody asks."""
+    from orchestrator.engine.checkpoint_tools import Tools
+
+    return Tools()
 
 
 async def _newest_checkpoint(job: Job) -> CheckpointRef | None:

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 from orchestrator.adapters.files.home import ClusterEndpoint, Home
 from orchestrator.adapters.files.journal import SqliteJournal
 from orchestrator.adapters.files.token import ensure_token, read_token
-from orchestrator.adapters.grpc.client import ControlClient
+from orchestrator.adapters.grpc.client import CALL_MS, ControlClient
 from orchestrator.core.graph.view import GraphView
 from orchestrator.core.job import Job
 from orchestrator.core.plan.plan import Plan
 from orchestrator.core.planner.planner import first_plan
 from orchestrator.runtime.control import ControlError
 from orchestrator.runtime.entry import CLUSTER_FILE, put_past
+from orchestrator.runtime.ports import CheckpointTools
 from orchestrator.runtime.replay import replay
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def attach(address: str, *, home: Path, on_progress: Progress) -> Session:
     return Session(client=ControlClient(address=endpoint, token=token), address=endpoint)
 
 
-def find(*, home: Path, cluster: str | None) -> Session:
+def find(*, home: Path, cluster: str | None, timeout_ms: int = CALL_MS) -> Session:
     """A running supervisor. Without a name there must be exactly one. Raises NotRunning."""
     place = Home(home)
     name = cluster or _only_cluster(place)
@@ -124,7 +125,27 @@ def find(*, home: Path, cluster: str | None) -> Session:
         raise NotRunning(f"the cluster {name} of {home} cannot be reached: {error}") from error
     if endpoint is None:
         raise NotRunning(f"no supervisor of a cluster {name} runs in {home}; start a job with `orchestrator run job.yaml`")
-    return Session(client=ControlClient(address=endpoint.address, token=token), address=endpoint.address)
+    client = ControlClient(address=endpoint.address, token=token, timeout_ms=timeout_ms)
+    return Session(client=client, address=endpoint.address)
+
+
+def checkpoint_tools() -> CheckpointTools:
+    """Looks at checkpoints from this process."""
+    from orchestrator.engine.checkpoint_tools import Tools
+
+    return Tools()
+
+
+def checkpoint_uri(job: str, *, home: Path) -> str:
+    """Where a job of this home has its checkpoints, as its journal says; "" when it has none or is not known here."""
+    try:
+        journal = SqliteJournal(Home(home).jobs / job, read_only=True)
+    except FileNotFoundError:
+        return ""
+    try:
+        return journal.job().checkpoint.uri if journal.exists else ""
+    finally:
+        journal.close()
 
 
 def down(*, home: Path, cluster: str | None) -> list[str]:

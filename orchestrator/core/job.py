@@ -123,6 +123,7 @@ class FailureClass(StrEnum):
     SUPERVISOR_LOST = "supervisor-lost"
     COLLECTIVE_BROKEN = "collective-broken"
     CORRUPT_STATE = "corrupt-state"
+    BAD_STEP = "bad-step"  # a loss or gradient that is not finite, or a spike, and the job asks for a rollback
     PLANNED = "planned"  # nothing went wrong: a drain, a change of scale, a replacement that somebody asked for
 
 

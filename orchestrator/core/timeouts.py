@@ -22,6 +22,7 @@ class Timeouts:
     lost_ms: int  # silence (or a standstill inside the user's code) after which a worker is declared lost
     form_ms: int  # forming the process groups of an epoch
     prove_ms: int  # from the start of an epoch until every rank has its state
+    leave_ms: int  # from asking an epoch's ranks to leave at the end of the step until they are told to leave at once
     spawn_ms: int  # from asking for a worker until it says hello
     first_step_ms: int  # a standstill in a phase that was never timed before (compilation, first touch, slow data)
     orphan_ms: int  # a worker that is in no epoch and hears of no supervisor ends itself
@@ -42,6 +43,7 @@ def derive(detect_within_ms: int) -> Timeouts:
         lost_ms=d * 7 // 8,
         form_ms=d * 2,
         prove_ms=d * 15,
+        leave_ms=d * 20,
         spawn_ms=d * 30,
         first_step_ms=d * 30,
         orphan_ms=d * 75,

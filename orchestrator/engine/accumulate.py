@@ -87,6 +87,15 @@ class GradAccumulator:
         self._open = _Open(index, joined=False)
         return index, self._spare.zero_()
 
+    def current(self) -> Tensor:
+        """The open micro-batch's buffer. Raises ValueError when none is open."""
+        if self._open is None:
+            raise ValueError("no micro-batch is open")
+        if self._open.joined:
+            return self._stack[-1][1]
+        assert self._spare is not None
+        return self._spare
+
     def commit(self) -> None:
         """The open micro-batch's gradient is complete."""
         if self._open is None:

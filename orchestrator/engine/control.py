@@ -27,7 +27,8 @@ class Control:
         self._fenced = 0
         self._newest = 0
         self._epoch = 0  # that it is in; 0: none
-        self._group: EpochGroup | None = None
+        self._groups: tuple[EpochGroup, ...] = ()
+        self._wishes: dict[int, int] = {}  # of whom they were asked, by epoch
         self._cancelled = threading.Event()
         self._step = 0
         self._phase = "idle"
@@ -55,16 +56,26 @@ class Control:
         """It is in no epoch; the group is nobody's to abort any more."""
         with self._lock:
             self._epoch = 0
-            self._group = None
+            self._groups = ()
         self.phase("idle")
 
     def attach(self, group: EpochGroup) -> None:
-        """A fence aborts this group from now on. Raises GroupBroken when the fence was faster."""
+        """A fence aborts this group too from now on. Raises GroupBroken when the fence was faster."""
         with self._lock:
-            self._group = group
+            self._groups = (*self._groups, group)
         if self._cancelled.is_set():
             group.abort()
         self.check()
+
+    def wish(self, epoch: int, wish: int) -> None:
+        """From any thread: what the ranks of this epoch should agree on in their next commit exchange (bits, commit.py)."""
+        with self._lock:
+            self._wishes = {epoch: self._wishes.get(epoch, 0) | wish}
+
+    def wishes(self) -> int:
+        """Those for the present epoch, told once: who takes part in the exchange that follows knows of them."""
+        with self._lock:
+            return self._wishes.pop(self._epoch, 0)
 
     def fence(self, epoch: int) -> None:
         """From any thread."""
@@ -73,8 +84,8 @@ class Control:
             if not 0 < self._epoch <= epoch:
                 return
             self._cancelled.set()
-            group = self._group
-        if group is not None:
+            groups = self._groups
+        for group in groups:
             group.abort()
 
     def check(self) -> None:

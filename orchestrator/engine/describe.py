@@ -9,16 +9,20 @@ from __future__ import annotations
 import hashlib
 import inspect
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from orchestrator.core.graph.space import graph_view
 from orchestrator.core.graph.view import GraphView, TensorView
 from orchestrator.core.job import Job
-from orchestrator.engine.model_state import FlatState, Kind
-from orchestrator.engine.task import Task, seed_everything
+from orchestrator.engine.model_state import FlatState
+from orchestrator.engine.task import Task, TaskError, seed_everything
 from orchestrator.engine.tasks.loading import load_task
+from orchestrator.engine.tensor_parallel import cut_dim
 
 
 def build_seeded(task: Task, *, seed: int) -> nn.Module:
@@ -28,22 +32,26 @@ def build_seeded(task: Task, *, seed: int) -> nn.Module:
     return task.build_model()
 
 
+def named_layers(task: Task, module: nn.Module) -> tuple[tuple[str, nn.Module], ...]:
+    """The task's layers, checked; empty when it does not name them. Raises TaskError."""
+    layers = tuple(task.stack(module))
+    names = [name for name, _ in layers]
+    if len(set(names)) != len(names):
+        raise TaskError(f"stack() gives two layers one name: {', '.join(names)}")
+    return layers
+
+
 def graph_of(job: Job, task: Task, state: FlatState) -> GraphView:
     """The view of a model that is laid out already."""
-    tensors = tuple(TensorView(e.name, tuple(e.shape), e.start, e.stop, trainable=e.kind is Kind.PARAM) for e in state.entries)
-    return GraphView(
-        tensors=tensors,
-        numel=state.numel,
-        padded_numel=state.padded_numel,
-        block=state.block,
-        fingerprint=_fingerprint(job, task, tensors),
-    )
+    view = graph_view(state.shapes, layer_names=state.layer_names, fingerprint="")
+    return replace(view, fingerprint=_fingerprint(job, task, view.tensors))
 
 
 def describe(job: Job) -> GraphView:
     """Build the model once and look at it; nothing is trained. Raises TaskError for what the user can fix."""
     task = load_task(job.task)
-    return graph_of(job, task, FlatState(build_seeded(task, seed=job.train.seed)))
+    module = build_seeded(task, seed=job.train.seed)
+    return graph_of(job, task, FlatState(module, named_layers(task, module), cut_dim=partial(cut_dim, task)))
 
 
 def _fingerprint(job: Job, task: Task, tensors: tuple[TensorView, ...]) -> str:
@@ -52,7 +60,7 @@ def _fingerprint(job: Job, task: Task, tensors: tuple[TensorView, ...]) -> str:
     for part in (torch.__version__, job.task.target, job.task.options_json, repr(job.train.seed)):
         digest.update(part.encode() + b"\x00")
     for t in tensors:
-        digest.update(f"{t.name}:{t.shape}:{t.start}:{t.stop}:{t.trainable}\n".encode())
+        digest.update(f"{t.name}:{t.shape}:{t.start}:{t.stop}:{t.trainable}:{t.layer}:{t.cut_dim}:{t.twin}\n".encode())
     module = sys.modules.get(type(task).__module__)
     source = inspect.getsourcefile(module) if module is not None else None
     if source is not None and Path(source).is_file():

@@ -8,6 +8,7 @@ would never look.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import subprocess
@@ -32,6 +33,8 @@ class FaultBox:
         self._waiting: list[Fault] = []
         self._slow_s = 0.0
         self._raise_now = False
+        self._poison = False
+        self._flip = False
 
     def add(self, fault: Fault) -> None:
         """Take a fault; one for step 0 strikes now.
@@ -69,11 +72,25 @@ class FaultBox:
         if self._slow_s > 0.0:
             time.sleep(self._slow_s)
 
+    def poisoned(self, loss: float) -> float:
+        """The loss of a micro-batch, or not a number where a `nan` fault struck."""
+        poison, self._poison = self._poison, False
+        return math.nan if poison else loss
+
+    def flips(self) -> bool:
+        """Whether a bit of this rank's params is to flip now (`flip`: silent corruption); once per fault."""
+        flip, self._flip = self._flip, False
+        return flip
+
     def _carry_out(self, fault: Fault) -> None:
         if fault.kind == "slow":
             self._slow_s = fault.amount_ms / 1000.0
         elif fault.kind == "raise":
             self._raise_now = True
+        elif fault.kind == "nan":
+            self._poison = True
+        elif fault.kind == "flip":
+            self._flip = True
         elif fault.kind == "hang":
             _stop_self(fault.amount_ms)
         elif fault.kind == "kill-worker":

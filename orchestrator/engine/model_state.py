@@ -1,33 +1,31 @@
 """The model's state as one flat vector, so that every rank, copy and reshard speaks of intervals instead of tensors.
 
-Layout: trainable parameters (tied weights once), each from a multiple of ALIGN on, then what buffers carry from step to
-step, then zeros up to a whole number of blocks. Parameters are views into the vector. Buffers are not: modules work on
-their own copies and the vector keeps the step's starting values, so a forward pass that is aborted or redone leaves no
-trace. One step's change of the buffers travels with the gradients and is the mean over micro-batches, hence the same
-for any number of ranks.
-
-One micro-batch: `restore_buffers`, `seed_everything`, forward, backward, `check_grads`, `capture_buffers`. One step:
-reduce the gradient vectors to their mean, then the optimizer on `shards(own)` and `apply_buffers(mean, own)`. The
-norm that clips is taken over the first `param_numel` elements only.
+The layout is core/graph/space.py's: layer after layer, in each its trainable parameters (tied weights once within a layer) and
+then what its buffers carry from step to step. A worker keeps the part of the vector that its rank needs, in Extents; parameters
+are views into them. A parameter that a later layer uses again becomes a *twin* there: a parameter of its own, with a gradient of
+its own, kept equal by summing the two gradients, so that the layers may live on different ranks. Buffers are not views: modules
+work on their own copies and the vector keeps the step's starting values, so a forward pass that is aborted or redone leaves no
+trace. One step's change of the buffers travels with the gradients and is the mean over micro-batches, hence the same for any
+number of ranks.
 """
 
 from __future__ import annotations
 
 import bisect
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from orchestrator.core.graph.space import Shape, Space, block_size, cut, lay_out, local_shape
 from orchestrator.core.plan.layout import Interval, Intervals, intersect, merge
+from orchestrator.engine.extents import Extents
 from orchestrator.engine.task import NamedShard, TaskError
-
-BLOCKS_MAX = 1024
-BLOCK_MIN = 1024
-ALIGN = 16  # so that block boundaries cut a parameter at whole cache lines, where vectorised kernels do not care
 
 
 class Kind(StrEnum):
@@ -40,22 +38,47 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One tensor of the model and its place [start, stop) in the flat vector."""
+    """One tensor of the model (or a tensor coordinate's part of it) and its place [start, stop) in the flat vector."""
 
     name: str
     start: int
     stop: int
-    shape: torch.Size
+    shape: torch.Size  # of this part
     kind: Kind
+    layer: int
+    coordinate: int  # tensor coordinate
+    whole: torch.Size  # of the uncut tensor
+    cut_dim: int  # -1: every coordinate has all of it
+    offset: int  # first index along cut_dim
+    twin: str
+
+
+class Wrapping(Protocol):
+    """How tensor parallelism dresses a local view; see tensor_parallel.py."""
+
+    def param(self, name: str, local: Tensor) -> nn.Parameter:
+        """The parameter that the module works with, over this storage; the same object at every call."""
+        ...
+
+    def grad(self, name: str, local: Tensor) -> Tensor:
+        """What its `.grad` must be so that backward adds into this storage."""
+        ...
+
+
+@dataclass(slots=True)
+class _Slot:
+    """A parameter: where the model keeps it."""
+
+    shape: Shape
+    owners: list[tuple[nn.Module, str]]
+    param: nn.Parameter
 
 
 @dataclass(slots=True)
 class _Working:
-    """A buffer of the model: where it lives, the tensor that the module works on and, for a counter, its initial
-    value.
-    """
+    """A buffer of the model: where it lives, the tensor that the module works on and, for a counter, its initial value."""
 
-    entry: Entry
+    shape: Shape
     owner: nn.Module
     key: str
     tensor: Tensor
@@ -73,192 +96,331 @@ class _Constant:
     version: int
 
 
-def block_size(numel: int) -> int:
-    """Elements per block: a power of two, never under BLOCK_MIN, for at most BLOCKS_MAX blocks; by the model only."""
-    per_block = -(-numel // BLOCKS_MAX)
-    return max(BLOCK_MIN, 1 << max(0, per_block - 1).bit_length())
+Changes = list[tuple[Entry, Tensor]]
 
 
 class FlatState:
-    """Flat fp32 view of a model's trainable parameters and persistent buffers.
+    """The part of the flat fp32 vector that this worker holds, and the model over it.
 
-    Buffers that are not persistent are, by PyTorch's own meaning, no state (masks, caches) and stay as they are.
-    Frozen parameters and constant integer buffers are not in the vector either: `Task.build_model` makes them anew.
+    Buffers that are not persistent are, by PyTorch's own meaning, no state (masks, caches) and stay as they are. Frozen
+    parameters and constant integer buffers are not in the vector either: `Task.build_model` makes them anew.
 
-    Raises TaskError for a model that cannot be laid out so: no trainable parameter, a parameter that is not fp32,
-    several devices, storage shared by different parameters, a float64 buffer.
+    A new FlatState holds all of the uncut model; `place` says which coordinate of which degree it is to be from then on, `adopt`
+    gives it the extents of a rank. Raises TaskError for a model that cannot be laid out so: no trainable parameter, a parameter
+    that is not fp32, several devices, storage shared by different parameters, a float64 buffer, state outside the layers.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        layers: Sequence[tuple[str, nn.Module]] = (),
+        *,
+        cut_dim: Callable[[str, str], int] = lambda layer, name: -1,
+    ) -> None:
         self.module = module
-        self._params: list[tuple[Entry, nn.Parameter]] = []
+        self.layer_names = tuple(name for name, _ in layers) or ("model",)
+        self.layer_modules = tuple(m for _, m in layers) or (module,)
+        self._cut_dim = cut_dim
+        self._prefix = {id(m): p for p, m in module.named_modules()}
+        self._slots: list[_Slot] = []
         self._working: list[_Working] = []
         self._constants: list[_Constant] = []
         self._shards: list[tuple[weakref.ref[nn.Parameter], int, int]] = []
-        self._flat_grad: Tensor | None = None
-        self.param_numel = self._lay_out_params()
-        self.numel = self._lay_out_buffers()
-        self.entries: tuple[Entry, ...] = tuple([e for e, _ in self._params] + [w.entry for w in self._working])
+        self._bound: dict[int, tuple[int, Tensor]] = {}  # layer -> (start, gradient buffer)
+        self._wrapping: Wrapping | None = None
+        self._look()
+        self.shapes: tuple[Shape, ...] = tuple(s for layer in range(len(self.layer_names)) for s in self._shapes_of(layer))
+        self.numel = sum(torch.Size(s.shape).numel() for s in self.shapes)
         self.block = block_size(self.numel)
-        self.n_blocks = -(-self.numel // self.block)
-        self.padded_numel = self.n_blocks * self.block
-        self.device = self._params[0][1].device
-        self._check_devices()
-        self.flat = self.new_vector()
-        for entry, param in self._params:
-            self.flat[entry.start : entry.stop].copy_(param.detach().reshape(-1))
-        for work in self._working:
-            if work.initial is None:
-                self._view(self.flat, work.entry).copy_(work.tensor)
-        self.rebind(self.flat)
+        self.device = self._slots[0].param.device
+        self._check()
+        self.place(degree=1, coordinate=0, wrapping=None)
+        self.params = Extents(torch.float32, self.device)
+        for layer, bounds in enumerate(self.space.layers):
+            self.params.add(bounds, self._values(layer, bounds))
+        self.adopt(self.params, range(len(self.layer_names)))
 
     # ------------------------------------------------------------------------------------------------------ laying out
 
-    def _lay_out_params(self) -> int:
-        at = 0
+    def _look(self) -> None:
+        """Find every parameter and buffer, layer by layer."""
+        first: dict[int, tuple[int, str]] = {}  # id of a parameter -> layer and name where it was met first
         storages: dict[int, str] = {}
-        for name, param in self.module.named_parameters():
-            if not param.requires_grad:
-                continue
-            if nn.parameter.is_lazy(param):
-                raise TaskError(f"parameter {name} has no shape yet; run one batch through lazy modules in build_model")
-            if param.dtype is not torch.float32:
-                raise TaskError(
-                    f"parameter {name} is {param.dtype}; trainable parameters must be "
-                    "float32 (set precision: bf16 in job.yaml for bf16 arithmetic)"
-                )
-            if "," in name:
-                raise TaskError(f"parameter {name!r} has a comma in its name; rename it")
-            other = storages.setdefault(param.untyped_storage().data_ptr(), name) if param.numel() else name
-            if other != name:
-                raise TaskError(f"parameters {other} and {name} share storage; tie weights by using one nn.Parameter twice")
-            at = -(-at // ALIGN) * ALIGN
-            self._params.append((Entry(name, at, at + param.numel(), param.shape, Kind.PARAM), param))
-            at += param.numel()
-        if at == 0:
+        seen_buffers: dict[int, str] = {}
+        slots: dict[tuple[int, int], _Slot] = {}
+        for layer, root in enumerate(self.layer_modules):
+            for owner in root.modules():
+                prefix = self._prefix.get(id(owner), "")
+                for key, param in owner._parameters.items():
+                    if param is None or not param.requires_grad:
+                        continue
+                    known = slots.get((layer, id(param)))
+                    if known is not None:
+                        known.owners.append((owner, key))
+                        continue
+                    name = f"{prefix}.{key}" if prefix else key
+                    self._check_param(name, param, storages, tied=id(param) in first)
+                    twin = first[id(param)][1] if id(param) in first else ""
+                    first.setdefault(id(param), (layer, name))
+                    cut_dim = self._cut_dim(self.layer_names[layer], name)
+                    shape = Shape(name, tuple(param.shape), True, layer, cut_dim, twin)
+                    slot = _Slot(shape, [(owner, key)], param)
+                    slots[layer, id(param)] = slot
+                    self._slots.append(slot)
+                self._look_at_buffers(owner, prefix, layer, seen_buffers)
+        for slot in self._slots:
+            if slot.shape.twin:  # a parameter of its own from here on
+                slot.param = nn.Parameter(slot.param.detach().clone())
+                for owner, key in slot.owners:
+                    owner._parameters[key] = slot.param
+        if not self._slots or not any(p.param.numel() for p in self._slots):
             raise TaskError(f"{type(self.module).__name__} has no trainable parameter")
-        return at
 
-    def _lay_out_buffers(self) -> int:
-        at = self.param_numel
-        seen: dict[int, str] = {}
-        for prefix, owner in self.module.named_modules():
-            for key, tensor in owner.named_buffers(recurse=False):
-                name = f"{prefix}.{key}" if prefix else key
-                if key in owner._non_persistent_buffers_set:
-                    continue
-                if seen.setdefault(id(tensor), name) != name:
-                    raise TaskError(f"buffers {seen[id(tensor)]} and {name} are one tensor; give each module its own")
-                is_float = tensor.is_floating_point()
-                if tensor.is_complex() or tensor.dtype is torch.float64:
-                    raise TaskError(f"buffer {name} is {tensor.dtype}; make it float32, or persistent=False if it is no state")
-                if not is_float and (tensor.numel() != 1 or tensor.dtype is torch.bool):
-                    self._constants.append(_Constant(name, owner, key, tensor, tensor._version))
-                    continue
-                kind = Kind.BUFFER if is_float else Kind.COUNTER
-                entry = Entry(name, at, at + tensor.numel(), tensor.shape, kind)
-                initial = None if is_float else tensor.detach().clone()
-                self._working.append(_Working(entry, owner, key, tensor.detach(), initial))
-                at += tensor.numel()
-        return at
+    def _check_param(self, name: str, param: nn.Parameter, storages: dict[int, str], *, tied: bool) -> None:
+        if nn.parameter.is_lazy(param):
+            raise TaskError(f"parameter {name} has no shape yet; run one batch through lazy modules in build_model")
+        if param.dtype is not torch.float32:
+            raise TaskError(
+                f"parameter {name} is {param.dtype}; trainable parameters must be "
+                "float32 (set precision: bf16 in job.yaml for bf16 arithmetic)"
+            )
+        if "," in name:
+            raise TaskError(f"parameter {name!r} has a comma in its name; rename it")
+        other = storages.setdefault(param.untyped_storage().data_ptr(), name) if param.numel() and not tied else name
+        if other != name:
+            raise TaskError(f"parameters {other} and {name} share storage; tie weights by using one nn.Parameter twice")
 
-    def _check_devices(self) -> None:
-        tensors = [(e.name, p) for e, p in self._params] + [(w.entry.name, w.tensor) for w in self._working]
-        for name, tensor in tensors:
+    def _look_at_buffers(self, owner: nn.Module, prefix: str, layer: int, seen: dict[int, str]) -> None:
+        for key, tensor in owner.named_buffers(recurse=False):
+            name = f"{prefix}.{key}" if prefix else key
+            if key in owner._non_persistent_buffers_set:
+                continue
+            if seen.setdefault(id(tensor), name) != name:
+                raise TaskError(f"buffers {seen[id(tensor)]} and {name} are one tensor; give each module its own")
+            is_float = tensor.is_floating_point()
+            if tensor.is_complex() or tensor.dtype is torch.float64:
+                raise TaskError(f"buffer {name} is {tensor.dtype}; make it float32, or persistent=False if it is no state")
+            if not is_float and (tensor.numel() != 1 or tensor.dtype is torch.bool):
+                self._constants.append(_Constant(name, owner, key, tensor, tensor._version))
+                continue
+            shape = Shape(name, tuple(tensor.shape), False, layer, -1, "")
+            self._working.append(_Working(shape, owner, key, tensor.detach(), None if is_float else tensor.detach().clone()))
+
+    def _shapes_of(self, layer: int) -> list[Shape]:
+        params = [s.shape for s in self._slots if s.shape.layer == layer]
+        return params + [w.shape for w in self._working if w.shape.layer == layer]
+
+    def _check(self) -> None:
+        named = [(s.shape.name, s.param) for s in self._slots] + [(w.shape.name, w.tensor) for w in self._working]
+        for name, tensor in named:
             if tensor.device != self.device:
                 raise TaskError(f"{name} is on {tensor.device} and other parameters on {self.device}; build on one device")
+        known = {id(owner) for s in self._slots for owner, _ in s.owners}
+        for prefix, owner in self.module.named_modules():
+            if any(p is not None and p.requires_grad for p in owner._parameters.values()) and id(owner) not in known:
+                raise TaskError(f"stack() leaves out {prefix or 'the model itself'}, which has trainable parameters")
 
-    # -------------------------------------------------------------------------------------------------------- vectors
+    def _values(self, layer: int, bounds: Interval) -> Tensor:
+        """A layer's part of the uncut vector with the values that the module has now."""
+        vector = torch.zeros(bounds.numel, dtype=torch.float32, device=self.device)
+        params = {s.shape.name: s.param for s in self._slots}
+        working = {w.shape.name: w for w in self._working}
+        for e in self.of_layer(layer):
+            view = vector[e.start - bounds.start : e.stop - bounds.start].view(e.shape)
+            if e.kind is Kind.PARAM:
+                view.copy_(params[e.name].detach())
+            elif e.kind is Kind.BUFFER:
+                view.copy_(working[e.name].tensor)
+        return vector
 
-    def new_vector(self) -> Tensor:
-        """Zeros of shape [padded_numel], fp32, on the model's device."""
-        return torch.zeros(self.padded_numel, dtype=torch.float32, device=self.device)
+    # ------------------------------------------------------------------------------------------------------- placement
 
-    def rebind(self, new_flat: Tensor) -> None:
-        """Makes `new_flat` (fp32 [padded_numel]) the state: parameters and living shards become views of it, nothing
-        is copied.
+    def place(self, *, degree: int, coordinate: int, wrapping: Wrapping | None) -> None:
+        """This worker is `coordinate` of `degree` tensor ranks from now on; `adopt` comes next."""
+        self.degree, self.coordinate = degree, coordinate
+        self._wrapping = wrapping
+        self.space: Space = lay_out(self.shapes, layers=len(self.layer_names), block=self.block, degree=degree)
+        kinds = {w.shape.name: Kind.BUFFER if w.initial is None else Kind.COUNTER for w in self._working}
+        entries = []
+        for c in range(degree):
+            base = c * self.space.section
+            for s, p in zip(self.shapes, self.space.places, strict=True):
+                shape = torch.Size(local_shape(s.shape, cut_dim=s.cut_dim, degree=degree, coordinate=c))
+                offset = cut(s.shape[s.cut_dim], degree=degree, coordinate=c)[0] if s.cut_dim >= 0 else 0
+                kind = kinds.get(s.name, Kind.PARAM)
+                start = base + p.start
+                whole = torch.Size(s.shape)
+                entry = Entry(s.name, start, start + shape.numel(), shape, kind, s.layer, c, whole, s.cut_dim, offset, s.twin)
+                entries.append(entry)
+        self.entries: tuple[Entry, ...] = tuple(entries)  # of every coordinate, in the order of the vector
+        self._starts = [e.start for e in self.entries]
+        self._mine: list[list[Entry]] = [[] for _ in self.layer_names]
+        for e in self.entries:
+            if e.coordinate == coordinate:
+                self._mine[e.layer].append(e)
+        self.params_only: Intervals = merge(
+            Interval(e.start, e.stop) for e in self.entries if e.kind is Kind.PARAM and e.start < e.stop
+        )
+        self.buffers_only: Intervals = merge(
+            Interval(e.start, e.stop) for e in self.entries if e.kind is not Kind.PARAM and e.start < e.stop
+        )
 
-        For use after an aborted collective, which may still write into the old vector. Buffers are restored from
-        `new_flat`.
+    def of_layer(self, layer: int) -> Sequence[Entry]:
+        """A layer's entries at this worker's tensor coordinate."""
+        return self._mine[layer]
+
+    def bounds(self, layer: int) -> Interval:
+        """Where a layer lies, at this worker's tensor coordinate."""
+        i, base = self.space.layers[layer], self.coordinate * self.space.section
+        return Interval(base + i.start, base + i.stop)
+
+    def adopt(self, params: Extents, layers: Iterable[int]) -> None:
+        """These extents are the state; parameters of `layers` (which must be whole in them) become views, others are released.
+
+        Nothing is copied. Living shards move along.
         """
-        self._check_vector(new_flat)
-        self.flat = new_flat
-        for entry, param in self._params:
-            param.data = self._view(new_flat, entry)
+        self.params = params
+        wanted = set(layers)
+        for layer in range(len(self.layer_names)):
+            if layer in wanted:
+                bounds = self.bounds(layer)
+                self.bind_layer(layer, params.view(bounds.start, bounds.stop))
+            else:
+                self.release_layer(layer)
+        self._move_shards()
+
+    def _move_shards(self) -> None:
         living = [(ref, start, stop) for ref, start, stop in self._shards if ref() is not None]
         for ref, start, stop in living:
             shard = ref()
-            if shard is not None:
-                shard.data = new_flat[start:stop]
+            if shard is not None and self.params.covers(start, stop):
+                shard.data = self.params.view(start, stop)
         self._shards = living
-        self.restore_buffers()
+
+    def bind_layer(self, layer: int, values: Tensor) -> None:
+        """The layer's parameters become views of `values`, fp32 [bounds(layer).numel]; its buffers take theirs from it."""
+        base = self.bounds(layer).start
+        entries = {e.name: e for e in self.of_layer(layer)}
+        with torch.no_grad():
+            for slot in self._slots:
+                if slot.shape.layer != layer:
+                    continue
+                e = entries[slot.shape.name]
+                local = values[e.start - base : e.stop - base].view(e.shape)
+                self._bind(slot, local)
+        self.restore_buffers(layer, values)
+
+    def _bind(self, slot: _Slot, local: Tensor) -> None:
+        """The parameter object stays the same from the first time on: autograd and the layered runner know it."""
+        if self._wrapping is None:
+            slot.param.data = local
+            return
+        slot.param = self._wrapping.param(slot.shape.name, local)
+        for owner, key in slot.owners:
+            owner._parameters[key] = slot.param
+
+    def release_layer(self, layer: int) -> None:
+        """Its parameters have no memory any more."""
+        self._bound.pop(layer, None)
+        for slot in self._slots:
+            if slot.shape.layer == layer:
+                slot.param.grad = None
+                self._bind(slot, torch.empty(0, dtype=torch.float32, device=self.device))
 
     def shards(self, intervals: Sequence[Interval]) -> list[NamedShard]:
-        """The parameters' parts inside the intervals, in order of the flat vector: one per parameter and stretch.
+        """The parameters' parts inside the intervals, in order of the flat vector: one per parameter and stretch of memory.
 
-        Touching intervals count as one. Padding and buffers give no shard: `apply_buffers` updates those.
+        Padding and buffers give no shard: `apply_buffers` updates those. Intervals are taken as they are: a shard never reaches
+        over the end of one, so that the caller's own memory may be cut there.
         """
-        stops = [entry.stop for entry, _ in self._params]
         out: list[NamedShard] = []
-        for interval in self._checked(intervals):
-            for entry, _ in self._params[bisect.bisect_right(stops, interval.start) :]:
-                if entry.start >= interval.stop:
+        for interval in intervals:
+            at = max(0, bisect.bisect_right(self._starts, interval.start) - 1)
+            for e in self.entries[at:]:
+                if e.start >= interval.stop:
                     break
-                start, stop = max(entry.start, interval.start), min(entry.stop, interval.stop)
-                if start < stop:
-                    param = nn.Parameter(self.flat[start:stop])
-                    self._shards.append((weakref.ref(param), start, stop))
-                    out.append(NamedShard(entry.name, param, len(entry.shape), start, stop))
+                start, stop = max(e.start, interval.start), min(e.stop, interval.stop)
+                if start >= stop or e.kind is not Kind.PARAM:
+                    continue
+                for lo, hi, view in self.params.pieces(start, stop):
+                    param = nn.Parameter(view)
+                    self._shards.append((weakref.ref(param), lo, hi))
+                    out.append(NamedShard(e.name, param, len(e.whole), lo, hi))
         return out
 
     # ------------------------------------------------------------------------------------------------------ gradients
 
-    def bind_grads(self, flat_grad: Tensor) -> None:
-        """Every parameter's `.grad` becomes a view of `flat_grad` (fp32 [padded_numel]), into which backward then adds.
+    def bind_grads(self, layers: Iterable[int], start: int, buffer: Tensor) -> None:
+        """Gradients of the layers' parameters become views of `buffer`, whose first element is `start` of the flat vector.
 
-        The caller zeroes the vector; never call zero_grad(set_to_none=True) on this model.
+        Backward then adds into it. The caller zeroes it; never call zero_grad(set_to_none=True) on this model.
         """
-        self._check_vector(flat_grad)
-        for entry, param in self._params:
-            param.grad = self._view(flat_grad, entry)
-        self._flat_grad = flat_grad
+        wanted = [n for n in layers if self._bound.get(n, (0, None))[1] is not buffer]
+        if not wanted:
+            return
+        places = {(n, e.name): e for n in wanted for e in self.of_layer(n)}
+        for slot in self._slots:
+            e = places.get((slot.shape.layer, slot.shape.name))
+            if e is None:
+                continue
+            view = buffer[e.start - start : e.stop - start].view(e.shape)
+            slot.param.grad = view if self._wrapping is None else self._wrapping.grad(e.name, view)
+        for n in wanted:
+            self._bound[n] = (start, buffer)
 
-    def check_grads(self) -> None:
-        """Raises TaskError if some `.grad` is no longer the view that `bind_grads` set: its gradient would be lost
-        silently.
-        """
-        if self._flat_grad is None:
-            raise RuntimeError("check_grads before bind_grads")
-        base = self._flat_grad.data_ptr()
-        for entry, param in self._params:
-            if entry.start == entry.stop:
+    def check_grads(self, layers: Iterable[int]) -> None:
+        """Raises TaskError if some `.grad` is no longer the view that `bind_grads` set: its gradient would be lost silently."""
+        places = {(n, e.name): e for n in layers for e in self.of_layer(n)}
+        for slot in self._slots:
+            e = places.get((slot.shape.layer, slot.shape.name))
+            if e is None or e.start == e.stop:
                 continue  # an empty tensor has no address
-            if param.grad is None or param.grad.data_ptr() != base + 4 * entry.start:
+            start, buffer = self._bound[e.layer]
+            grad = slot.param.grad
+            local = grad.to_local() if isinstance(grad, DTensor) else grad
+            if local is None or local.data_ptr() != buffer.data_ptr() + 4 * (e.start - start):
                 raise TaskError(
-                    f"the gradient of {entry.name} was replaced during the forward or backward pass; "
+                    f"the gradient of {e.name} was replaced during the forward or backward pass; "
                     "a task must not call zero_grad, backward(create_graph=True) or assign .grad"
                 )
 
     # -------------------------------------------------------------------------------------------------------- buffers
 
-    def restore_buffers(self) -> None:
-        """Gives the modules the step's starting buffer values, out of the flat vector. Not between a forward and its
-        backward.
+    @property
+    def has_buffers(self) -> bool:
+        """Whether any buffer is part of the state."""
+        return bool(self._working)
+
+    def restore_buffers(self, layer: int, values: Tensor) -> None:
+        """Gives the layer's modules the step's starting values out of `values`, the layer's part of the vector.
+
+        Not between a forward and its backward.
         """
+        base = self.bounds(layer).start
+        entries = {e.name: e for e in self.of_layer(layer)}
         with torch.no_grad():
             for work in self._working:
-                work.owner._buffers[work.key] = work.tensor
-                value = self._view(self.flat, work.entry)
-                work.tensor.copy_(value if work.initial is None else work.initial + value.round().to(work.initial.dtype))
+                if work.shape.layer != layer:
+                    continue
+                e = entries[work.shape.name]
+                value = values[e.start - base : e.stop - base].view(e.shape)
+                # A tensor of its own each time: autograd may have saved the one before.
+                fresh = value.clone() if work.initial is None else work.initial + value.round().to(work.initial.dtype)
+                work.owner._buffers[work.key] = fresh.to(work.tensor.dtype)
 
-    def capture_buffers(self, flat_grad: Tensor, scale: float) -> None:
-        """Adds scale * (value now - the step's starting value) of every buffer to its place in `flat_grad`, as
-        backward does.
+    def restore_all_buffers(self, layers: Iterable[int]) -> None:
+        """The same for layers that are whole in the extents."""
+        if self._working:
+            for layer in layers:
+                bounds = self.bounds(layer)
+                self.restore_buffers(layer, self.params.view(bounds.start, bounds.stop))
 
-        The change travels, not the value, so that a constant stays itself to the bit through any mean. Raises
-        TaskError if the forward pass changed an integer buffer that is no scalar, or a buffer's shape.
+    def buffer_changes(self, layer: int, values: Tensor) -> Changes:
+        """(value now - the step's starting value, in `values`) of every buffer of the layer.
+
+        The change travels, not the value, so that a constant stays itself to the bit through any mean. Raises TaskError if the
+        forward pass changed an integer buffer that is no scalar, or a buffer's shape.
         """
-        self._check_vector(flat_grad)
         for constant in self._constants:
             now = constant.owner._buffers[constant.key]
             if now is not constant.tensor or now._version != constant.version:
@@ -266,45 +428,37 @@ class FlatState:
                     f"the forward pass changed the integer buffer {constant.name}; only float buffers "
                     "and integer scalars are averaged over micro-batches: make it float32, or persistent=False"
                 )
+        base = self.bounds(layer).start
+        entries = {e.name: e for e in self.of_layer(layer)}
+        out: Changes = []
         with torch.no_grad():
             for work in self._working:
+                if work.shape.layer != layer:
+                    continue
+                e = entries[work.shape.name]
                 buffer = work.owner._buffers[work.key]
-                if buffer is None or buffer.shape != work.entry.shape:
-                    raise TaskError(f"the forward pass changed the shape of buffer {work.entry.name}; shapes must stay")
-                old = self._view(self.flat, work.entry)
+                if buffer is None or buffer.shape != e.shape:
+                    raise TaskError(f"the forward pass changed the shape of buffer {e.name}; shapes must stay")
+                old = values[e.start - base : e.stop - base].view(e.shape)
                 new = (buffer if work.initial is None else buffer - work.initial).detach().to(torch.float32)
-                change = torch.where(new == old, 0.0, new - old)  # inf - inf would be nan
-                self._view(flat_grad, work.entry).add_(change, alpha=scale)
+                out.append((e, torch.where(new == old, 0.0, new - old)))  # inf - inf would be nan
+        return out
 
-    def apply_buffers(self, reduced: Tensor, intervals: Sequence[Interval]) -> None:
-        """Adds the mean change in `reduced` (fp32 [padded_numel]) to the buffers inside the intervals of the flat
-        vector.
+    def apply_buffers(self, pieces: Iterable[tuple[int, Tensor]]) -> None:
+        """Adds the mean changes to the buffers' values: (start, fp32 [n]) pieces of the vector that lie in `params`.
 
-        Counters are rounded to whole numbers (the mean of M equal ones need not be exactly one). Modules see the new
-        values after `restore_buffers`, once all regions of the vector are up to date.
+        Counters are rounded to whole numbers (the mean of M equal ones need not be exactly one). Modules see the new values
+        after `restore_buffers`.
         """
-        self._check_vector(reduced)
-        tail: Intervals = (Interval(self.param_numel, self.numel),) if self.numel > self.param_numel else ()
+        if not self.buffers_only:
+            return
+        counters = merge(Interval(e.start, e.stop) for e in self.entries if e.kind is Kind.COUNTER)
         with torch.no_grad():
-            for i in intersect(self._checked(intervals), tail):
-                self.flat[i.start : i.stop].add_(reduced[i.start : i.stop])
-            for work in self._working:
-                if work.initial is not None:
-                    self._view(self.flat, work.entry).round_()
-
-    # -------------------------------------------------------------------------------------------------------- helpers
-
-    def _view(self, vector: Tensor, entry: Entry) -> Tensor:
-        return vector[entry.start : entry.stop].view(entry.shape)
-
-    def _checked(self, intervals: Sequence[Interval]) -> Intervals:
-        merged = merge(intervals)
-        if merged and merged[-1].stop > self.padded_numel:
-            raise ValueError(f"interval {merged[-1]} ends beyond the vector of {self.padded_numel} elements")
-        return merged
-
-    def _check_vector(self, vector: Tensor) -> None:
-        if vector.shape != (self.padded_numel,) or vector.dtype is not torch.float32 or not vector.is_contiguous():
-            raise ValueError(f"expected contiguous float32 [{self.padded_numel}], got {vector.dtype} {list(vector.shape)}")
-        if vector.device != self.device:
-            raise ValueError(f"expected a vector on {self.device}, got {vector.device}")
+            for start, change in pieces:
+                here: Intervals = (Interval(start, start + change.numel()),)
+                for i in intersect(here, self.buffers_only):
+                    for lo, hi, view in self.params.pieces(i.start, i.stop):
+                        view.add_(change[lo - start : hi - start])
+                for i in intersect(here, counters):
+                    for _, _, view in self.params.pieces(i.start, i.stop):
+                        view.round_()

@@ -1,12 +1,15 @@
 """The optimizer of the regions that one rank holds, and the numbers that steer it.
 
 Every optimizer here is elementwise, so a region's update is the slice of the whole update, whoever holds it. The
-state that goes with the elements (Adam's moments) lives in one compact buffer per key, so that transfers, digests and
-checkpoints speak of intervals of the flat vector; scalars (Adam's step count) travel by parameter name.
+state that goes with the elements (Adam's moments) lives in Extents, one per key, so that transfers, digests and checkpoints
+speak of intervals of the flat vector and a reshard leaves in place what stays; scalars (Adam's step count) travel by parameter
+name.
 """
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.core.job import OptimizerSettings
-from orchestrator.core.plan.layout import Interval, Intervals, intersect, merge, subtract, total
+from orchestrator.core.plan.layout import Interval, Intervals, intersect, merge, total
+from orchestrator.engine.extents import Extents
 from orchestrator.engine.model_state import FlatState
 from orchestrator.engine.task import NamedShard, Task, TaskError
 
@@ -54,7 +58,7 @@ def probe_keys(task: Task, settings: OptimizerSettings, state: FlatState) -> Sta
     """
     shards = [
         NamedShard(s.name, nn.Parameter(s.param.detach()[:_PROBE_NUMEL].clone()), s.ndim, s.start, s.start + n)
-        for s in state.shards((Interval(0, state.padded_numel),))
+        for s in state.shards(state.params.intervals)
         if (n := min(_PROBE_NUMEL, s.stop - s.start)) > 1
     ]
     if not shards:
@@ -98,32 +102,29 @@ class Regions:
         return buffer[at : at + stop - start]
 
 
-class MomentStore:
-    """Pages that were touched before: compact buffers for elementwise state, handed out again and again."""
+Scalars = dict[str, dict[str, Any]]
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._free: list[Tensor] = []
 
-    def prefault(self, numel: int, dtypes: Sequence[torch.dtype]) -> None:
-        """Touch the memory of one buffer [numel] per dtype."""
-        self._free += [torch.zeros(numel, dtype=d, device=self._device).fill_(0) for d in dtypes]
+class Reduced:
+    """fp32 over some intervals of the flat vector, one after the other: the step's reduced gradient of what a rank holds."""
 
-    def take(self, numel: int, dtype: torch.dtype) -> Tensor:
-        """Zeros [numel]."""
-        for at, buffer in enumerate(self._free):
-            if buffer.dtype is dtype and buffer.numel() >= numel:
-                del self._free[at]
-                return buffer[:numel].zero_()
-        return torch.zeros(numel, dtype=dtype, device=self._device).fill_(0)
+    def __init__(self, regions: Regions, tensor: Tensor) -> None:
+        self.regions, self.tensor = regions, tensor
 
-    def give(self, buffers: Iterable[Tensor]) -> None:
-        """Hand back buffers that nobody uses any more, not even an aborted operation."""
-        self._free += buffers
+    def view(self, start: int, stop: int) -> Tensor:
+        """[stop - start], inside one interval; KeyError when it is not held."""
+        return self.regions.view(self.tensor, start, stop)
+
+    def pieces(self) -> list[tuple[int, Tensor]]:
+        """(start, values) of each interval."""
+        return [(i.start, self.view(i.start, i.stop)) for i in self.regions.intervals]
 
 
 class ShardedOptimizer:
-    """The task's optimizer over the given intervals of the flat vector, its elementwise state in compact buffers."""
+    """The task's optimizer over what `moments` hold of the flat vector, its elementwise state in their memory.
+
+    `moments`: one Extents per elementwise key, all over `intervals`. Without `scalars` it has no state yet.
+    """
 
     def __init__(
         self,
@@ -131,65 +132,66 @@ class ShardedOptimizer:
         task: Task,
         settings: OptimizerSettings,
         state: FlatState,
-        keys: StateKeys,
-        intervals: Sequence[Interval],
-        store: MomentStore,
+        intervals: Intervals,
+        moments: Mapping[str, Extents],
+        scalars: Scalars | None,
     ) -> None:
         self.regions = Regions(intervals)
-        self.buffers: dict[str, Tensor] = {k: store.take(self.regions.numel, d) for k, d in keys.elementwise}
+        self.moments = moments
         self._state = state
-        self._shards = state.shards(self.regions.intervals)
-        self._params_only = intersect(self.regions.intervals, (Interval(0, state.param_numel),))
-        self._buffers_only = subtract(self.regions.intervals, (Interval(0, state.param_numel),))
+        self._shards = state.shards(_stretches(self.regions.intervals, moments.values()))
+        self._params_only = intersect(self.regions.intervals, state.params_only)
+        self._buffers_only = intersect(self.regions.intervals, state.buffers_only)
         self._optimizer = task.build_optimizer(self._shards, settings) if self._shards else None
-        self._adopted = False  # whether the optimizer's state are views of our buffers
+        self._adopted = False  # whether the optimizer's state are views of our memory
         self._views: dict[tuple[int, str], Tensor] = {}  # those views, by shard and key
         self._grad: Tensor | None = None
+        if scalars is not None:
+            self._install(scalars)
 
-    def update(self, reduced: Tensor, *, lr: float, scale: float, micro_batches: int) -> None:
-        """One step in place over `reduced` (fp32 [padded_numel]), of which only the held regions are looked at.
+    def update(self, reduced: Reduced, *, lr: float, scale: float, micro_batches: int) -> None:
+        """One step in place. In `reduced` is the mean gradient and, for buffers, the sum over micro-batches of their changes.
 
-        In it are the mean gradient and, at the tail, the sum over micro-batches of the buffers' changes. It is used up.
+        It is used up.
         """
         if scale != 1.0:
             for i in self._params_only:
-                reduced[i.start : i.stop].mul_(scale)
+                reduced.view(i.start, i.stop).mul_(scale)
         if self._optimizer is not None:
             self._bind(reduced)
             for group in self._optimizer.param_groups:
                 group["lr"] = lr
             self._optimizer.step()
             self._adopt()
-        for i in self._buffers_only:
-            reduced[i.start : i.stop].mul_(1.0 / micro_batches)
-        self._state.apply_buffers(reduced, self.regions.intervals)
+        changes = [(i.start, reduced.view(i.start, i.stop)) for i in self._buffers_only]
+        for _, change in changes:
+            change.mul_(1.0 / micro_batches)
+        self._state.apply_buffers(changes)
 
-    def _bind(self, reduced: Tensor) -> None:
-        if self._grad is not reduced:
+    def _bind(self, reduced: Reduced) -> None:
+        if self._grad is not reduced.tensor:
             for shard in self._shards:
-                shard.param.grad = reduced[shard.start : shard.stop]
-            self._grad = reduced
+                shard.param.grad = reduced.view(shard.start, shard.stop)
+            self._grad = reduced.tensor
 
     def _adopt(self) -> None:
-        """After a step: move the state that the optimizer has made into our buffers.
+        """After a step: move the state that the optimizer has made into our memory.
 
         That is all of it after the first one, and later what it has replaced instead of changing it in place.
         """
         assert self._optimizer is not None
         for at, shard in enumerate(self._shards):
             kept = self._optimizer.state[shard.param]
-            for key, buffer in self.buffers.items():
+            for key, extents in self.moments.items():
                 value, ours = kept.get(key), self._views.get((at, key))
                 if value is None or value is ours:
                     continue
-                view = self.regions.view(buffer, shard.start, shard.stop)
+                view = extents.view(shard.start, shard.stop)
                 view.copy_(value)
                 kept[key] = self._views[at, key] = view
         self._adopted = True
 
-    # ---------------------------------------------------------------------------------------------- moving the state
-
-    def scalars(self) -> dict[str, dict[str, Any]]:
+    def scalars(self) -> Scalars:
         """Scalar state by parameter name and key, JSON-able; empty before the first step."""
         if self._optimizer is None or not self._adopted:
             return {}
@@ -197,25 +199,19 @@ class ShardedOptimizer:
             shard.name: {
                 key: _scalar_to_json(value)
                 for key, value in self._optimizer.state[shard.param].items()
-                if key not in self.buffers
+                if key not in self.moments
             }
             for shard in self._shards
         }
 
-    def keep_from(self, old: ShardedOptimizer) -> None:
-        """Copy what both hold of the elementwise state."""
-        for i in intersect(self.regions.intervals, old.regions.intervals):
-            for key, buffer in self.buffers.items():
-                self.regions.view(buffer, i.start, i.stop).copy_(old.regions.view(old.buffers[key], i.start, i.stop))
-
-    def install(self, scalars: Mapping[str, Mapping[str, Any]]) -> None:
-        """Make the buffers, with these scalars, the optimizer's state. Raises KeyError when a parameter is missing."""
+    def _install(self, scalars: Scalars) -> None:
+        """Make what the moments hold, with these scalars, the optimizer's state. Raises KeyError when a parameter is missing."""
         if self._optimizer is None:
             return
         for at, shard in enumerate(self._shards):
             kept: dict[str, Any] = {k: _scalar_from_json(v, shard.param) for k, v in scalars[shard.name].items()}
-            for key, buffer in self.buffers.items():
-                kept[key] = self._views[at, key] = self.regions.view(buffer, shard.start, shard.stop)
+            for key, extents in self.moments.items():
+                kept[key] = self._views[at, key] = extents.view(shard.start, shard.stop)
             self._optimizer.state[shard.param] = kept
         self._adopted = True
 
@@ -223,6 +219,17 @@ class ShardedOptimizer:
     def shards(self) -> Sequence[NamedShard]:
         """The parameters' parts that are updated here."""
         return self._shards
+
+
+def _stretches(intervals: Intervals, memory: Iterable[Extents]) -> list[Interval]:
+    """The intervals cut wherever some memory is."""
+    cuts = sorted({i.start for extents in memory for i, _ in extents})
+    out: list[Interval] = []
+    for i in intervals:
+        inside = cuts[bisect.bisect_right(cuts, i.start) : bisect.bisect_left(cuts, i.stop)]
+        edges = [i.start, *inside, i.stop]
+        out += [Interval(lo, hi) for lo, hi in itertools.pairwise(edges)]
+    return out
 
 
 def _is_scalar(value: object) -> bool:

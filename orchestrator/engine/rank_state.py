@@ -9,24 +9,29 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from orchestrator.core.graph.view import GraphView
 from orchestrator.core.job import DeviceKind, Job
-from orchestrator.core.plan.plan import Plan
+from orchestrator.core.plan.layout import Intervals, intersect, merge, subtract
+from orchestrator.core.plan.plan import PARAMS, Plan
 from orchestrator.core.reshard.recovery import Commit, Held
 from orchestrator.engine.accumulate import GradAccumulator
 from orchestrator.engine.buffers import BufferPool
+from orchestrator.engine.describe import build_seeded, graph_of, named_layers
+from orchestrator.engine.extents import Extents, Pages
 from orchestrator.engine.groups.base import GroupBroken
 from orchestrator.engine.model_state import FlatState
-from orchestrator.engine.optim import MomentStore, ShardedOptimizer, StateKeys
+from orchestrator.engine.optim import Reduced, Regions, Scalars, ShardedOptimizer, probe_keys
 from orchestrator.engine.task import Task
 from orchestrator.engine.tasks.loading import user_traceback
+from orchestrator.engine.tensor_parallel import TensorParallel, cut_dim
 
 _LINE_BYTES = 64
+_POOL_BYTES_MAX = 4 << 30
 
 
 class UserError(Exception):
@@ -50,27 +55,28 @@ def user_code() -> Iterator[None]:
 
 @dataclass(slots=True)
 class RankState:
-    """The state of the rank that this worker has (or had), and how far it is. Fields as in core.reshard.recovery.Held."""
+    """The state of the rank that this worker has (or had), and how far it is. Fields as in core.reshard.recovery.Held.
 
-    plan: Plan  # whose layout describes the regions
+    The params are in the FlatState's extents; `left_params` is what only the plan before needed. It is there, and `holds` and the
+    moments reach beyond what the plan gives, as long as it is not known that all ranks have what they need.
+    """
+
+    plan: Plan
     rank: int
-    optimizer: ShardedOptimizer
+    holds: Intervals  # of the optimizer
+    moments: dict[str, Extents]  # by key, over `holds`
+    optimizer: ShardedOptimizer | None  # None between a reshard and the agreement that it is complete
+    scalars: Scalars
     applied_step: int
     params_step: int
     prepared_step: int
     commit: Commit | None
     done_step: int = -1  # newest step whose digest, evaluation and checkpoint are behind us
+    left_params: Extents | None = None
 
-    def held(self) -> Held:
-        """For the supervisor."""
-        return Held(
-            plan_epoch=self.plan.epoch,
-            rank=self.rank,
-            applied_step=self.applied_step,
-            params_step=self.params_step,
-            prepared_step=self.prepared_step,
-            commit=self.commit,
-        )
+    def latest_scalars(self) -> Scalars:
+        """The optimizer's scalars as they are now."""
+        return self.optimizer.scalars() if self.optimizer is not None else self.scalars
 
 
 @dataclass(slots=True)
@@ -78,9 +84,9 @@ class StepWork:
     """Micro-batches of one step that are computed already. They outlive an epoch as long as they are still wanted."""
 
     step: int
-    mine: range
+    mine: tuple[int, ...]
     lineage: int
-    sums: GradAccumulator
+    sums: dict[int, GradAccumulator]  # by stage
     losses: dict[int, float]
 
 
@@ -93,49 +99,139 @@ def aligned(tensor: Tensor) -> Tensor:
 class Body:
     """Everything of a worker that is expensive to make: built once, touched by the training thread only."""
 
-    def __init__(self, *, job: Job, task: Task, module: nn.Module, state: FlatState, graph: GraphView, keys: StateKeys) -> None:
-        self.job = job
-        self.task = task
-        self.module = module
-        self.state = state
-        self.graph = graph
-        self.keys = keys
-        self.device = self.state.device
-        self.moments = MomentStore(self.device)
-        self.pool = BufferPool(device=self.device, free_bytes_max=self._pool_bytes())
-        self.pristine = True  # params are still those of the seed
+    def __init__(self, *, job: Job, task: Task, device: torch.device) -> None:
+        self.job, self.task, self.device = job, task, device
+        self.pages = Pages(device, free_bytes_max=_POOL_BYTES_MAX)
         self.adds_once = False  # backward adds each parameter's gradient in one piece (seen in the warm-up)
         self.lineage = 0  # grows whenever the state is not the continuation of the one before
         self.rank: RankState | None = None
         self.work: StepWork | None = None
-        self._reduced: Tensor | None = None
-        self._bound: Tensor | None = None
+        self.tensor: TensorParallel | None = None
+        self._reduced: Reduced | None = None
+        self._build(degree=1, coordinate=0)
+        self.graph = graph_of(job, task, self.state)
+        self.pool = BufferPool(device=device, free_bytes_max=self._pool_bytes())
+        with user_code():
+            self.keys = probe_keys(task, job.train.optimizer, self.state)
+
+    def _build(self, *, degree: int, coordinate: int) -> None:
+        """A new module with the values of the seed, all of it."""
+        with user_code():
+            module = build_seeded(self.task, seed=self.job.train.seed).to(self.device)
+            layers = named_layers(self.task, module)
+        self.module = module
+        self.state = FlatState(module, layers, cut_dim=partial(cut_dim, self.task))
+        self._degree, self._coordinate = degree, coordinate
+        self.tensor = None
+        if degree > 1:
+            with user_code():
+                self.tensor = TensorParallel(self.task, module, layers, degree=degree, coordinate=coordinate)
+        self.pristine = True  # the state is that of the seed, and all of the uncut model
+        self._bound_layers: tuple[int, ...] = tuple(range(len(self.state.layer_names)))
+
+    def as_coordinate(self, *, degree: int, coordinate: int) -> None:
+        """Become this coordinate of so many tensor ranks: unless it is that already, the module is built anew, from the seed.
+
+        Its state is then that of the uncut model, until `place_tensor`.
+        """
+        if (self._degree, self._coordinate) != (degree, coordinate):
+            self._build(degree=degree, coordinate=coordinate)
+
+    def place_tensor(self) -> None:
+        """From here on the state's vector is that of the tensor degree."""
+        if (self.state.degree, self.state.coordinate) != (self._degree, self._coordinate):
+            self.state.place(degree=self._degree, coordinate=self._coordinate, wrapping=self.tensor)
 
     def _pool_bytes(self) -> int:
         runs = self.job.train.micro_batches
-        return (256 << 20) + (runs.bit_length() + 3) * 4 * self.state.padded_numel
+        return (256 << 20) + (runs.bit_length() + 3) * 4 * self.graph.padded_numel
 
-    @property
-    def reduced(self) -> Tensor:
-        """fp32 [padded_numel]: the step's mean gradient where this rank holds state; anything elsewhere."""
-        if self._reduced is None:
-            self._reduced = self.pool.take(self.state.padded_numel)
+    # --------------------------------------------------------------------------------------------------------- reduced
+
+    def reduced(self, intervals: Intervals) -> Reduced:
+        """The step's reduced gradient of these intervals, in the same memory as long as they stay the same."""
+        if self._reduced is None or self._reduced.regions.intervals != merge(intervals):
+            regions = Regions(intervals)
+            self._reduced = Reduced(regions, self.pool.take(regions.numel))
         return self._reduced
 
     def drop_reduced(self) -> None:
         """A broken reduction may still write into it."""
         self._reduced = None
 
-    def drop_flat(self) -> None:
-        """A broken operation may still write into the params: go on with a copy."""
-        copy = self.pool.take(self.state.padded_numel)  # most likely pages that were touched before
-        self.state.rebind(copy.copy_(self.state.flat))
+    # ---------------------------------------------------------------------------------------------------------- params
 
-    def bind_grads(self, buffer: Tensor) -> None:
-        """Backward adds into `buffer` from here on."""
-        if self._bound is not buffer:
-            self.state.bind_grads(buffer)
-            self._bound = buffer
+    @property
+    def bound_layers(self) -> tuple[int, ...]:
+        """Layers whose parameters are whole in the extents."""
+        return self._bound_layers
+
+    def target_params(self, plan: Plan, rank: int, have: Extents) -> Extents:
+        """Memory for the params that a plan gives to a rank: what lies right in `have` stays, what lies elsewhere is copied.
+
+        The rest is new memory, to be received into.
+        """
+        state = self.state
+        wanted = plan.layout(PARAMS).holdings[rank].everything
+        target = have.merged_with(Extents(torch.float32, self.device))
+        target.drop(subtract(target.intervals, wanted))
+        for layer in self.layers_of(plan, rank):
+            b = state.bounds(layer)
+            try:
+                target.view(b.start, b.stop)
+            except KeyError:
+                target.drop((b,))
+                vector = torch.empty(b.numel, dtype=torch.float32, device=self.device)
+                for i in intersect(have.intervals, (b,)):
+                    for lo, hi, view in have.pieces(i.start, i.stop):
+                        vector[lo - b.start : hi - b.start] = view
+                target.add(b, vector)
+        missing = subtract(wanted, target.intervals)
+        return target.merged_with(self.pages.extents(missing, torch.float32))
+
+    def layers_of(self, plan: Plan, rank: int) -> tuple[int, ...]:
+        """The layers whose parameters a rank keeps whole from step to step."""
+        if plan.zero_stage >= 3:
+            return ()
+        stages = [plan.stages[s] for s in plan.stages_of(rank)]
+        return tuple(layer for s in stages for layer in range(s.first, s.last))
+
+    def adopt(self, params: Extents, layers: tuple[int, ...]) -> None:
+        """The model works over these extents from here on."""
+        self.state.adopt(params, layers)
+        self._bound_layers = layers
+
+    def renew(self, intervals: Intervals) -> None:
+        """A broken operation may still write into these params: go on with copies of the memory that they lie in."""
+        fresh = Extents(torch.float32, self.device)
+        for i, tensor in self.state.params:
+            hit = bool(intersect((i,), intervals))
+            fresh.add(i, self.pool.take(i.numel).copy_(tensor) if hit else tensor)
+        self.adopt(fresh, self._bound_layers)
+
+    def new_moments(self, intervals: Intervals) -> dict[str, Extents]:
+        """Zeros for every elementwise tensor of the optimizer."""
+        return {key: self.pages.extents(intervals, dtype) for key, dtype in self.keys.elementwise}
+
+    # ------------------------------------------------------------------------------------------------------------ rank
+
+    def held(self) -> Held | None:
+        """What this worker holds, for the supervisor."""
+        rank = self.rank
+        if rank is None:
+            return None
+        left = rank.left_params.intervals if rank.left_params is not None else ()
+        return Held(
+            plan_epoch=rank.plan.epoch,
+            rank=rank.rank,
+            tensor=self.state.degree,
+            applied_step=rank.applied_step,
+            params_step=rank.params_step,
+            prepared_step=rank.prepared_step,
+            optimizer=rank.holds,
+            params=merge(self.state.params.intervals + left),
+            commit=rank.commit,
+        )
 
     def to_device(self, batch: object) -> object:
         """The batch's tensors where the model is.
@@ -148,8 +244,6 @@ class Body:
 
     def fresh(self) -> None:
         """Forget the rank and its work."""
-        if self.rank is not None:
-            self.moments.give(self.rank.optimizer.buffers.values())
         self.rank = None
         self.work = None
         self.lineage += 1
@@ -157,12 +251,11 @@ class Body:
     def prefault(self, *, ranks: int, zero_stage: int, copies: int) -> None:
         """Touch the memory that a rank of such a plan will need: the first touch of a page costs ten times a copy."""
         with torch.no_grad():
+            numel = self.graph.padded_numel
             run = -(-self.job.train.micro_batches // ranks)
-            vectors = [self.pool.take(self.state.padded_numel) for _ in range(run.bit_length() + 1)]
+            vectors = [self.pool.take(numel) for _ in range(run.bit_length() + 1)]
             for vector in vectors:
                 self.pool.give(vector.zero_())
-            if zero_stage == 0 or self.state.padded_numel <= 64 << 20:
-                self.reduced.fill_(0.0)
-            blocks = -(-self.state.n_blocks // ranks)
-            share = blocks * self.state.block * (1 + copies) if zero_stage else self.state.padded_numel
-            self.moments.prefault(min(share, self.state.padded_numel), [d for _, d in self.keys.elementwise])
+            share = min(numel, -(-numel // ranks) * (1 + copies)) if zero_stage else numel
+            for _, dtype in self.keys.elementwise:
+                self.pages.prefault(share, dtype)

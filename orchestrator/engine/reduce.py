@@ -17,12 +17,12 @@ from torch import Tensor
 
 from orchestrator.engine.buffers import BufferPool
 from orchestrator.engine.groups.base import USER_TAG_MAX, EpochGroup, Handle
+from orchestrator.engine.groups.part import Part
 from orchestrator.engine.norms import block_sums
 from orchestrator.engine.tree import Node, all_segments, left_fold_counts, merge_counts
 
 __all__ = [
     "Ownership",
-    "all_gather_regions",
     "all_reduce_exact",
     "all_reduce_fast",
     "block_sums",
@@ -89,7 +89,7 @@ class Ownership:
 
 
 def reduce_scatter_exact(
-    group: EpochGroup,
+    group: EpochGroup | Part,
     ownership: Ownership,
     partials: Sequence[tuple[Node, Tensor]],
     *,
@@ -111,7 +111,7 @@ def reduce_scatter_exact(
 
 
 def all_reduce_exact(
-    group: EpochGroup,
+    group: EpochGroup | Part,
     ownership: Ownership,
     partials: Sequence[tuple[Node, Tensor]],
     out: Tensor,
@@ -129,7 +129,7 @@ def all_reduce_exact(
 
 
 def reduce_scatter_fast(
-    group: EpochGroup,
+    group: EpochGroup | Part,
     ownership: Ownership,
     partials: Sequence[tuple[Node, Tensor]],
     *,
@@ -150,7 +150,7 @@ def reduce_scatter_fast(
 
 
 def all_reduce_fast(
-    group: EpochGroup,
+    group: EpochGroup | Part,
     ownership: Ownership,
     partials: Sequence[tuple[Node, Tensor]],
     out: Tensor,
@@ -162,39 +162,15 @@ def all_reduce_fast(
 
     One partial or more.
     """
-    if out.device.type != "cpu":  # the library's own is the fast one there
+    library = group.whole if isinstance(group, Part) else group
+    if out.device.type != "cpu" and library is not None:  # the library's own is the fast one there
         _sum_into(out, [value for _, value in partials])
-        group.all_reduce_sum_(out)
+        library.all_reduce_sum_(out)
         return
     local, borrowed = _local_sum(partials, pool)
     _Reduction(group, ownership, [local], [1] * group.size, left_fold_counts(group.size), pool, scratch_bytes).run_and_gather(out)
     if borrowed:
         pool.give(local)
-
-
-def all_gather_regions(group: EpochGroup, ownership: Ownership, region: Tensor, flat: Tensor) -> None:
-    """Every rank's region [numel(rank)] into its intervals of `flat` [length] on all ranks.
-
-    Data lands where it belongs without staging. `region` may be a view of its own place in `flat`. After GroupBroken
-    `flat` is never used again.
-    """
-    if region.numel() != ownership.numel(group.rank) or flat.numel() != ownership.length:
-        raise ValueError(f"region [{region.numel()}] or flat [{flat.numel()}] does not fit the ownership")
-    peers = _others(group)
-    sends, position = [], 0
-    for start, stop in ownership.regions[group.rank]:
-        piece = region[position : position + stop - start]
-        sends += [(piece, peer) for peer in peers]
-        position += stop - start
-    recvs = [(flat[a:b], peer) for peer in peers for a, b in ownership.regions[peer]]
-    pending = group.exchange(sends, recvs, tag=_GATHER_TAG)
-    position = 0
-    for start, stop in ownership.regions[group.rank]:
-        piece = region[position : position + stop - start]
-        if piece.data_ptr() != flat[start:stop].data_ptr():
-            flat[start:stop] = piece
-        position += stop - start
-    pending.wait()
 
 
 class _Reduction:
@@ -205,7 +181,7 @@ class _Reduction:
 
     def __init__(
         self,
-        group: EpochGroup,
+        group: EpochGroup | Part,
         ownership: Ownership,
         mine: Sequence[Tensor],
         counts: Sequence[int],
@@ -349,7 +325,7 @@ class _Reduction:
         self.incoming = []
 
 
-def _exact_order(group: EpochGroup, partials: Sequence[tuple[Node, Tensor]], total: int) -> tuple[list[int], list[int]]:
+def _exact_order(group: EpochGroup | Part, partials: Sequence[tuple[Node, Tensor]], total: int) -> tuple[list[int], list[int]]:
     by_rank = all_segments(total, group.size)
     if [node for node, _ in partials] != by_rank[group.rank]:
         nodes = [node for node, _ in partials]
@@ -361,7 +337,7 @@ def _dtype(partials: Sequence[tuple[Node, Tensor]]) -> torch.dtype:
     return partials[0][1].dtype if partials else torch.float32
 
 
-def _others(group: EpochGroup) -> list[int]:
+def _others(group: EpochGroup | Part) -> list[int]:
     """The peers, starting with the next rank, so that not everybody talks to rank 0 first."""
     return [(group.rank + step) % group.size for step in range(1, group.size)]
 

@@ -93,12 +93,13 @@ class Task(ABC):
     def eval_batch(self, *, seed: int, index: int) -> Any:
         """The held-out micro-batch number `index`: a pytree like `batch`'s, a pure function of the arguments."""
 
-    def layers(self, model: nn.Module) -> Sequence[tuple[str, nn.Module]]:
+    def stack(self, model: nn.Module) -> Sequence[tuple[str, nn.Module]]:
         """The model as (name, module) pairs in forward order, each called with the output of the one before; empty: one piece.
 
         Pipeline stages, ZeRO-3, recomputation and tensor parallelism need them. The first is called with `inputs(batch)`; what
-        goes from layer to layer is one tensor; `criterion` makes the loss of the last one's output. Every trainable parameter and
-        persistent buffer must belong to a layer. A parameter that two layers use (tied weights) is kept equal in both.
+        goes from layer to layer is one tensor (made contiguous, and so is its gradient); `criterion` makes the loss of the last
+        one's output. Every trainable parameter and persistent buffer must belong to one layer. A parameter that two layers use
+        (tied weights) is kept equal in both. The RNG is seeded before each layer, so that its dropout is the same on any rank.
         """
         return ()
 
@@ -111,11 +112,15 @@ class Task(ABC):
         raise TaskError(f"{type(self).__name__} names its layers but has no criterion()")
 
     def tensor_plan(self, layer: str) -> dict[str, ParallelStyle]:
-        """Which submodules of a layer tensor parallelism cuts, as for torch's `parallelize_module`: ColwiseParallel, RowwiseParallel.
+        """What tensor parallelism cuts in a layer, as for torch's `parallelize_module`: ColwiseParallel or RowwiseParallel.
 
-        The input and output of the layer stay whole on every tensor rank.
+        Keys are names of nn.Linear modules inside the layer, such as `attention.qkv`. The layer's input and output stay whole
+        on every tensor rank; between a ColwiseParallel module and a RowwiseParallel one a rank has its part of the features only.
         """
         return {}
+
+    def check_tensor(self, degree: int) -> None:  # noqa: B027  (optional hook)
+        """Raise TaskError where the layers cannot be cut over so many tensor ranks (attention heads, for one)."""
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         """Mean loss of the micro-batch, a scalar tensor; every micro-batch of a step has the same weight.
@@ -123,7 +128,7 @@ class Task(ABC):
         A task that names its layers need not override it (and the engine then uses them, not this).
         """
         x = self.inputs(batch)
-        for _, layer in self.layers(model):
+        for _, layer in self.stack(model):
             x = layer(x)
         return self.criterion(x, batch)
 

@@ -13,6 +13,7 @@ from typing import Protocol
 from orchestrator.core.cluster.view import ClusterView
 from orchestrator.core.job import Job
 from orchestrator.core.supervisor.events import Fault
+from orchestrator.runtime.checkpoint_types import CheckpointInfo, CheckpointVerdict, ExportedModel, ExportType
 from orchestrator.runtime.ports import LogLine, Record
 from orchestrator.runtime.status_types import JobStatus
 
@@ -47,6 +48,14 @@ class Explanation:
 
     record: Record
     lines: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What was decided on a request that is to be carried out. One that is not is a NotPossibleError with the reason."""
+
+    seq: int  # of the record in the journal; what comes of it has later ones
+    reason: str
 
 
 class ControlHandler(Protocol):
@@ -92,8 +101,32 @@ class ControlHandler(Protocol):
         """Ask the job to end; returns when the request is journaled."""
         ...
 
-    async def drain(self, name: str, *, node_id: str, who: str) -> None:
-        """Ask for a node to be emptied; returns when the request is journaled."""
+    async def drain(self, name: str, *, node_id: str, who: str, why: str) -> Decided:
+        """Ask for a node to be emptied; `why` may be empty. Draining a drained node is not an error."""
+        ...
+
+    async def scale(self, name: str, *, nodes: int, layers_per_stage: tuple[int, ...], who: str) -> Decided:
+        """Ask for another number of nodes that train (0: as now) or other pipeline stages (empty: as they are)."""
+        ...
+
+    async def replace_worker(self, name: str, *, worker_id: str, rank: int | None, who: str) -> Decided:
+        """Ask that a worker, named by its id or its rank, gives its rank to a spare."""
+        ...
+
+    async def take_checkpoint(self, name: str, *, who: str) -> Decided:
+        """Ask for a durable checkpoint after the step under way."""
+        ...
+
+    async def list_checkpoints(self, name: str, *, uri: str) -> Sequence[CheckpointInfo]:
+        """What lies where the job's checkpoints are (or at `uri`), newest first."""
+        ...
+
+    async def verify_checkpoint(self, name: str, *, uri: str, step: int | None) -> CheckpointVerdict:
+        """Read all of one checkpoint; without a step the newest. Damage is an answer, not an error."""
+        ...
+
+    async def export_checkpoint(self, name: str, *, uri: str, step: int | None, path: str, dtype: ExportType) -> ExportedModel:
+        """Write a checkpoint's model to a safetensors file on the supervisor's machine; without a step the newest complete."""
         ...
 
     async def cluster(self) -> ClusterView:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from orchestrator.core.job import Job
 from orchestrator.core.supervisor.commands import EndJob
@@ -54,6 +54,20 @@ class DriverStopped(RuntimeError):
     """The request came too late: the job is over, or its driver has failed."""
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of a request."""
+
+    record: Record | None  # of the decision; None when there was nothing to write down
+    before: State
+    after: State
+
+    @property
+    def acted(self) -> bool:
+        """Whether anything is different now, or anything is to be done: a request that was refused only has a reason."""
+        return self.record is not None and (bool(self.record.commands) or self.before != self.after)
+
+
 class Driver:
     """One job's driver. `run` is its life; the other methods are called from the same event loop."""
 
@@ -81,7 +95,7 @@ class Driver:
         self._clock = clock
         self._timeouts = timeouts
         self._recent: deque[Record] = deque(recent, RECENT_MAX)
-        self._queue: deque[tuple[Event, asyncio.Future[Record | None] | None]] = deque()
+        self._queue: deque[tuple[Event, asyncio.Future[Answer] | None]] = deque()
         self._overflowed = False
         self._arrived = asyncio.Event()
         self._changed = asyncio.Event()
@@ -144,14 +158,14 @@ class Driver:
         """Take a fact; it is stamped with the present. Returns at once."""
         self._put(event, None)
 
-    async def ask(self, event: Event) -> Record | None:
-        """Take a request and wait until it is decided on; the record of the decision, or None when nothing came of it.
+    async def ask(self, event: Event) -> Answer:
+        """Take a request and wait until it is decided on; the record of the decision and the states around it.
 
         Raises DriverStopped when the driver ends first.
         """
         if self._stopped:
             raise DriverStopped(f"the driver of job {self._state.job.name} has stopped")
-        answer: asyncio.Future[Record | None] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._put(event, answer)
         return await answer
 
@@ -161,7 +175,7 @@ class Driver:
         if worker is not None and worker.phase.alive:
             self._observer.beat(beat)
 
-    def _put(self, event: Event, answer: asyncio.Future[Record | None] | None) -> None:
+    def _put(self, event: Event, answer: asyncio.Future[Answer] | None) -> None:
         if self._stopped:
             return  # nobody will look at it; the workers say again what a new supervisor must know
         self._arrived.set()
@@ -210,9 +224,10 @@ class Driver:
                 raise SupervisorBug(f"more than {EVENTS_MAX} events wait; the story so far:\n{story(self._recent)}")
             if self._queue:
                 event, answer = self._queue.popleft()
+                before = self._state
                 record = self._handle(event)
                 if answer is not None and not answer.done():
-                    answer.set_result(record)
+                    answer.set_result(Answer(record, before, self._state))
                 await asyncio.sleep(0)  # streams and commands get their turn between any two events
             else:
                 await self._wait_until(due_s)

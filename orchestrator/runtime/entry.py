@@ -1,4 +1,4 @@
-"""One job as the service holds it: its driver, journal, books and logs, and what a person may mean by a node of it."""
+"""One job as the service holds it: its driver, journal, books and logs, and what a person may mean by a node or worker of it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Protocol
 
 from orchestrator.core.cluster.view import NodeView
 from orchestrator.core.job import Job
+from orchestrator.core.supervisor.events import Event
 from orchestrator.runtime.books import Books
-from orchestrator.runtime.control import BadRequestError, NotFoundError
-from orchestrator.runtime.driver import Driver
+from orchestrator.runtime.control import BadRequestError, NotFoundError, NotPossibleError
+from orchestrator.runtime.driver import Answer, Driver, DriverStopped
 from orchestrator.runtime.logs import WorkerLogs
 from orchestrator.runtime.ports import Journal
 
@@ -57,6 +58,13 @@ class Entry:
         """No more records will come."""
         return self.driver.state.phase.terminal or self.error is not None or (self.task is not None and self.task.done())
 
+    async def ask(self, event: Event) -> Answer:
+        """Have a request decided on. Raises NotPossibleError when the driver ends first."""
+        try:
+            return await self.driver.ask(event)
+        except DriverStopped as error:
+            raise NotPossibleError(str(error)) from error
+
 
 def node_of(entry: Entry, node_id: str) -> NodeView:
     """A node by its id or the unambiguous beginning of it."""
@@ -69,3 +77,24 @@ def node_of(entry: Entry, node_id: str) -> NodeView:
     if nodes:
         raise BadRequestError(f"{node_id} is the beginning of {len(nodes)} nodes' ids; there are {known}")
     raise NotFoundError(f"there is no node {node_id}; there are {known}")
+
+
+def worker_of(entry: Entry, *, worker_id: str, rank: int | None) -> str:
+    """The id of a living worker that is meant: by its id (`w3` is enough) or by the rank that it has now."""
+    state = entry.driver.state
+    name = entry.job.name
+    if bool(worker_id) == (rank is not None):
+        raise BadRequestError("name either a worker or a rank: one of the two")
+    if rank is not None:
+        if state.plan is None:
+            raise NotPossibleError(f"job {name} has no ranks yet")
+        if not 0 <= rank < state.plan.size:
+            raise NotFoundError(f"there is no rank {rank}; job {name} has ranks 0 to {state.plan.size - 1}")
+        return state.plan.seats[rank].worker_id
+    full = worker_id if "/" in worker_id else f"{name}/{worker_id}"
+    worker = state.workers.get(full)
+    if worker is None or not worker.phase.alive:
+        known = ", ".join(w.worker_id for w in state.workers.values() if w.phase.alive) or "none"
+        gone = f" any more ({worker.phase}: {worker.cause})" if worker is not None else ""
+        raise NotFoundError(f"there is no worker {worker_id}{gone}; there are {known}")
+    return full

@@ -28,6 +28,7 @@ from orchestrator.core.supervisor.commands import (
 )
 from orchestrator.core.supervisor.events import Event, Fault
 from orchestrator.core.supervisor.state import State
+from orchestrator.runtime.checkpoint_types import CheckpointInfo, CheckpointVerdict, ExportedModel, ExportType
 
 Sink = Callable[[Event], None]
 WorkerCommand = FenceEpoch | LeaveEpoch | TakeCheckpoint | RunEpoch | ExitWorker | DumpStacks | InjectFault
@@ -179,6 +180,26 @@ class Telemetry(Protocol):
 
     def ticked(self, state: State, beats: Iterable[Beat]) -> None:
         """Soft state, at every tick."""
+        ...
+
+
+class CheckpointTools(Protocol):
+    """Looks at durable checkpoints. Every method blocks as long as storage does: call it in a thread.
+
+    `uri` is the place where a job's checkpoints are, or one of them. Raises runtime.control.NotFoundError when there is no such
+    checkpoint, NotPossibleError when what is there does not allow it, OSError when the place cannot be read or written.
+    """
+
+    def list(self, uri: str) -> Sequence[CheckpointInfo]:
+        """Every checkpoint there, complete or not, newest first."""
+        ...
+
+    def verify(self, uri: str, *, step: int | None) -> CheckpointVerdict:
+        """Read every byte of one (the newest without `step`) and compute its digest anew; damage is the answer, no error."""
+        ...
+
+    def export(self, uri: str, *, step: int | None, path: str, dtype: ExportType) -> ExportedModel:
+        """Write the model of one (the newest complete without `step`) to a safetensors file, in one instant."""
         ...
 
 

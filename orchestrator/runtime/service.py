@@ -9,31 +9,39 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from orchestrator.core.cluster.view import ClusterView
 from orchestrator.core.job import Job
-from orchestrator.core.supervisor.events import (
-    FAULT_KINDS,
-    CancelRequested,
-    DrainRequested,
-    Event,
-    Fault,
-    FaultRequested,
-    WorkerHello,
-)
+from orchestrator.core.supervisor.events import CancelRequested, Event, Fault, WorkerHello
 from orchestrator.core.supervisor.state import CheckpointRef, State
+from orchestrator.runtime import requests
 from orchestrator.runtime.books import Books
-from orchestrator.runtime.control import BadRequestError, Explanation, NotFoundError, NotPossibleError
-from orchestrator.runtime.driver import DriverStopped, resume_driver, start_driver
-from orchestrator.runtime.entry import CLUSTER_FILE, Entry, OwnedJournal, node_of, put_past
+from orchestrator.runtime.checkpoint_types import CheckpointInfo, CheckpointVerdict, ExportedModel, ExportType
+from orchestrator.runtime.checkpoints import CheckpointDesk, place_of
+from orchestrator.runtime.control import BadRequestError, Decided, Explanation, NotFoundError, NotPossibleError
+from orchestrator.runtime.driver import Driver, resume_driver, start_driver
+from orchestrator.runtime.entry import CLUSTER_FILE, Entry, OwnedJournal, put_past
 from orchestrator.runtime.explain import explain
 from orchestrator.runtime.ledger import Account
 from orchestrator.runtime.logs import WorkerLogs
-from orchestrator.runtime.ports import Beat, Clock, Fleet, LogLine, NotReady, Prober, Record, Telemetry, Welcome, Workers
+from orchestrator.runtime.ports import (
+    Beat,
+    CheckpointTools,
+    Clock,
+    Fleet,
+    LogLine,
+    NotReady,
+    Prober,
+    Record,
+    Telemetry,
+    Welcome,
+    Workers,
+)
 from orchestrator.runtime.status import job_status
 from orchestrator.runtime.status_types import JobStatus
 
@@ -54,6 +62,7 @@ class Parts:
     make_fleet: Callable[[Job], Fleet]
     make_telemetry: Callable[[Job], Telemetry]
     newest_checkpoint: Callable[[Job], Awaitable[CheckpointRef | None]]  # complete and verified
+    checkpoint_tools: Callable[[], CheckpointTools]  # called in a thread
     workers: Workers
     prober: Prober
     clock: Clock
@@ -77,6 +86,7 @@ class SupervisorService:
         self._jobs_dir = jobs_dir
         self._cluster = cluster
         self._parts = parts
+        self._desk = CheckpointDesk(parts.checkpoint_tools)
         self._on_failure = on_failure
         self._jobs: dict[str, Entry] = {}
         self._broken: dict[str, str] = {}  # jobs that could not be taken up, and why
@@ -256,31 +266,44 @@ class SupervisorService:
 
     async def inject(self, name: str, *, fault: Fault, who: str) -> None:
         """Journal a fault and hand it on."""
-        entry = self._running(name)
-        if fault.kind not in FAULT_KINDS:
-            raise BadRequestError(f"no fault is called {fault.kind!r}; there are {', '.join(FAULT_KINDS)}")
-        if (fault.rank >= 0) == bool(fault.node_id):
-            raise BadRequestError("a fault strikes either a rank or a node: give one of the two")
-        if min(fault.at_step, fault.micro_batch, fault.amount_ms) < 0:
-            raise BadRequestError("step, micro-batch and amount of a fault are not negative")
-        if fault.node_id:
-            fault = replace(fault, node_id=node_of(entry, fault.node_id).node_id)
-        record = await self._ask(entry, FaultRequested(0, fault, who))
-        if record is None or not (record.commands or fault in entry.driver.state.faults):
-            raise NotPossibleError(record.reason if record else f"job {entry.job.name} is over")
+        await requests.inject(self._running(name), fault=fault, who=who)
 
     async def cancel(self, name: str, *, who: str) -> None:
         """Ask the job to end; returns when the request is journaled."""
-        await self._ask(self._running(name), CancelRequested(0, who))
+        await self._running(name).ask(CancelRequested(0, who))
 
-    async def drain(self, name: str, *, node_id: str, who: str) -> None:
-        """Ask for a node to be emptied; returns when the request is journaled."""
-        entry = self._running(name)
-        before = entry.driver.state.drained
-        node = node_of(entry, node_id)
-        record = await self._ask(entry, DrainRequested(0, node.node_id, who))
-        if node.node_id not in before and node.node_id not in entry.driver.state.drained:
-            raise NotPossibleError(record.reason if record else f"job {entry.job.name} is over")
+    async def drain(self, name: str, *, node_id: str, who: str, why: str) -> Decided:
+        """Ask for a node to be emptied."""
+        return await requests.drain(self._running(name), node_id=node_id, who=who, why=why)
+
+    async def scale(self, name: str, *, nodes: int, layers_per_stage: tuple[int, ...], who: str) -> Decided:
+        """Ask for another number of nodes that train, or other pipeline stages."""
+        return await requests.scale(self._running(name), nodes=nodes, layers_per_stage=layers_per_stage, who=who)
+
+    async def replace_worker(self, name: str, *, worker_id: str, rank: int | None, who: str) -> Decided:
+        """Ask that a worker gives its rank to a spare."""
+        return await requests.replace_worker(self._running(name), worker_id=worker_id, rank=rank, who=who)
+
+    async def take_checkpoint(self, name: str, *, who: str) -> Decided:
+        """Ask for a durable checkpoint after the step under way."""
+        return await requests.take_checkpoint(self._running(name), who=who)
+
+    async def list_checkpoints(self, name: str, *, uri: str) -> Sequence[CheckpointInfo]:
+        """What lies where the job's checkpoints are (or at `uri`), newest first; of a job that is over too."""
+        place = place_of(self._entry(name).job, uri)
+        return await self._desk.ask(lambda tools: tools.list(place))
+
+    async def verify_checkpoint(self, name: str, *, uri: str, step: int | None) -> CheckpointVerdict:
+        """Read all of one checkpoint; without a step the newest."""
+        place = place_of(self._entry(name).job, uri)
+        return await self._desk.ask(lambda tools: tools.verify(place, step=step))
+
+    async def export_checkpoint(self, name: str, *, uri: str, step: int | None, path: str, dtype: ExportType) -> ExportedModel:
+        """Write a checkpoint's model to a safetensors file here; without a step the newest complete one's."""
+        place = place_of(self._entry(name).job, uri)
+        if not Path(path).is_absolute():
+            raise BadRequestError(f"{path!r} is no absolute path: the file is written on the supervisor's machine")
+        return await self._desk.ask(lambda tools: tools.export(place, step=step, path=path, dtype=dtype))
 
     async def cluster(self) -> ClusterView:
         """The newest view of the cluster."""
@@ -307,26 +330,35 @@ class SupervisorService:
         self._shut_down.set()
 
     async def _reopen(self, folder: Path) -> Entry | None:
-        journal = self._parts.open_journal(folder)
-        try:
+        with self._journal_of(folder) as journal:
             if not journal.exists:
                 journal.close()
                 return None
             job = journal.job()
-            books = Books(self._parts.make_telemetry(job), journal)
             fresh = not journal.records(limit=1)  # else the journal knows the checkpoint, and storage may be slow
-            driver = resume_driver(
-                checkpoint=await self._parts.newest_checkpoint(job) if fresh else None,
-                fleet=self._parts.make_fleet(job),
-                workers=self._parts.workers,
-                prober=self._parts.prober,
-                journal=journal,
-                telemetry=books,
-                clock=self._parts.clock,
-            )
+            checkpoint = await self._parts.newest_checkpoint(job) if fresh else None
+            return self._entry_with(folder, job, journal, partial(resume_driver, checkpoint=checkpoint))
+
+    @contextmanager
+    def _journal_of(self, folder: Path) -> Iterator[OwnedJournal]:
+        """The journal of the job in a folder, given up again when what follows fails."""
+        journal = self._parts.open_journal(folder)
+        try:
+            yield journal
         except BaseException:
             journal.close()
             raise
+
+    def _entry_with(self, folder: Path, job: Job, journal: OwnedJournal, make_driver: Callable[..., Driver]) -> Entry:
+        books = Books(self._parts.make_telemetry(job), journal)
+        driver = make_driver(
+            fleet=self._parts.make_fleet(job),
+            workers=self._parts.workers,
+            prober=self._parts.prober,
+            journal=journal,
+            telemetry=books,
+            clock=self._parts.clock,
+        )
         return Entry(job, journal, driver, books, WorkerLogs(folder / "logs"))
 
     def _cluster_of(self, folder: Path) -> str:
@@ -342,28 +374,13 @@ class SupervisorService:
             raise NotPossibleError(f"there is a job {job.name} of the cluster {theirs} already; choose another name (--name)")
         checkpoint = await self._parts.newest_checkpoint(job)
         try:
-            journal = self._parts.open_journal(folder)
+            with self._journal_of(folder) as journal:
+                (folder / CLUSTER_FILE).write_text(self._cluster, encoding="utf-8")  # before there is a job in it
+                (folder / JOB_FILE).write_text(yaml_text, encoding="utf-8")
+                begin = partial(start_driver, job, checkpoint=checkpoint, next_worker=next_worker)
+                entry = self._entry_with(folder, job, journal, begin)
         except OSError as error:
             raise NotPossibleError(f"job {job.name} cannot have a journal: {error}") from error
-        try:
-            (folder / CLUSTER_FILE).write_text(self._cluster, encoding="utf-8")  # before there is a job in it
-            (folder / JOB_FILE).write_text(yaml_text, encoding="utf-8")
-            books = Books(self._parts.make_telemetry(job), journal)
-            driver = start_driver(
-                job,
-                checkpoint=checkpoint,
-                next_worker=next_worker,
-                fleet=self._parts.make_fleet(job),
-                workers=self._parts.workers,
-                prober=self._parts.prober,
-                journal=journal,
-                telemetry=books,
-                clock=self._parts.clock,
-            )
-        except BaseException:
-            journal.close()
-            raise
-        entry = Entry(job, journal, driver, books, WorkerLogs(folder / "logs"))
         self._jobs[job.name] = entry
         self._run(entry)
 
@@ -402,12 +419,6 @@ class SupervisorService:
                 raise
         finally:
             entry.logs.close()
-
-    async def _ask(self, entry: Entry, event: Event) -> Record | None:
-        try:
-            return await entry.driver.ask(event)
-        except DriverStopped as error:
-            raise NotPossibleError(str(error)) from error
 
     def _status(self, entry: Entry) -> JobStatus:
         driver = entry.driver

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import median
 
+from orchestrator.core.plan.plan import DATA, PIPELINE, TENSOR, MeshAxis
 from orchestrator.core.supervisor.events import Observation, StepCommitted
 from orchestrator.core.supervisor.state import JobPhase, State, Worker
 from orchestrator.runtime.ports import Beat, Record
-from orchestrator.runtime.status_types import DecisionStatus, JobStatus, NodeStatus, PlanStatus, WorkerStatus
+from orchestrator.runtime.status_types import ChangeStatus, DecisionStatus, JobStatus, NodeStatus, PlanStatus, WorkerStatus
 
 RATE_STEPS = 20  # newest steps that rate and ETA are taken from
 LATE_FACTOR = 3  # a step that takes this many times the usual lowers the rate that is shown
@@ -54,6 +55,10 @@ def job_status(
         decision=_decision(recent),
         checkpoint=state.checkpoint,
         plan=_plan(state),
+        target=_target(state),
+        shrunk=state.plan is not None and state.plan.size < state.goal.ranks,
+        change=ChangeStatus(kind=state.change.kind, why=state.change.why) if state.change is not None else None,
+        skipped=state.skipped,
     )
 
 
@@ -143,5 +148,11 @@ def _plan(state: State) -> PlanStatus | None:
         zero_stage=plan.zero_stage,
         copies=plan.copies,
         micro_batches=plan.micro_batches,
+        layers_per_stage=tuple(s.last - s.first for s in plan.stages),
         reason=plan.reason,
     )
+
+
+def _target(state: State) -> tuple[MeshAxis, ...]:
+    goal = state.goal
+    return MeshAxis(PIPELINE, goal.pipeline), MeshAxis(DATA, goal.data), MeshAxis(TENSOR, goal.tensor)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from orchestrator.core.plan.plan import MeshAxis
-from orchestrator.core.supervisor.state import CheckpointRef, JobPhase, Outcome, WorkerPhase
+from orchestrator.core.supervisor.state import ChangeKind, CheckpointRef, JobPhase, Outcome, WorkerPhase
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +64,16 @@ class PlanStatus:
     zero_stage: int
     copies: int
     micro_batches: int
+    layers_per_stage: tuple[int, ...]  # in forward order
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeStatus:
+    """A planned change that is under way: the ranks leave the epoch at the end of a step."""
+
+    kind: ChangeKind
+    why: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,3 +102,7 @@ class JobStatus:
     decision: DecisionStatus | None
     checkpoint: CheckpointRef | None
     plan: PlanStatus | None
+    target: tuple[MeshAxis, ...]  # the mesh at full strength: as the job says, or as somebody scaled it
+    shrunk: bool  # the plan has fewer ranks than that
+    change: ChangeStatus | None
+    skipped: int  # committed steps whose update was not applied

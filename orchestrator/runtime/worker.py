@@ -20,9 +20,19 @@ from collections.abc import Callable
 from typing import Protocol
 
 from orchestrator.core.graph.view import GraphView
-from orchestrator.core.supervisor.commands import DumpStacks, ExitWorker, FenceEpoch, InjectFault, RunEpoch
+from orchestrator.core.supervisor.commands import (
+    DumpStacks,
+    ExitWorker,
+    FenceEpoch,
+    InjectFault,
+    LeaveEpoch,
+    RunEpoch,
+    TakeCheckpoint,
+)
 from orchestrator.core.supervisor.events import (
+    BadStepFound,
     CheckpointReported,
+    CorruptionFound,
     DigestReported,
     EpochReady,
     EvalReported,
@@ -40,7 +50,16 @@ END_S = 10.0  # saying goodbye and ending the process takes less, see Link.close
 LOOK_MS = 500  # how often an idle worker asks itself whether anybody still wants it
 
 WorkerReport = (
-    LeftEpoch | EpochReady | StepCommitted | EvalReported | DigestReported | CheckpointReported | TaskFailed | RankFinished
+    LeftEpoch
+    | EpochReady
+    | StepCommitted
+    | EvalReported
+    | DigestReported
+    | CheckpointReported
+    | TaskFailed
+    | RankFinished
+    | CorruptionFound
+    | BadStepFound
 )
 
 log = logging.getLogger(__name__)
@@ -156,6 +175,10 @@ class WorkerShell:
                 self._on_run(command)
             case FenceEpoch(epoch=epoch):
                 self._on_fence(epoch)
+            case LeaveEpoch(epoch=epoch):
+                self._engine.leave_after_step(epoch)  # a wish: an engine that is not in that epoch lets it pass
+            case TakeCheckpoint(epoch=epoch):
+                self._engine.take_checkpoint(epoch)
             case ExitWorker(why=why):
                 self._exit(why)
             case DumpStacks():

@@ -8,53 +8,35 @@ from __future__ import annotations
 from typing import TypeVar
 
 from orchestrator.core.cluster.view import ClusterView, NodeView
-from orchestrator.core.graph.view import GraphView, TensorView
-from orchestrator.core.job import (
-    CheckpointSettings,
-    ClusterSettings,
-    Consistency,
-    DeviceKind,
-    Job,
-    OptimizerSettings,
-    ParallelSettings,
-    Precision,
-    ResilienceSettings,
-    TaskRef,
-    TrainSettings,
-)
+from orchestrator.core.job import DeviceKind, Job
 from orchestrator.core.reshard.recovery import Commit, Held
 from orchestrator.core.supervisor import events as ev
 from orchestrator.core.supervisor.commands import Command, FenceEpoch, RunEpoch, SpawnWorker
 from orchestrator.core.supervisor.machine import initial, step
 from orchestrator.core.supervisor.state import CheckpointRef, State
+from orchestrator.testkit import jobs
 
 C = TypeVar("C")
 
-GRAPH = GraphView((TensorView("w", (8192,), 0, 8192, True),), 8192, 8192, 1024, "f")
+GRAPH = jobs.make_graph(8192)
 
 
 def make_job(
     *, data: int = 4, nodes: int = 4, spares: int = 1, zero: int = 1, steps: int = 20, budget: int = 3, slots: int = 1
 ) -> Job:
     """A small job."""
-    return Job(
-        name="j",
-        task=TaskRef("gpt", "{}", "/"),
-        train=TrainSettings(
-            steps=steps,
-            seed=1,
-            micro_batches=8,
-            consistency=Consistency.EXACT,
-            precision=Precision.FP32,
-            optimizer=OptimizerSettings(1e-3, 0.9, 0.95, 1e-8, 0.1, 2, 0.1, 1.0),
-            digest_every=5,
-            eval_every=0,
-            eval_micro_batches=1,
-        ),
-        parallel=ParallelSettings(data, zero, 1 if zero and nodes > 1 else 0),
-        cluster=ClusterSettings(nodes, spares, slots, DeviceKind.CPU),
-        checkpoint=CheckpointSettings("", 0, 3),
-        resilience=ResilienceSettings(4000, budget, 5, 2.0),
+    return jobs.make_job(
+        steps=steps,
+        digest_every=5,
+        data=data,
+        zero_stage=zero,
+        copies=1 if zero and nodes > 1 else 0,
+        nodes=nodes,
+        spares=spares,
+        slots_per_node=slots,
+        keep=3,
+        failure_budget=budget,
+        budget_refill_steps=5,
     )
 
 

@@ -20,9 +20,11 @@ from orchestrator.adapters.grpc.pb.v1 import control_pb2_grpc
 from orchestrator.core.cluster.view import ClusterView
 from orchestrator.core.job import Job
 from orchestrator.core.supervisor.events import Fault
+from orchestrator.runtime.checkpoint_types import CheckpointInfo, CheckpointVerdict, ExportedModel, ExportType
 from orchestrator.runtime.control import (
     BadRequestError,
     ControlError,
+    Decided,
     Explanation,
     NotFoundError,
     NotPossibleError,
@@ -33,6 +35,7 @@ from orchestrator.runtime.ports import LogLine, Record
 from orchestrator.runtime.status_types import JobStatus
 
 CALL_MS = 10_000
+STORAGE_MS = 3_600_000  # of calls that may read or write whole checkpoints; keep-alive notices a dead supervisor long before
 
 T = TypeVar("T")
 
@@ -104,9 +107,42 @@ class ControlClient:
         """Ask the job to end."""
         self._call(self._stub.CancelJob, pb.CancelJobRequest(name=name, who=who))
 
-    def drain(self, name: str = "", *, node_id: str, who: str) -> None:
+    def drain(self, name: str = "", *, node_id: str, who: str, why: str = "") -> Decided:
         """Ask for a node to be emptied."""
-        self._call(self._stub.DrainNode, pb.DrainNodeRequest(name=name, node_id=node_id, who=who))
+        request = pb.DrainNodeRequest(name=name, node_id=node_id, who=who, why=why)
+        return convert.decided_from_proto(self._call(self._stub.DrainNode, request))
+
+    def scale(self, name: str = "", *, nodes: int = 0, layers_per_stage: tuple[int, ...] = (), who: str) -> Decided:
+        """Ask for another number of nodes that train (0: as now) or other pipeline stages (empty: as they are)."""
+        request = pb.ScaleJobRequest(name=name, nodes=nodes, layers_per_stage=layers_per_stage, who=who)
+        return convert.decided_from_proto(self._call(self._stub.ScaleJob, request))
+
+    def replace_worker(self, name: str = "", *, worker_id: str = "", rank: int | None = None, who: str) -> Decided:
+        """Ask that a worker, named by id or rank, gives its rank to a spare."""
+        request = pb.ReplaceWorkerRequest(name=name, worker_id=worker_id, rank=rank, who=who)
+        return convert.decided_from_proto(self._call(self._stub.ReplaceWorker, request))
+
+    def take_checkpoint(self, name: str = "", *, who: str) -> Decided:
+        """Ask for a durable checkpoint after the step under way."""
+        return convert.decided_from_proto(self._call(self._stub.TakeCheckpoint, pb.TakeCheckpointRequest(name=name, who=who)))
+
+    def list_checkpoints(self, name: str = "", *, uri: str = "") -> tuple[CheckpointInfo, ...]:
+        """What lies where the job's checkpoints are (or at `uri`), newest first."""
+        request = pb.ListCheckpointsRequest(name=name, uri=uri)
+        answer = self._call(self._stub.ListCheckpoints, request, timeout_s=STORAGE_MS / 1000)
+        return tuple(convert.checkpoint_from_proto(c) for c in answer.checkpoints)
+
+    def verify_checkpoint(self, name: str = "", *, uri: str = "", step: int | None = None) -> CheckpointVerdict:
+        """Read all of one checkpoint, on the supervisor's machine; without a step the newest."""
+        request = pb.VerifyCheckpointRequest(name=name, uri=uri, step=step)
+        return convert.verdict_from_proto(self._call(self._stub.VerifyCheckpoint, request, timeout_s=STORAGE_MS / 1000))
+
+    def export_checkpoint(
+        self, name: str = "", *, uri: str = "", step: int | None = None, path: str, dtype: ExportType = ExportType.FP32
+    ) -> ExportedModel:
+        """Write a checkpoint's model to a file on the supervisor's machine; without a step the newest complete one's."""
+        request = pb.ExportCheckpointRequest(name=name, uri=uri, step=step, path=path, dtype=dtype)
+        return convert.exported_from_proto(self._call(self._stub.ExportCheckpoint, request, timeout_s=STORAGE_MS / 1000))
 
     def cluster(self) -> ClusterView:
         """The newest view of the cluster."""
@@ -116,11 +152,12 @@ class ControlClient:
         """End the supervisor and its workers."""
         self._call(self._stub.Shutdown, pb.ShutdownRequest(who=who))
 
-    def _call(self, method: Any, request: object) -> Any:
+    def _call(self, method: Any, request: object, *, timeout_s: float | None = None) -> Any:
+        limit_s = timeout_s or self._timeout_s
         try:
-            return method(request, metadata=self._metadata, timeout=self._timeout_s)
+            return method(request, metadata=self._metadata, timeout=limit_s)
         except grpc.RpcError as e:
-            self._translate(e)
+            self._translate(e, limit_s=limit_s)
 
     def _stream(self, method: Any, request: object, convert_one: Callable[[Any], T]) -> Iterator[T]:
         call = method(request, metadata=self._metadata)
@@ -128,11 +165,11 @@ class ControlClient:
             for message in call:
                 yield convert_one(message)
         except grpc.RpcError as e:
-            self._translate(e)
+            self._translate(e, limit_s=self._timeout_s)
         finally:
             call.cancel()
 
-    def _translate(self, error: grpc.RpcError) -> NoReturn:
+    def _translate(self, error: grpc.RpcError, *, limit_s: float) -> NoReturn:
         code, details = error.code(), error.details()
         if code is grpc.StatusCode.UNAVAILABLE:
             raise UnreachableError(
@@ -141,7 +178,7 @@ class ControlClient:
             ) from error
         if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             raise UnreachableError(
-                f"the supervisor at {self._address} did not answer within {self._timeout_s:g} s; "
+                f"the supervisor at {self._address} did not answer within {limit_s:g} s; "
                 "it may be stopped, overloaded or cut off from here"
             ) from error
         if code is grpc.StatusCode.UNAUTHENTICATED:

@@ -17,10 +17,21 @@ from orchestrator.adapters.grpc.pb.v1 import control_pb2, types_pb2, worker_pb2
 from orchestrator.core import codec
 from orchestrator.core.cluster.view import ClusterView
 from orchestrator.core.job import Job
-from orchestrator.core.supervisor.commands import Command, DumpStacks, ExitWorker, FenceEpoch, InjectFault, RunEpoch
+from orchestrator.core.supervisor.commands import (
+    Command,
+    DumpStacks,
+    ExitWorker,
+    FenceEpoch,
+    InjectFault,
+    LeaveEpoch,
+    RunEpoch,
+    TakeCheckpoint,
+)
 from orchestrator.core.supervisor.events import (
     FAULT_KINDS,
+    BadStepFound,
     CheckpointReported,
+    CorruptionFound,
     DigestReported,
     EpochReady,
     EvalReported,
@@ -32,7 +43,8 @@ from orchestrator.core.supervisor.events import (
     TaskFailed,
     WorkerHello,
 )
-from orchestrator.runtime.control import Explanation
+from orchestrator.runtime.checkpoint_types import CheckpointInfo, CheckpointVerdict, ExportedModel, ExportType
+from orchestrator.runtime.control import Decided, Explanation
 from orchestrator.runtime.ports import Beat, LogLine, Record, Welcome, WorkerCommand
 from orchestrator.runtime.status_types import JobStatus
 from orchestrator.runtime.worker import WorkerReport
@@ -74,6 +86,8 @@ _UP: dict[type, str] = {
     CheckpointReported: "checkpoint_reported",
     TaskFailed: "task_failed",
     RankFinished: "rank_finished",
+    CorruptionFound: "corruption_found",
+    BadStepFound: "bad_step_found",
 }
 _UP_BY_NAME = {name: cls for cls, name in _UP.items()}
 _DOWN: dict[type, str] = {
@@ -83,6 +97,8 @@ _DOWN: dict[type, str] = {
     ExitWorker: "exit_worker",
     DumpStacks: "dump_stacks",
     InjectFault: "inject_fault",
+    LeaveEpoch: "leave_epoch",
+    TakeCheckpoint: "take_checkpoint",
 }
 _DOWN_BY_NAME = {name: cls for cls, name in _DOWN.items()}
 _UNTOLD = frozenset({"worker_id", "at_ms"})  # known to the receiver: the stream belongs to one worker
@@ -159,7 +175,7 @@ def from_supervisor(message: worker_pb2.SupervisorMessage, *, worker_id: str) ->
     match value:
         case InjectFault(fault=fault):
             _check_fault_kind(fault)
-        case RunEpoch() | FenceEpoch() | ExitWorker() | DumpStacks() | Welcome():
+        case RunEpoch() | FenceEpoch() | LeaveEpoch() | TakeCheckpoint() | ExitWorker() | DumpStacks() | Welcome():
             pass
         case _:
             assert_never(value)
@@ -270,6 +286,62 @@ def explanation_to_proto(explanation: Explanation) -> control_pb2.Explanation:
 def explanation_from_proto(message: control_pb2.Explanation) -> Explanation:
     """The inverse. Raises ConvertError."""
     return Explanation(record_from_proto(message.record), tuple(message.lines))
+
+
+def decided_to_proto(decided: Decided) -> control_pb2.Decided:
+    """What was decided on a request."""
+    out = control_pb2.Decided()
+    fill(decided, out)
+    return out
+
+
+def decided_from_proto(message: control_pb2.Decided) -> Decided:
+    """The inverse. Raises ConvertError."""
+    return _as(Decided, read(Decided, message))
+
+
+def export_type_of(text: str) -> ExportType:
+    """The type that an export is asked for in; empty means fp32. Raises ConvertError."""
+    try:
+        return ExportType(text or ExportType.FP32)
+    except ValueError:
+        raise ConvertError(f"dtype is {text!r}, not one of {', '.join(ExportType)}") from None
+
+
+def checkpoint_to_proto(info: CheckpointInfo) -> control_pb2.CheckpointInfo:
+    """One checkpoint, as it is listed."""
+    out = control_pb2.CheckpointInfo()
+    fill(info, out)
+    return out
+
+
+def checkpoint_from_proto(message: control_pb2.CheckpointInfo) -> CheckpointInfo:
+    """The inverse. Raises ConvertError."""
+    return _as(CheckpointInfo, read(CheckpointInfo, message))
+
+
+def verdict_to_proto(verdict: CheckpointVerdict) -> control_pb2.CheckpointVerdict:
+    """What came of verifying one."""
+    out = control_pb2.CheckpointVerdict()
+    fill(verdict, out)
+    return out
+
+
+def verdict_from_proto(message: control_pb2.CheckpointVerdict) -> CheckpointVerdict:
+    """The inverse. Raises ConvertError."""
+    return _as(CheckpointVerdict, read(CheckpointVerdict, message))
+
+
+def exported_to_proto(exported: ExportedModel) -> control_pb2.ExportedModel:
+    """A model file that was written."""
+    out = control_pb2.ExportedModel()
+    fill(exported, out)
+    return out
+
+
+def exported_from_proto(message: control_pb2.ExportedModel) -> ExportedModel:
+    """The inverse. Raises ConvertError."""
+    return _as(ExportedModel, read(ExportedModel, message))
 
 
 def _check_fault_kind(fault: Fault) -> None:

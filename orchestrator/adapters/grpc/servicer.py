@@ -83,12 +83,46 @@ class ControlServicer(control_pb2_grpc.ControlServiceServicer):
             await self._handler.cancel(request.name, who=request.who)
             return pb.CancelJobResponse()
 
-    async def DrainNode(self, request: pb.DrainNodeRequest, context: Context) -> pb.DrainNodeResponse:
+    async def DrainNode(self, request: pb.DrainNodeRequest, context: Context) -> pb.Decided:
         async with _errors_mapped(context):
             if not request.node_id:
                 raise ConvertError("node_id is empty")
-            await self._handler.drain(request.name, node_id=request.node_id, who=request.who)
-            return pb.DrainNodeResponse()
+            drain = self._handler.drain(request.name, node_id=request.node_id, who=request.who, why=request.why)
+            return convert.decided_to_proto(await drain)
+
+    async def ScaleJob(self, request: pb.ScaleJobRequest, context: Context) -> pb.Decided:
+        async with _errors_mapped(context):
+            layers = tuple(request.layers_per_stage)
+            scale = self._handler.scale(request.name, nodes=request.nodes, layers_per_stage=layers, who=request.who)
+            return convert.decided_to_proto(await scale)
+
+    async def ReplaceWorker(self, request: pb.ReplaceWorkerRequest, context: Context) -> pb.Decided:
+        async with _errors_mapped(context):
+            rank = request.rank if request.HasField("rank") else None
+            replace = self._handler.replace_worker(request.name, worker_id=request.worker_id, rank=rank, who=request.who)
+            return convert.decided_to_proto(await replace)
+
+    async def TakeCheckpoint(self, request: pb.TakeCheckpointRequest, context: Context) -> pb.Decided:
+        async with _errors_mapped(context):
+            return convert.decided_to_proto(await self._handler.take_checkpoint(request.name, who=request.who))
+
+    async def ListCheckpoints(self, request: pb.ListCheckpointsRequest, context: Context) -> pb.ListCheckpointsResponse:
+        async with _errors_mapped(context):
+            found = await self._handler.list_checkpoints(request.name, uri=request.uri)
+            return pb.ListCheckpointsResponse(checkpoints=[convert.checkpoint_to_proto(c) for c in found])
+
+    async def VerifyCheckpoint(self, request: pb.VerifyCheckpointRequest, context: Context) -> pb.CheckpointVerdict:
+        async with _errors_mapped(context):
+            verify = self._handler.verify_checkpoint(request.name, uri=request.uri, step=_step(request))
+            return convert.verdict_to_proto(await verify)
+
+    async def ExportCheckpoint(self, request: pb.ExportCheckpointRequest, context: Context) -> pb.ExportedModel:
+        async with _errors_mapped(context):
+            dtype = convert.export_type_of(request.dtype)
+            export = self._handler.export_checkpoint(
+                request.name, uri=request.uri, step=_step(request), path=request.path, dtype=dtype
+            )
+            return convert.exported_to_proto(await export)
 
     async def GetCluster(self, request: pb.GetClusterRequest, context: Context) -> types_pb2.ClusterView:
         async with _errors_mapped(context):
@@ -98,6 +132,14 @@ class ControlServicer(control_pb2_grpc.ControlServiceServicer):
         async with _errors_mapped(context):
             await self._handler.shutdown(who=request.who)
             return pb.ShutdownResponse()
+
+
+def _step(request: pb.VerifyCheckpointRequest | pb.ExportCheckpointRequest) -> int | None:
+    if not request.HasField("step"):
+        return None
+    if request.step < 0:
+        raise ConvertError(f"step is {request.step}, less than 0")
+    return request.step
 
 
 @asynccontextmanager

@@ -2,7 +2,8 @@
 
 Every node is a tree of processes under a keeper of its own (see nodes.py), recorded in the run directory before it starts.
 The cluster therefore survives its launcher, and any process that knows the run directory can end it, whole or node by node,
-and nothing else. Everything listens on 127.0.0.1 only.
+and nothing else. The head keeps its tables on disk, and its keeper starts it again when it ends: the nodes and the workers on
+them go on meanwhile. Everything listens on 127.0.0.1 only.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ import psutil
 
 from orchestrator.adapters.ray.connection import authentication, prepare_environment, registered_node_ids
 from orchestrator.adapters.ray.node_process import NodeOrder
-from orchestrator.adapters.ray.nodes import KEEPER_RECORD_VARIABLE, NodeRecord, end_node, end_raylet, keeper
-from orchestrator.adapters.ray.settings import CLUSTER_SETTINGS, LOOPBACK_SETTINGS, THREAD_SETTINGS
+from orchestrator.adapters.ray.nodes import KEEPER_RECORD_VARIABLE, NodeRecord, end_node, end_raylet, gcs_process, keeper
+from orchestrator.adapters.ray.settings import CLUSTER_SETTINGS, LOOPBACK_SETTINGS, THREAD_SETTINGS, head_storage
 
 Progress = Callable[[str], None]
 
@@ -108,6 +109,15 @@ class LocalCluster:
         """SIGKILL the raylet alone: the node's workers become zombies that go on. False when it was dead already."""
         return end_raylet(self._record_of(node_id))
 
+    @property
+    def gcs_pid(self) -> int:
+        """The head's GCS; when it ends its keeper starts another one. Raises LookupError while there is none."""
+        return gcs_process(self._head()).pid
+
+    def kill_head_raylet(self) -> bool:
+        """SIGKILL the head's raylet alone; its keeper starts the whole head again. False when it was dead already."""
+        return end_raylet(self._head())
+
     def stop(self) -> None:
         """End everything; idempotent."""
         stop_recorded(self._dir.parent)
@@ -121,6 +131,12 @@ class LocalCluster:
 
     def _record_path(self, name: str) -> Path:
         return self._dir / f"{name}.node.json"
+
+    def _head(self) -> NodeRecord:
+        head = NodeRecord.read(self._record_path(_HEAD))
+        if head is None:
+            raise LookupError(f"no head in {self._dir}")
+        return head
 
     def _record_of(self, node_id: str) -> NodeRecord:
         for record in self.records():
@@ -141,10 +157,13 @@ class LocalCluster:
             object_store_bytes=OBJECT_STORE_BYTES,
             head_wait_ms=START_LIMIT_MS,
         )
+        environment = node_environment(self.token_path, record_path)
+        if name == _HEAD:
+            environment |= head_storage(self._dir / "ray" / "gcs")
         with (self._dir / f"{name}.log").open("wb") as log:
             child = subprocess.Popen(
                 [sys.executable, "-m", "orchestrator.adapters.ray.node_process", order.to_json()],
-                env=node_environment(self.token_path, record_path),
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -2,7 +2,8 @@
 
 Nodes are started each by a process of its own, all at once: Ray's own Node class waits for seconds in its constructor, is not
 safe in threads, and must run on a main thread. Once the raylet is up the process replaces itself by the tiny `keeper.py`,
-keeping its pid, its session and its children. `NodeOrder` is the whole input, one JSON object in argv.
+keeping its pid, its session and its children. `NodeOrder` is the whole input, one JSON object in argv. A head that is started
+again by its keeper finds the record of its first life and takes the port from there, since every other node knows that one.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +27,7 @@ from orchestrator.adapters.ray.settings import HEAD_RESOURCE, SLOT_RESOURCE
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _POLL_S: Final = 0.02
 _SOCKET_PREFIX: Final = "orc-"
+_PORT_OPTION: Final = "--gcs_server_port="
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,9 @@ def main(order: NodeOrder) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed: a node's orphans could not be found again")
+    earlier = NodeRecord.read(Path(order.record_path))
+    if earlier is not None and earlier.socket_dir:
+        shutil.rmtree(earlier.socket_dir, ignore_errors=True)
     socket_dir = tempfile.mkdtemp(prefix=_SOCKET_PREFIX)
     record = NodeRecord(
         name=order.name,
@@ -62,18 +68,20 @@ def main(order: NodeOrder) -> None:
         keeper_pid=os.getpid(),
         keeper_started_s=process_started_s(os.getpid()),
         socket_dir=socket_dir,
+        gcs_address=earlier.gcs_address if earlier is not None else "",
     )
     record.write(Path(order.record_path))
     try:
-        _start_ray_node(order, record)
+        head = _start_ray_node(order, record)
     except BaseException:
         shutil.rmtree(socket_dir, ignore_errors=True)
         raise
     keeper_path = str(Path(__file__).with_name("keeper.py"))
-    os.execv(sys.executable, [sys.executable, "-I", "-S", keeper_path])
+    os.execv(sys.executable, [sys.executable, "-I", "-S", keeper_path, *([json.dumps(head)] if head else [])])
 
 
-def _start_ray_node(order: NodeOrder, record: NodeRecord) -> None:
+def _start_ray_node(order: NodeOrder, record: NodeRecord) -> dict[str, Any]:
+    """Returns the keyword arguments of keeper.Head; empty for a node that is none."""
     # Private names of Ray, used in this process only: `ray start` has no way to leave its API server and log monitor out,
     # takes twice as long, and prints to the terminal. tests/unit/adapters/ray covers each of them.
     import ray._private.services as services
@@ -104,6 +112,7 @@ def _start_ray_node(order: NodeOrder, record: NodeRecord) -> None:
         node_name=order.name,
         node_ip_address="127.0.0.1",
         gcs_address=gcs_address,
+        gcs_server_port=_port(record.gcs_address),
         num_cpus=0,
         num_gpus=0,
         resources={HEAD_RESOURCE: 1} if order.head else {SLOT_RESOURCE: order.slots},
@@ -120,7 +129,26 @@ def _start_ray_node(order: NodeOrder, record: NodeRecord) -> None:
         min_worker_port=0,
         max_worker_port=0,
     )
-    EmbeddedNode(params, head=order.head, shutdown_at_exit=False, spawn_reaper=False)
+    node = EmbeddedNode(params, head=order.head, shutdown_at_exit=False, spawn_reaper=False)
+    if not order.head:
+        return {}
+    gcs, raylet = (node.all_processes[kind][0].process for kind in ("gcs_server", "raylet"))
+    return {
+        "gcs_pid": gcs.pid,
+        "gcs_command": _on_port(gcs.args, _port(node.gcs_address)),
+        "raylet_pid": raylet.pid,
+        "again": [sys.executable, "-m", "orchestrator.adapters.ray.node_process", order.to_json()],
+    }
+
+
+def _on_port(command: Sequence[str], port: int) -> list[str]:
+    """The same GCS, on the port that it has chosen the first time."""
+    return [f"{_PORT_OPTION}{port}" if word.startswith(_PORT_OPTION) else word for word in command]
+
+
+def _port(address: str) -> int:
+    """Of host:port; 0, any, where there is no address."""
+    return int(address.rpartition(":")[2]) if address else 0
 
 
 def _wait_for_head(order: NodeOrder) -> str:

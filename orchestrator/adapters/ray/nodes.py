@@ -18,6 +18,7 @@ import psutil
 
 KEEPER_RECORD_VARIABLE = "ORCHESTRATOR_NODE_RECORD"  # every process of a node finds its node's record by it
 _START_TOLERANCE_S = 0.05  # start times of one process read twice are equal up to the kernel's clock tick
+GCS_PROGRAM = "gcs_server"
 _KILL_ROUNDS_MAX = 200
 _KILL_ROUND_WAIT_S = 0.05
 
@@ -91,6 +92,9 @@ def end_node(record: NodeRecord) -> int:
     """
     own_pid = os.getpid()
     root = keeper(record)
+    if root is not None:
+        with _gone_is_fine():
+            root.suspend()  # or it would start again what is killed here
     killed: set[int] = set()
     suicide = False
     for _ in range(_KILL_ROUNDS_MAX):
@@ -123,6 +127,15 @@ def end_raylet(record: NodeRecord) -> bool:
                 process.kill()
                 return True
     return False
+
+
+def gcs_process(record: NodeRecord) -> psutil.Process:
+    """The GCS of a head. Raises LookupError when there is none."""
+    for process in members(record):
+        with _gone_is_fine():
+            if process.name() == GCS_PROGRAM:
+                return process
+    raise LookupError(f"no {GCS_PROGRAM} runs on {record.name}")
 
 
 def own_node_record() -> NodeRecord | None:

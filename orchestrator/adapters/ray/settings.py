@@ -7,12 +7,14 @@ health checks that notice a dead node in about two seconds, and nothing that spe
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
 NAMESPACE: Final = "orchestrator"
 SUPERVISOR_NAME: Final = "orchestrator-supervisor"
 SLOT_RESOURCE: Final = "orchestrator_slot"  # one unit holds one worker; nodes of an embedded cluster have it
-HEAD_RESOURCE: Final = "orchestrator_head"  # one unit, on an embedded cluster's head: the place of the supervisor
+HEAD_RESOURCE: Final = "orchestrator_head"  # one unit, on an embedded cluster's head: it has no slots
+RAY_HEAD_RESOURCE: Final = "node:__internal_head__"  # one unit, on the head of every Ray cluster: the place of the supervisor
 NODE_ID_LABEL: Final = "ray.io/node-id"  # Ray gives every node this label
 
 HEALTH_SETTINGS: Final[dict[str, str]] = {
@@ -49,6 +51,15 @@ LOOPBACK_SETTINGS: Final[dict[str, str]] = {
     # Without it Ray takes "127.0.0.1" for "this machine's address towards the world", and looks for the cluster there.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
 }
+
+
+def head_storage(directory: Path) -> dict[str, str]:
+    """For the head alone: a GCS that keeps its tables in `directory`, so that one that is started again there goes on with them.
+
+    Without it a new GCS is a new cluster, and every node, actor and driver of the old one ends.
+    """
+    return {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(directory)}
+
 
 THREAD_SETTINGS: Final[dict[str, str]] = {
     "OMP_NUM_THREADS": "1",  # one thread per rank: the order of sums must not depend on the machine

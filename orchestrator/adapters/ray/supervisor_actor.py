@@ -2,7 +2,8 @@
 
 It runs `supervisor_main` in an event loop in a thread of its own and tells whoever asks where its control API listens. After
 a crash Ray starts the actor again with the same arguments, and the same main finds its journal and goes on from there; the
-workers are actors of their own and notice nothing but a broken stream.
+workers are actors of their own and notice nothing but a broken stream. It lives on Ray's head node, where its journal is: on
+another node it would find none.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import ray
 from ray.exceptions import RayError
 
 from orchestrator.adapters.ray.dotted import resolve
-from orchestrator.adapters.ray.settings import HEAD_RESOURCE, NAMESPACE, SUPERVISOR_NAME
+from orchestrator.adapters.ray.settings import NAMESPACE, RAY_HEAD_RESOURCE, SUPERVISOR_NAME
 
 # `async def supervisor_main(settings, ready) -> None`: calls ready("host:port") once its control API listens
 Ready = Callable[[str], None]
@@ -76,7 +77,6 @@ def ensure_supervisor(supervisor_main: str, settings: dict[str, str], *, timeout
 
     An existing supervisor keeps its own settings. Raises SupervisorUnavailableError.
     """
-    on_head = HEAD_RESOURCE in ray.cluster_resources()
     actor_class: Any = ray.remote(SupervisorActor)  # Ray's types do not follow options() on an actor class
     handle = actor_class.options(
         name=SUPERVISOR_NAME,
@@ -86,7 +86,7 @@ def ensure_supervisor(supervisor_main: str, settings: dict[str, str], *, timeout
         max_restarts=-1,
         max_task_retries=-1,
         num_cpus=0,
-        resources={HEAD_RESOURCE: _HEAD_SHARE} if on_head else {},
+        resources={RAY_HEAD_RESOURCE: _HEAD_SHARE},
     ).remote(supervisor_main, settings)
     try:
         return str(ray.get(handle.endpoint.remote(), timeout=timeout_ms / 1000))

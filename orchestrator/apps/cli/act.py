@@ -1,19 +1,16 @@
-"""Commands that change something: chaos, drain, cancel, down. Each is journaled with who asked for it."""
+"""Commands that break or end something: chaos, cancel, down. Each is journaled with who asked for it."""
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from orchestrator.apps.cli import render
+from orchestrator.apps.cli import complete, render
 from orchestrator.apps.cli.base import CliError, Code, data, data_json, milliseconds, say, who
-from orchestrator.apps.cli.look import client_of
+from orchestrator.apps.cli.look import client_of, node_meant
 from orchestrator.apps.cli.options import DEFAULT_HOME, AsJson, Cluster, HomeDir, JobName, resolved
-
-if TYPE_CHECKING:
-    from orchestrator.runtime.status_types import JobStatus
 
 
 class Kind(StrEnum):
@@ -25,13 +22,23 @@ class Kind(StrEnum):
     HANG = "hang"
     SLOW = "slow"
     RAISE = "raise"
+    FLIP = "flip"
+    NAN = "nan"
 
 
 def chaos(
     job: JobName,
     kind: Annotated[Kind, typer.Argument(help="What goes wrong.", show_default=False)],
-    rank: Annotated[int | None, typer.Option("--rank", min=0, help="The rank that it happens to.", show_default=False)] = None,
-    node: Annotated[str, typer.Option("--node", help="Or the node (id, its beginning, or address).", show_default=False)] = "",
+    rank: Annotated[
+        int | None,
+        typer.Option("--rank", min=0, help="The rank that it happens to.", show_default=False, autocompletion=complete.ranks),
+    ] = None,
+    node: Annotated[
+        str,
+        typer.Option(
+            "--node", help="Or the node (id, its beginning, or address).", show_default=False, autocompletion=complete.nodes
+        ),
+    ] = "",
     at_step: Annotated[int, typer.Option("--at-step", min=0, help="While this step is computed; 0 is now.")] = 0,
     micro_batch: Annotated[int, typer.Option("--micro-batch", min=0, help="Before this one of the rank's own.")] = 0,
     amount: Annotated[
@@ -60,7 +67,7 @@ def chaos(
         fault = Fault(
             kind=kind.value,
             rank=-1 if rank is None else rank,
-            node_id=_node(status, node) if node else "",
+            node_id=node_meant(status, node) if node else "",
             at_step=at_step,
             micro_batch=micro_batch,
             amount_ms=amount_ms,
@@ -68,19 +75,6 @@ def chaos(
         client.inject(job, fault=fault, who=who())
     where = f"rank {rank}" if rank is not None else f"node {fault.node_id[: render.ID_CHARS]}"
     say(f"{kind} of {where} {f'at step {at_step}' if at_step else 'now'}: handed in; see: orchestrator events {job} -f")
-
-
-def drain(
-    job: JobName,
-    node: Annotated[str, typer.Argument(metavar="NODE", help="Id of the node, its beginning, or its address.")],
-    home: HomeDir = DEFAULT_HOME,
-    cluster: Cluster = None,
-) -> None:
-    """Empty a node: its ranks move to spares, with their state, and nothing new starts there."""
-    with client_of(home, cluster) as client:
-        node_id = _node(client.get(job), node)
-        client.drain(job, node_id=node_id, who=who())
-    say(f"node {node_id[: render.ID_CHARS]} is being drained; see: orchestrator status {job} -w")
 
 
 def cancel(job: JobName, home: HomeDir = DEFAULT_HOME, cluster: Cluster = None) -> None:
@@ -104,13 +98,3 @@ def down(as_json: AsJson = False, home: HomeDir = DEFAULT_HOME, cluster: Cluster
         data("\n".join(ended))
     else:
         say("nothing was running")
-
-
-def _node(status: JobStatus, wanted: str) -> str:
-    """The id of the one node that is meant; raises CliError."""
-    nodes = render.node_of(status, wanted)
-    if len(nodes) == 1:
-        return nodes[0].node_id
-    known = ", ".join(f"{n.node_id[: render.ID_CHARS]} ({n.address})" for n in nodes or status.nodes) or "none yet"
-    what = f"{wanted!r} may be any of" if nodes else f"there is no node {wanted!r}; job {status.name} knows"
-    raise CliError(f"{what} {known}; name one of them by its id", Code.INPUT)

@@ -27,7 +27,7 @@ def parse(text: str, job: Job) -> Fault:
     if not match:
         raise CliError(f"--chaos {text!r}: write KIND@STEP[:RANK[:AMOUNT]], such as kill-node@30 or slow@10:2:300ms", Code.INPUT)
     kind, step = match["kind"], int(match["step"])
-    ranks = job.parallel.data
+    ranks = job.parallel.ranks
     rank = int(match["rank"]) if match["rank"] else ranks - 1
     if kind not in FAULT_KINDS:
         raise CliError(f"--chaos {text!r}: {kind!r} is no fault; known: {', '.join(FAULT_KINDS)}", Code.INPUT)
@@ -38,7 +38,8 @@ def parse(text: str, job: Job) -> Fault:
     amount = milliseconds(match["amount"], option=f"--chaos {text!r}") if match["amount"] else 0
     if kind == "slow" and not amount:
         raise CliError(f"--chaos {text!r}: slow needs an amount per micro-batch, such as slow@{step}:{rank}:300ms", Code.INPUT)
-    own = job.train.micro_batches * (rank + 1) // ranks - job.train.micro_batches * rank // ranks
+    replica = rank // job.parallel.tensor % job.parallel.data
+    own = job.train.micro_batches // job.parallel.data + (replica < job.train.micro_batches % job.parallel.data)  # within one
     return Fault(kind=kind, rank=rank, node_id="", at_step=step, micro_batch=own // 2, amount_ms=amount)
 
 

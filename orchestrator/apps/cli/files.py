@@ -16,9 +16,7 @@ FILE_NAME = "job.yaml"
 
 
 def init(
-    directory: Annotated[
-        Path, typer.Argument(metavar="[DIR]", help="Where it goes; made when absent.", show_default=".")
-    ] = Path(),
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where it goes; made when absent.", show_default=".")] = Path(),
     name: Annotated[str, typer.Option("--name", help="Name of the job; absent: the folder's.", show_default=False)] = "",
 ) -> None:
     """Write a job.yaml that runs as it is and shows every key."""
@@ -40,7 +38,7 @@ def init(
 
 
 def validate(
-    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="The job file.", show_default=False)] = None,
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="The job file.", show_default=False)] = None,
     as_json: AsJson = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of job files instead.")] = False,
 ) -> None:

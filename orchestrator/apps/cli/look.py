@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.apps.cli import render
+from orchestrator.apps.cli import complete, render
 from orchestrator.apps.cli.base import CliError, Code, code_of, data, data_json, running, talk
 from orchestrator.apps.cli.options import DEFAULT_HOME, AsJson, Cluster, HomeDir, MaybeJobName, NoView, resolved
 from orchestrator.core.codec import to_json
@@ -29,6 +29,16 @@ def client_of(home: Path, cluster: str | None) -> Iterator[ControlClient]:
         yield session.client
     finally:
         session.stop()
+
+
+def node_meant(status: JobStatus, wanted: str) -> str:
+    """The id of the one node that is meant, by its id, the beginning of it, or its address; raises CliError."""
+    nodes = render.node_of(status, wanted)
+    if len(nodes) == 1:
+        return nodes[0].node_id
+    known = ", ".join(f"{n.node_id[: render.ID_CHARS]} ({n.address})" for n in nodes or status.nodes) or "none yet"
+    what = f"{wanted!r} may be any of" if nodes else f"there is no node {wanted!r}; job {status.name} knows"
+    raise CliError(f"{what} {known}; name one of them by its id", Code.INPUT)
 
 
 def status(
@@ -70,7 +80,10 @@ def _watched(client: ControlClient, job: str, *, as_json: bool, no_view: bool) -
 def logs(
     job: MaybeJobName = "",
     follow: FollowOption = False,
-    rank: Annotated[int | None, typer.Option("--rank", min=0, help="Only of this rank.", show_default=False)] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option("--rank", min=0, help="Only of this rank.", show_default=False, autocompletion=complete.ranks),
+    ] = None,
     home: HomeDir = DEFAULT_HOME,
     cluster: Cluster = None,
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.apps.cli import act, doctor, files, jobs, look
+from orchestrator.apps.cli import act, change, checkpoints, doctor, files, jobs, look
 from orchestrator.apps.cli.base import Commands, data
 
 EPILOG = "Exit codes: 0 ok, 1 job failed by its own code, 2 bad input, 3 infrastructure or budget spent, 130 interrupted."
@@ -52,8 +52,11 @@ app.command(rich_help_panel=LOOK)(look.logs)
 app.command(rich_help_panel=LOOK)(look.events)
 app.command(rich_help_panel=LOOK)(look.explain)
 app.command("list", rich_help_panel=LOOK)(look.list_jobs)
+app.command(rich_help_panel=ACT)(change.scale)
+app.command(rich_help_panel=ACT)(change.drain)
+app.command(rich_help_panel=ACT)(change.replace)
+app.add_typer(checkpoints.group, rich_help_panel=ACT)
 app.command(rich_help_panel=ACT)(act.chaos)
-app.command(rich_help_panel=ACT)(act.drain)
 app.command(rich_help_panel=ACT)(act.cancel)
 app.command(rich_help_panel=MACHINE)(doctor.doctor)
 app.command(rich_help_panel=MACHINE)(act.down)

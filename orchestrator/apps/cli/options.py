@@ -10,9 +10,17 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.apps.cli import complete
+
 JobFile = Annotated[Path, typer.Argument(metavar="FILE", help="The job file (job.yaml).", show_default=False)]
-JobName = Annotated[str, typer.Argument(metavar="JOB", help="Name of the job.", show_default=False)]
-MaybeJobName = Annotated[str, typer.Argument(metavar="[JOB]", help="Name of the job; absent: the only one.", show_default=False)]
+JobName = Annotated[str, typer.Argument(metavar="JOB", help="Name of the job.", show_default=False, autocompletion=complete.jobs)]
+MaybeJobName = Annotated[
+    str,
+    typer.Argument(
+        metavar="JOB", help="Name of the job; absent: the only one.", show_default=False, autocompletion=complete.jobs
+    ),
+]
+Wait = Annotated[bool, typer.Option("--wait", help="Stay until it is done, and show what is decided on the way.")]
 
 HomeDir = Annotated[
     Path,

@@ -11,15 +11,18 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from orchestrator.apps.report_facts import layers_of, numbers
 from orchestrator.core.plan.layout import total
-from orchestrator.core.plan.plan import OPTIMIZER, PARAMS, Plan
+from orchestrator.core.plan.plan import OPTIMIZER, PARAMS, MeshAxis, Plan
 from orchestrator.core.supervisor.state import WorkerPhase
+from orchestrator.runtime.checkpoint_types import CheckpointInfo, CheckpointVerdict
 from orchestrator.runtime.ports import LogLine, Record
-from orchestrator.runtime.status_types import JobStatus, NodeStatus, WorkerStatus
+from orchestrator.runtime.status_types import ChangeStatus, JobStatus, NodeStatus, WorkerStatus
 
 if TYPE_CHECKING:
     from orchestrator.core.graph.view import GraphView
 
+DIGEST_CHARS = 12
 ID_CHARS = 12  # of a node id, enough to tell nodes apart and to name one
 DOING_SHOWN_MS = 1_000  # a phase that lasts longer is shown with its time
 SILENCE_SHOWN_MS = 1_000
@@ -88,6 +91,46 @@ def worker_text(worker: WorkerStatus) -> str:
     return f"{text} [{'; '.join(notes)}]" if notes else text
 
 
+def training_nodes(status: JobStatus) -> frozenset[str]:
+    """Ids of the nodes whose workers have a rank in the present epoch."""
+    return frozenset(w.node_id for w in status.workers if w.phase is WorkerPhase.MEMBER)
+
+
+def mesh_text(mesh: Sequence[MeshAxis]) -> str:
+    """pipeline 2 x data 2; axes of one rank are left out."""
+    return " x ".join(f"{a.name} {a.size}" for a in mesh if a.size > 1) or "one rank"
+
+
+def at_full_strength(status: JobStatus) -> bool:
+    """Whether the mesh that trains is the one that should."""
+    plan = status.plan
+    return plan is not None and not status.shrunk and _axes(plan.mesh) == _axes(status.target)
+
+
+def _axes(mesh: Sequence[MeshAxis]) -> set[tuple[str, int]]:
+    return {(a.name, a.size) for a in mesh if a.size > 1}
+
+
+def plan_text(status: JobStatus) -> str:
+    """The mesh that trains, the one that should, and what is being done about the difference."""
+    plan = status.plan
+    if plan is None:
+        return f"none yet, wanted: {mesh_text(status.target)}"
+    text = f"{mesh_text(plan.mesh)}, ZeRO-{plan.zero_stage}, {plan.copies} copies"
+    if len(plan.layers_per_stage) > 1:
+        text += f", layers per stage {','.join(map(str, plan.layers_per_stage))}"
+    if status.shrunk:
+        text += f"; SHRUNK, full strength is {mesh_text(status.target)}"
+    elif not at_full_strength(status):
+        text += f"; wanted: {mesh_text(status.target)}"
+    return text
+
+
+def change_text(change: ChangeStatus) -> str:
+    """A planned change that is under way."""
+    return f"{change.kind}: {change.why}"
+
+
 def node_rows(status: JobStatus) -> list[tuple[str, str, str]]:
     """(node, its condition, what its workers do), one row a node."""
     rows = []
@@ -112,7 +155,9 @@ def progress_text(status: JobStatus, *, bytewise: bool = False) -> str:
     members = [w for w in status.workers if w.phase is WorkerPhase.MEMBER]
     spares = [w for w in status.workers if w.phase is WorkerPhase.SPARE]
     if status.plan is not None:
-        parts.append(f"{len(members)}/{status.plan.ranks} ranks + {len(spares)} spare")
+        parts.append(f"{len(members)}/{status.plan.ranks} ranks{' (SHRUNK)' if status.shrunk else ''} + {len(spares)} spare")
+    if status.change is not None:
+        parts.append(change_text(status.change))
     parts += [f"SUSPECT {worker_text(w)}" for w in status.workers if w.suspect]
     return ", ".join(parts)
 
@@ -123,6 +168,8 @@ def resilience_text(status: JobStatus) -> str:
         f"{status.recoveries} recover{'y' if status.recoveries == 1 else 'ies'}, {status.steps_lost} steps lost, "
         f"{status.survivors_restarted} survivors restarted, budget {status.budget} of {status.budget_max} left"
     )
+    if status.skipped:
+        text += f", {status.skipped} update(s) skipped"
     return f"{text}, goodput {100 * status.goodput:.1f} %" if status.goodput is not None else text
 
 
@@ -136,9 +183,11 @@ def status_lines(status: JobStatus, *, bytewise: bool = False) -> list[str]:
         eta = f", ETA {duration(status.eta_s)}" if status.eta_s is not None else ""
         facts.append(("pace", f"{count(status.tokens_per_s)} tokens/s{eta}"))
     facts.append(("resilience", resilience_text(status)))
+    facts.append(("plan", plan_text(status)))
     if status.plan is not None:
-        mesh = " x ".join(f"{a.name} {a.size}" for a in status.plan.mesh)
-        facts.append(("plan", f"{mesh}, ZeRO-{status.plan.zero_stage}, {status.plan.copies} copies; {status.plan.reason}"))
+        facts.append(("", status.plan.reason))
+    if status.change is not None:
+        facts.append(("change", change_text(status.change)))
     if status.checkpoint is not None:
         facts.append(("checkpoint", f"step {status.checkpoint.step} at {status.checkpoint.uri}"))
     if status.decision is not None:
@@ -185,18 +234,18 @@ def plan_lines(plan: Plan, graph: GraphView, findings: Sequence[str]) -> list[st
         ("job", plan.job),
         ("plan", plan.reason),
         ("mesh", " x ".join(f"{a.name} {a.size}" for a in plan.mesh)),
+        ("pipeline", f"{len(plan.stages)} stages, {plan.schedule}"),
         ("model", f"{count(trained)} parameters ({trained}) in {sum(t.trainable for t in graph.tensors)} tensors"),
         ("step", f"{plan.micro_batches} micro-batches over {plan.size} ranks"),
         ("lint", "; ".join(findings) or "nothing to complain about"),
     ]
-    rows = [("RANK", "NODE", "MICRO-BATCHES", "OWNS", "COPIES", "STATE")]
+    rows = [("RANK", "NODE", "LAYERS", "MICRO-BATCHES", "OWNS", "COPIES", "STATE")]
     for seat in plan.seats:
-        share = plan.micro_batch_range(seat.rank)
         held = plan.layout(OPTIMIZER).holdings[seat.rank]
-        span = f"{share.start}-{share.stop - 1}" if len(share) > 1 else f"{share.start}" if share else "none"
+        layers, share = layers_of(plan, seat.rank), numbers(plan.micro_batches_of(seat.rank))
         owns, copies = total(held.primary), total(held.extra)
         state = state_bytes(plan, seat.rank)
-        rows.append((str(seat.rank), seat.node_id[:ID_CHARS], span, count(owns), count(copies), size(state)))
+        rows.append((str(seat.rank), seat.node_id[:ID_CHARS], layers, share, count(owns), count(copies), size(state)))
     return [
         *table(facts),
         "",
@@ -204,6 +253,24 @@ def plan_lines(plan: Plan, graph: GraphView, findings: Sequence[str]) -> list[st
         "",
         "OWNS, COPIES: parameters whose optimizer state a rank updates, keeps for another",
     ]
+
+
+def checkpoint_lines(found: Sequence[CheckpointInfo]) -> list[str]:
+    """A table of checkpoints."""
+    rows = [("STEP", "STATE", "SIZE", "WRITTEN BY", "DIGEST", "WHERE")]
+    for c in found:
+        state = "complete" if c.complete else f"incomplete: {c.trouble}"
+        rows.append((str(c.step), state, size(c.size_bytes), c.plan or "-", c.digest[:DIGEST_CHARS] or "-", c.uri))
+    return table(rows)
+
+
+def verdict_lines(verdict: CheckpointVerdict) -> list[str]:
+    """What came of verifying one checkpoint: one line when it is well, else every damaged file."""
+    c = verdict.info
+    head = f"step {c.step} at {c.uri}: "
+    if not verdict.trouble:
+        return [f"{head}ok, {c.files} files, {size(c.size_bytes)}, digest {verdict.digest}"]
+    return [f"{head}DAMAGED, {verdict.trouble}", *table([(f.name, f.why) for f in verdict.damaged], indent="  ")]
 
 
 def state_bytes(plan: Plan, rank: int) -> int:

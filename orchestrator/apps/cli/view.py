@@ -167,6 +167,9 @@ def picture(status: JobStatus, *, bytewise: bool) -> RenderableType:
     facts.add_row("held out", Text(render.loss(status.eval_loss, bytewise=bytewise)))
     pace = "-" if status.tokens_per_s is None else f"{render.count(status.tokens_per_s)} tokens/s"
     facts.add_row("pace", Text(pace if status.eta_s is None else f"{pace}, ETA {render.duration(status.eta_s)}"))
+    facts.add_row("plan", Text(render.plan_text(status), style="yellow" if status.shrunk else ""))
+    if status.change is not None:
+        facts.add_row("change", Text(render.change_text(status.change), style="yellow"))
     facts.add_row("failures", Text(render.resilience_text(status)))
     if status.decision is not None:
         facts.add_row("decision", Text(f"#{status.decision.seq} {status.decision.reason}", style="bold"))

@@ -2,13 +2,14 @@
 
 Ownership is a list of intervals, not one even chunk, so that a later plan with another number of ranks can leave most of the
 state where it is. A *primary* holder is responsible (it reduces, updates and checkpoints the region); an *extra* holder keeps a
-replica or a peer copy of it.
+replica or a peer copy of it. Every operation is one sweep over sorted lists: a thousand ranks have thousands of intervals each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -30,50 +31,67 @@ class Interval:
 
 Intervals = tuple[Interval, ...]
 
+_start = attrgetter("start")
+
 
 def merge(intervals: Iterable[Interval]) -> Intervals:
     """The union, sorted, neighbours joined."""
     out: list[Interval] = []
-    for i in sorted(intervals):
-        if out and i.start <= out[-1].stop:
-            if i.stop > out[-1].stop:
-                out[-1] = Interval(out[-1].start, i.stop)
-        else:
-            out.append(i)
+    ordered = sorted(intervals, key=_start)
+    if not ordered:
+        return ()
+    lo, hi = ordered[0].start, ordered[0].stop
+    for i in ordered:
+        if i.start > hi:
+            out.append(Interval(lo, hi))
+            lo, hi = i.start, i.stop
+        elif i.stop > hi:
+            hi = i.stop
+    out.append(Interval(lo, hi))
     return tuple(out)
 
 
-def subtract(a: Intervals, b: Intervals) -> Intervals:
+def subtract(a: Iterable[Interval], b: Iterable[Interval]) -> Intervals:
     """Elements of a that are not in b."""
     out: list[Interval] = []
     cuts = merge(b)
+    at = 0
     for i in merge(a):
         lo = i.start
-        for c in cuts:
-            if c.stop <= lo or c.start >= i.stop:
-                continue
-            if c.start > lo:
-                out.append(Interval(lo, c.start))
-            lo = max(lo, c.stop)
+        while at < len(cuts) and cuts[at].stop <= lo:
+            at += 1
+        while at < len(cuts) and cuts[at].start < i.stop:
+            if cuts[at].start > lo:
+                out.append(Interval(lo, cuts[at].start))
+            lo = cuts[at].stop
+            if lo >= i.stop:
+                break  # this cut may reach into the next interval as well
+            at += 1
         if lo < i.stop:
             out.append(Interval(lo, i.stop))
     return tuple(out)
 
 
-def intersect(a: Intervals, b: Intervals) -> Intervals:
+def intersect(a: Iterable[Interval], b: Iterable[Interval]) -> Intervals:
     """Elements in both."""
     out: list[Interval] = []
-    for i in merge(a):
-        for j in merge(b):
-            lo, hi = max(i.start, j.start), min(i.stop, j.stop)
-            if lo < hi:
-                out.append(Interval(lo, hi))
+    left, right = merge(a), merge(b)
+    at = to = 0
+    while at < len(left) and to < len(right):
+        i, j = left[at], right[to]
+        lo, hi = max(i.start, j.start), min(i.stop, j.stop)
+        if lo < hi:
+            out.append(Interval(lo, hi))
+        if i.stop < j.stop:
+            at += 1
+        else:
+            to += 1
     return tuple(out)
 
 
-def total(intervals: Intervals) -> int:
-    """Elements in all of them."""
-    return sum(i.numel for i in intervals)
+def total(intervals: Iterable[Interval]) -> int:
+    """Elements in all of them; what lies in two of them counts twice."""
+    return sum(i.stop - i.start for i in intervals)
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,8 +97,15 @@ class Plan:
 
     def replicas(self, rank: int) -> tuple[int, ...]:
         """The ranks that run the same stages on other micro-batches, itself included, in order of the data axis."""
-        pipe, _, coordinate = self.coordinates(rank)
-        return tuple(self.rank_at(pipe, d, coordinate) for d in range(self.axis(DATA)))
+        data, tensor = self.axis(DATA), self.axis(TENSOR)
+        first = rank // (data * tensor) * data * tensor + rank % tensor
+        return tuple(range(first, first + data * tensor, tensor))
+
+    def shard_group(self, rank: int) -> tuple[int, ...]:
+        """The replicas, itself included, that hold one whole of their section's sharded state between them."""
+        mine = self.replicas(rank)
+        first = self.coordinates(rank)[1] // self.shard * self.shard
+        return mine[first : first + self.shard]
 
     def stages_of(self, rank: int) -> tuple[int, ...]:
         """Indices of the stages that a rank runs, in forward order."""

@@ -1,7 +1,7 @@
-"""From (job, workers, graph, parent) to a Plan: data parallel and ZeRO-1 today.
+"""From (job, graph, workers, what they hold) to a Plan: the first one, the same with other workers, and one of another shape.
 
-The search over more axes comes with its own issue; this planner already gives what every plan needs: seats spread over nodes,
-a layout of each state tensor aligned to blocks, peer copies in another failure domain, and words that say why.
+The shape is somebody else's choice (`shape_for`, a person); here ranks are given to workers, layers to stages and state to ranks,
+so that the least state moves, and the plan says in words what it is and why.
 """
 
 from __future__ import annotations
@@ -9,130 +9,198 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from orchestrator.core.graph.space import space_of
 from orchestrator.core.graph.view import GraphView
 from orchestrator.core.job import Job
-from orchestrator.core.plan.layout import Holding, Interval, Intervals, StateLayout, subtract
-from orchestrator.core.plan.plan import OPTIMIZER, PARAMS, MeshAxis, Plan, Seat
+from orchestrator.core.plan.layout import Interval, Intervals, intersect, merge, subtract, total
+from orchestrator.core.plan.plan import DATA, OPTIMIZER, PIPELINE, TENSOR, MeshAxis, PipelineSchedule, Plan, Seat, Stage
+from orchestrator.core.planner.errors import PlanError
+from orchestrator.core.planner.layouts import make_layouts
+from orchestrator.core.planner.seats import Section, Worker, choose_seats
+from orchestrator.core.planner.shape import shape_for, shard_for, stages_per_rank_for
+from orchestrator.core.planner.stages import make_stages
+from orchestrator.core.planner.words import describe
+from orchestrator.core.reshard.recovery import Held
+
+__all__ = ["PlanError", "first_plan", "make_layouts", "make_stages", "replan", "shape_for", "shard_for", "swap_plan"]
 
 
-class PlanError(ValueError):
-    """No plan exists for these workers; the message says what is missing."""
+def first_plan(*, job: Job, graph: GraphView, workers: Sequence[Worker], epoch: int) -> Plan:
+    """A plan at full strength for a job that has none yet.
 
-
-def first_plan(*, job: Job, graph: GraphView, workers: Sequence[tuple[str, str]], epoch: int) -> Plan:
-    """A plan for a job that has none yet.
-
-    `workers` are (worker_id, node_id) pairs that are ready. Raises PlanError when there are too few, or when peer copies are
-    asked for and all of them sit on one node.
+    `workers` are (worker_id, node_id) pairs that are ready. Raises PlanError when there are too few, when the model has too few
+    layers, or when copies are asked for and all ranks sit on one node.
     """
-    n = job.parallel.data
-    if len(workers) < n:
-        raise PlanError(f"{n} ranks need {n} workers, {len(workers)} are ready")
-    seats = tuple(
-        Seat(rank=r, worker_id=w, node_id=node) for r, (w, node) in enumerate(_spread(sorted(workers, key=_by_node), n))
+    p = job.parallel
+    if len(workers) < p.ranks:
+        raise PlanError(f"{p.ranks} ranks need {p.ranks} workers, {len(workers)} are ready")
+    stages = make_stages(
+        graph,
+        tensor=p.tensor,
+        pipeline=p.pipeline,
+        stages_per_rank=p.stages_per_rank,
+        layers_per_stage=p.layers_per_stage,
     )
-    if job.parallel.copies and len({s.node_id for s in seats}) < 2:
+    seats = choose_seats(
+        workers=workers,
+        pipeline=p.pipeline,
+        data=p.data,
+        tensor=p.tensor,
+        shard=shard_for(job, p.data),
+        value={},
+        overlap=lambda _a, _b: 0,
+        parent=None,
+    )
+    if p.copies and len({s.node_id for s in seats}) < 2:
         raise PlanError("peer copies need workers on at least two nodes, and all ready workers share one")
+    plan = _draft(job=job, graph=graph, pipeline=p.pipeline, data=p.data, stages=stages, seats=seats, epoch=epoch, parent=0)
+    plan = replace(plan, layouts=make_layouts(plan))
+    return replace(plan, reason=f"first plan: {describe(plan)}, as the job asks")
+
+
+def swap_plan(parent: Plan, *, epoch: int, replacements: Mapping[int, Worker], reason: str) -> Plan:
+    """The parent's plan with some ranks given to other workers; the layouts follow where a seat's node changes.
+
+    `replacements` maps rank -> (worker_id, node_id). Every owner stays owner; only copies may move, when a replacement sits on
+    the node of its region's copy. Raises PlanError when copies are wanted and all ranks would be on one node.
+    """
+    seats = tuple(Seat(s.rank, *replacements.get(s.rank, (s.worker_id, s.node_id))) for s in parent.seats)
+    plan = replace(parent, epoch=epoch, parent=parent.epoch, seats=seats, reason=reason)
+    holdings = parent.layout(OPTIMIZER).holdings
     layouts = make_layouts(
-        numel=graph.padded_numel,
-        block=graph.block,
-        nodes=[s.node_id for s in seats],
-        zero_stage=job.parallel.zero_stage,
-        copies=job.parallel.copies,
+        plan,
+        held={rank: h.everything for rank, h in enumerate(holdings)},
+        prefer={rank: h.primary for rank, h in enumerate(holdings)},
     )
-    what = "data parallel" if job.parallel.zero_stage == 0 else "data parallel with sharded optimizer state (ZeRO-1)"
-    copies = " and a copy of each shard on another node" if job.parallel.copies else ""
+    return replace(plan, layouts=layouts)
+
+
+def replan(
+    *,
+    parent: Plan,
+    job: Job,
+    graph: GraphView,
+    workers: Sequence[Worker],
+    held: Mapping[str, Held],
+    epoch: int,
+    pipeline: int,
+    data: int,
+    layers_per_stage: tuple[int, ...] = (),
+    reason: str,
+) -> Plan:
+    """A plan of another shape, or of the same one with other stages, in which as much state as possible stays where it is.
+
+    `workers` may get a rank, survivors and fresh ones alike, and may be more than the shape needs; `held` says by worker id what
+    survivors hold. Without `layers_per_stage` the stages stay as they are when there are as many of them, else they are the job's
+    or balanced. Where all ranks end up on one node the plan has no copies. Raises PlanError for a shape that does not fit.
+    """
+    tensor = parent.axis(TENSOR)
+    need = pipeline * data * tensor
+    if len(workers) < need:
+        raise PlanError(f"{need} ranks need {need} workers, {len(workers)} are there")
+    if data > job.train.micro_batches:
+        raise PlanError(f"{job.train.micro_batches} micro-batches cannot feed {data} replicas")
+    stages = _stages(job, graph, parent, pipeline=pipeline, layers_per_stage=layers_per_stage)
+    at = max((h.applied_step for h in held.values()), default=0)
+    state = {w: h for w, h in held.items() if h.tensor == tensor and at in (h.applied_step, h.prepared_step)}
+    optimizer = {w: h.optimizer for w, h in state.items()}
+    seats = choose_seats(
+        workers=workers,
+        pipeline=pipeline,
+        data=data,
+        tensor=tensor,
+        shard=shard_for(job, data),
+        value=_values(job, parent, stages, state, pipeline=pipeline, data=data),
+        overlap=lambda a, b: (
+            total(intersect(state[a[0]].optimizer, state[b[0]].optimizer)) if {a[0], b[0]} <= state.keys() else 0
+        ),
+        parent=parent,
+    )
+    plan = _draft(
+        job=job, graph=graph, pipeline=pipeline, data=data, stages=stages, seats=seats, epoch=epoch, parent=parent.epoch
+    )
+    alone = bool(plan.copies) and len({s.node_id for s in seats}) < 2
+    if alone:
+        plan = replace(plan, copies=0)
+    here = {s.rank: optimizer[s.worker_id] for s in seats if s.worker_id in optimizer}
+    owned: dict[int, Intervals] = {}
+    before = {s.worker_id: parent.layout(OPTIMIZER).holdings[s.rank].primary for s in parent.seats}
+    for seat in seats:
+        if seat.worker_id in before and seat.rank in here:
+            owned[seat.rank] = intersect(before[seat.worker_id], here[seat.rank])
+    plan = replace(plan, layouts=make_layouts(plan, held=here, prefer=owned))
+    words = f"{reason}: {describe(plan)}"
+    if alone:
+        words += ", without copies because there is no other node"
+    missing = sum(total(subtract(h.everything, here.get(r, ()))) for r, h in enumerate(plan.layout(OPTIMIZER).holdings))
+    return replace(plan, reason=f"{words}; {missing / plan.layout(OPTIMIZER).numel:.0%} of the optimizer state moves")
+
+
+def _draft(
+    *,
+    job: Job,
+    graph: GraphView,
+    pipeline: int,
+    data: int,
+    stages: tuple[Stage, ...],
+    seats: tuple[Seat, ...],
+    epoch: int,
+    parent: int,
+) -> Plan:
+    """The plan but for its layouts and its reason."""
+    p = job.parallel
+    tensor = len(seats) // (pipeline * data)
+    schedule = p.schedule
+    if len(stages) > pipeline:
+        schedule = PipelineSchedule.INTERLEAVED
+    elif schedule is PipelineSchedule.INTERLEAVED:
+        schedule = PipelineSchedule.ONE_F_ONE_B
     return Plan(
         job=job.name,
         epoch=epoch,
-        parent=0,
-        mesh=(MeshAxis("data", n),),
-        zero_stage=job.parallel.zero_stage,
-        copies=job.parallel.copies,
+        parent=parent,
+        mesh=(MeshAxis(PIPELINE, pipeline), MeshAxis(DATA, data), MeshAxis(TENSOR, tensor)),
+        zero_stage=p.zero_stage,
+        shard=shard_for(job, data),
+        copies=p.copies,
         micro_batches=job.train.micro_batches,
         block=graph.block,
+        section=space_of(graph, tensor).section,
+        stages=stages,
+        schedule=schedule,
+        recompute=p.recompute,
         seats=seats,
-        layouts=layouts,
-        reason=f"first plan: {what} over {n} ranks on {len({s.node_id for s in seats})} nodes{copies}, as the job asks",
+        layouts=(),
+        reason="",
     )
 
 
-def swap_plan(parent: Plan, *, epoch: int, replacements: Mapping[int, tuple[str, str]], reason: str) -> Plan:
-    """The parent's plan with some ranks given to other workers; layouts follow when a seat's node changes.
-
-    `replacements` maps rank -> (worker_id, node_id). The primary regions stay where they are; only peer copies may move, when
-    a replacement sits on the node of its shard's copy.
-    """
-    seats = tuple(
-        replace(s, worker_id=replacements[s.rank][0], node_id=replacements[s.rank][1]) if s.rank in replacements else s
-        for s in parent.seats
+def _stages(job: Job, graph: GraphView, parent: Plan, *, pipeline: int, layers_per_stage: tuple[int, ...]) -> tuple[Stage, ...]:
+    per_rank = stages_per_rank_for(job, graph, pipeline)
+    if layers_per_stage:
+        per_rank = max(1, len(layers_per_stage) // pipeline)
+    elif len(parent.stages) == pipeline * per_rank:
+        return parent.stages
+    elif len(job.parallel.layers_per_stage) == pipeline * per_rank:
+        layers_per_stage = job.parallel.layers_per_stage
+    return make_stages(
+        graph, tensor=parent.axis(TENSOR), pipeline=pipeline, stages_per_rank=per_rank, layers_per_stage=layers_per_stage
     )
-    layouts = make_layouts(
-        numel=parent.layout(PARAMS).numel,
-        block=parent.block,
-        nodes=[s.node_id for s in seats],
-        zero_stage=parent.zero_stage,
-        copies=parent.copies,
-    )
-    return replace(parent, epoch=epoch, parent=parent.epoch, seats=seats, layouts=layouts, reason=reason)
 
 
-def make_layouts(*, numel: int, block: int, nodes: Sequence[str], zero_stage: int, copies: int) -> tuple[StateLayout, ...]:
-    """Layouts of params (replicated) and optimizer state (replicated, or sharded with peer copies) over len(nodes) ranks."""
-    n = len(nodes)
-    whole: Intervals = (Interval(0, numel),)
-    primary = shard_intervals(numel=numel, block=block, size=n)
-    params = StateLayout(PARAMS, numel, tuple(Holding(p, subtract(whole, p)) for p in primary))
-    if zero_stage == 0:
-        return params, StateLayout(OPTIMIZER, numel, params.holdings)
-    extra: list[Intervals] = [() for _ in range(n)]
-    if copies:
-        for rank, buddy in enumerate(buddies(nodes)):
-            extra[buddy] = tuple(sorted(extra[buddy] + primary[rank]))
-    return params, StateLayout(OPTIMIZER, numel, tuple(Holding(p, e) for p, e in zip(primary, extra, strict=True)))
-
-
-def shard_intervals(*, numel: int, block: int, size: int) -> tuple[Intervals, ...]:
-    """Contiguous regions of whole blocks, equal but for the last ones; a rank may own nothing when blocks are few."""
-    blocks = -(-numel // block)
-    per_rank = -(-blocks // size)
-    out: list[Intervals] = []
-    for r in range(size):
-        lo, hi = min(r * per_rank * block, numel), min((r + 1) * per_rank * block, numel)
-        out.append((Interval(lo, hi),) if lo < hi else ())
-    return tuple(out)
-
-
-def buddies(nodes: Sequence[str]) -> tuple[int, ...]:
-    """For each rank the rank that keeps its copy: the next one on another node, evenly spread.
-
-    Raises PlanError when every rank is on one node.
-    """
-    n = len(nodes)
-    load = [0] * n
-    out: list[int] = []
-    for rank in range(n):
-        others = [(rank + d) % n for d in range(1, n) if nodes[(rank + d) % n] != nodes[rank]]
-        if not others:
-            raise PlanError(f"rank {rank} has no peer on another node than {nodes[rank]} to keep its copy")
-        chosen = min(others, key=lambda r: (load[r], (r - rank) % n))
-        load[chosen] += 1
-        out.append(chosen)
-    return tuple(out)
-
-
-def _by_node(worker: tuple[str, str]) -> tuple[str, str]:
-    return worker[1], worker[0]
-
-
-def _spread(workers: Sequence[tuple[str, str]], n: int) -> list[tuple[str, str]]:
-    """n workers, one node after the other, so that neighbouring ranks sit on different nodes where that is possible."""
-    by_node: dict[str, list[tuple[str, str]]] = {}
-    for w in workers:
-        by_node.setdefault(w[1], []).append(w)
-    out: list[tuple[str, str]] = []
-    while len(out) < n:
-        for node in sorted(by_node):
-            if by_node[node]:
-                out.append(by_node[node].pop(0))
-    return out[:n]
+def _values(
+    job: Job, parent: Plan, stages: Sequence[Stage], state: Mapping[str, Held], *, pipeline: int, data: int
+) -> dict[str, dict[Section, int]]:
+    """For each holder the elements of parameters and moments that each section's places need and that it has."""
+    p = job.parallel
+    out: dict[str, dict[Section, int]] = {w: {} for w in state}
+    for pipe in range(pipeline):
+        for coordinate in range(parent.axis(TENSOR)):
+            base = coordinate * parent.section
+            section = merge(Interval(base + s.start, base + s.stop) for s in stages[pipe::pipeline])
+            share = -(-total(section) // shard_for(job, data)) * (1 + (p.copies if p.zero_stage else 0))
+            for worker, h in state.items():
+                kept = min(share, total(intersect(h.optimizer, section)))
+                params = kept if p.zero_stage == 3 else total(intersect(h.params, section))
+                out[worker][pipe, coordinate] = params + 2 * kept
+    return out

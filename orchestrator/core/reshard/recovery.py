@@ -8,13 +8,19 @@ to n on their own, given the commit record; otherwise nobody has applied n and a
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from orchestrator.core.plan.layout import Interval, Intervals, intersect, subtract, total
-from orchestrator.core.plan.plan import OPTIMIZER, PARAMS, Plan
+from orchestrator.core.graph.space import runs
+from orchestrator.core.graph.view import GraphView
+from orchestrator.core.plan.layout import Intervals, merge
+from orchestrator.core.plan.plan import OPTIMIZER, PARAMS, TENSOR, Plan, Seat
+from orchestrator.core.reshard.regions import Regions, in_place, once, translated
+from orchestrator.core.reshard.schedule import DEFAULT_LINKS, ELEMENT_BYTES, ROUND_BYTES, Links, Party, Transfer
+from orchestrator.core.reshard.senders import NoHolder, make_schedule
+
+__all__ = ["Commit", "Held", "Resume", "Source", "Transfer", "Unrecoverable", "resolve"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +63,6 @@ class Source(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Transfer:
-    """One region of one state tensor from one rank's memory to another's; ranks are those of the new plan."""
-
-    tensor: str  # PARAMS or OPTIMIZER (then every elementwise tensor of the optimizer travels)
-    src: int
-    dst: int
-    start: int  # in the new plan's vector
-    stop: int
-    src_start: int  # where `start` lies in the sender's vector: another place only when the tensor degree changes
-    round: int  # rounds are carried out one after the other, the transfers of one round together
-    others: tuple[int, ...]  # further ranks that hold the region (at src_start too), for when what `src` sends arrives changed
-
-
-@dataclass(frozen=True, slots=True)
 class Resume:
     """How the ranks of an epoch come by their state, and the step they then are at."""
 
@@ -93,85 +85,98 @@ class Unrecoverable(ValueError):
     """No set of survivors holds the whole state; the message names what is missing."""
 
 
-def resolve(*, plans: Mapping[int, Plan], new: Plan, held: Mapping[int, Held], known: Commit | None) -> Resume:
+def resolve(
+    *,
+    new: Plan,
+    held: Mapping[int, Held],
+    known: Commit | None,
+    graph: GraphView | None = None,
+    skip_steps: Sequence[int] = (),
+    leaving: Sequence[Seat] = (),
+    moments: int = 2,
+    bytes_per_round: int = ROUND_BYTES,
+    links: Links = DEFAULT_LINKS,
+) -> Resume:
     """The newest step whose every region has a live holder, and the transfers to it.
 
-    `held` maps ranks of `new` that survivors fill to what they hold, `plans` the epochs that these name to their plans, `known`
-    is the newest commit that the supervisor was told of: whoever told it may be gone, but the prepared can roll forward by it.
-    Raises Unrecoverable when no step has a holder for every region.
+    `held` maps ranks of `new` that survivors fill to what they hold, `known` is the newest commit that the supervisor was told
+    of: whoever told it may be gone, but the prepared can roll forward by it. `leaving` are seats numbered from new.size on:
+    members of the epoch's group that send what they hold, need nothing and go (a drain where there are no copies). `graph` is
+    needed when somebody holds a vector of another tensor degree than the plan's; `moments` counts the elementwise tensors of the
+    optimizer. Raises Unrecoverable when no step has a holder for every region.
     """
+    if [s.rank for s in leaving] != list(range(new.size, new.size + len(leaving))):
+        raise ValueError(f"those who leave are numbered from {new.size} on")
+    if not held.keys() <= set(range(new.size + len(leaving))):
+        raise ValueError(f"rank {max(held)} holds state and has no seat")
     if not held:
         raise Unrecoverable("no survivor holds any state")
+    common, seats = _Common(new, held, graph), (*new.seats, *leaving)
     commits = {h.commit.step: h.commit for h in held.values() if h.commit is not None}
     if known is not None:
         commits.setdefault(known.step, known)
-    steps = sorted({h.applied_step for h in held.values()} | set(commits), reverse=True)
     why: list[str] = []
-    for step in steps:
+    for step in sorted({h.applied_step for h in held.values()} | set(commits), reverse=True):
+        commit = commits.get(step)
+        holders = {rank: h for rank, h in held.items() if _reaches(h, step, commit)}
         try:
-            return _resume_at(step, commit=commits.get(step), plans=plans, new=new, held=held)
-        except Unrecoverable as e:
-            why.append(str(e))
+            schedule = make_schedule(
+                [_party(s, new, holders.get(s.rank), step=step, commit=commit, common=common) for s in seats],
+                element_bytes={PARAMS: ELEMENT_BYTES, OPTIMIZER: ELEMENT_BYTES * moments},
+                bytes_per_round=bytes_per_round,
+                links=links,
+            )
+        except NoHolder as e:
+            why.append(f"{e.tensor} [{e.start}, {e.stop}) of rank {e.rank} at step {step} has no live holder")
+            continue
+        return Resume(
+            source=Source.MEMORY,
+            step=step,
+            commit=commit,
+            transfers=schedule.transfers,
+            fresh=tuple(r for r in range(new.size) if r not in holders),
+            checkpoint_uri="",
+            predicted_ms=schedule.predicted_ms,
+            skip_steps=tuple(skip_steps),
+        )
     raise Unrecoverable("; ".join(why))
 
 
-def _resume_at(step: int, *, commit: Commit | None, plans: Mapping[int, Plan], new: Plan, held: Mapping[int, Held]) -> Resume:
-    holders = {
-        rank: h
-        for rank, h in sorted(held.items())
-        if h.applied_step == step or (commit is not None and h.applied_step == step - 1 and h.prepared_step == step)
-    }
-    # Regions at `step`: the optimizer regions of every holder, whose params the same update made; all params where complete.
-    whole: Intervals = (Interval(0, new.layout(PARAMS).numel),)
-    optim = {r: plans[h.plan_epoch].layout(OPTIMIZER).holdings[h.rank].everything for r, h in holders.items()}
-    params = {r: whole if h.params_step == step else optim[r] for r, h in holders.items()}
-    load: dict[int, int] = dict.fromkeys(holders, 0)
-    transfers: list[Transfer] = []
-    for tensor, have in ((PARAMS, params), (OPTIMIZER, optim)):
-        for rank in range(new.size):
-            missing = subtract(new.layout(tensor).holdings[rank].everything, have.get(rank, ()))
-            transfers.extend(_fetch(tensor=tensor, dst=rank, missing=missing, have=have, load=load, step=step, block=new.block))
-    fresh = tuple(r for r in range(new.size) if r not in holders)
-    return Resume(Source.MEMORY, step, commit, tuple(transfers), fresh, "")
+def _reaches(h: Held, step: int, commit: Commit | None) -> bool:
+    """Whether it is at a step, or can go there by itself."""
+    return h.applied_step == step or (commit is not None and h.applied_step == step - 1 and h.prepared_step == step)
 
 
-def _fetch(
-    *,
-    tensor: str,
-    dst: int,
-    missing: Intervals,
-    have: Mapping[int, Intervals],
-    load: dict[int, int],
-    step: int,
-    block: int,
-) -> list[Transfer]:
-    """Transfers that fill `missing`, spread over the holders so that the busiest sender sends least."""
-    out: list[Transfer] = []
-    for region in missing:
-        for piece, holders in _pieces(region, have):
-            if not holders:
-                raise Unrecoverable(f"{tensor} [{piece.start}, {piece.stop}) of rank {dst} at step {step} has no live holder")
-            lo = piece.start
-            share = max(block, -(-piece.numel // len(holders) // block) * block)
-            while lo < piece.stop:
-                hi = min(piece.stop, lo + share)
-                src = min(holders, key=lambda r: (load[r], r))
-                load[src] += hi - lo
-                out.append(Transfer(tensor, src, dst, lo, hi))
-                lo = hi
-    return out
+def _party(seat: Seat, new: Plan, h: Held | None, *, step: int, commit: Commit | None, common: _Common) -> Party:
+    """What a seat needs, and what it has at `step` once it has rolled forward: regions of optimizer state, and their params.
+
+    All of its params are at that step only when they were gathered, or when the step changed nothing.
+    """
+    needs: dict[str, Regions] = {}
+    if seat.rank < new.size:
+        needs = {
+            name: common.regions(new.layout(name).holdings[seat.rank].everything, common.degree) for name in (PARAMS, OPTIMIZER)
+        }
+    if h is None:
+        return Party(seat.rank, seat.node_id, needs, {}, stays=True)
+    unchanged = commit is not None and commit.skipped and h.params_step == step - 1
+    params = h.params if h.params_step == step or unchanged else h.optimizer
+    has = {PARAMS: once(common.regions(params, h.tensor)), OPTIMIZER: once(common.regions(h.optimizer, h.tensor))}
+    return Party(seat.rank, seat.node_id, needs, has, stays=h.tensor == common.degree)
 
 
-def _pieces(region: Interval, have: Mapping[int, Intervals]) -> list[tuple[Interval, tuple[int, ...]]]:
-    """The region cut where the set of its holders changes."""
-    cuts = {region.start, region.stop}
-    inside = {r: intersect(h, (region,)) for r, h in have.items()}
-    for intervals in inside.values():
-        for i in intervals:
-            cuts.update((i.start, i.stop))
-    edges = sorted(cuts)
-    out = []
-    for lo, hi in itertools.pairwise(edges):
-        piece = Interval(lo, hi)
-        out.append((piece, tuple(r for r, h in inside.items() if total(intersect(h, (piece,))) == piece.numel)))
-    return out
+class _Common:
+    """The vector that all ranks' regions are compared in: the plan's own, or the uncut model's when tensor degrees differ."""
+
+    def __init__(self, new: Plan, held: Mapping[int, Held], graph: GraphView | None) -> None:
+        self.degree = new.axis(TENSOR)
+        degrees = {self.degree, *(h.tensor for h in held.values())}
+        self._runs: dict[int, tuple[tuple[int, int, int], ...]] = {}
+        if len(degrees) > 1:
+            if graph is None:
+                raise ValueError(f"a state cut for tensor degrees {sorted(degrees)} cannot be moved without the graph")
+            self._runs = {d: runs(graph, d) for d in degrees}
+
+    def regions(self, intervals: Intervals, degree: int) -> Regions:
+        """Intervals of a vector of some degree."""
+        return translated(merge(intervals), self._runs[degree]) if self._runs else in_place(merge(intervals))

@@ -1,29 +1,51 @@
-"""Epochs: fencing a broken one, planning the next, starting it.
+"""Epochs: fencing one as a whole, starting the next, ending the job.
 
-An epoch is fenced as a whole: every member leaves it (and says what it holds) or is lost. Only then is the next plan made, so
-that no two workers can ever act for one rank, and the state is restored from what the survivors said.
+Every member of a broken epoch leaves it (and says what it holds) or is lost. Only then is the next plan made, so that no two
+workers can ever act for one rank; which plan that is, `choice` decides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from orchestrator.core.job import FailureClass
-from orchestrator.core.plan.layout import Interval, merge, subtract
 from orchestrator.core.plan.lint import lint
-from orchestrator.core.plan.plan import OPTIMIZER, Plan
-from orchestrator.core.planner.planner import PlanError, first_plan, swap_plan
-from orchestrator.core.reshard.recovery import Held, Resume, Source, Unrecoverable, resolve
-from orchestrator.core.supervisor.commands import EndJob, ExitWorker, FenceEpoch, InjectFault, KillWorker, RunEpoch
+from orchestrator.core.plan.plan import Plan
+from orchestrator.core.reshard.recovery import Resume, Source
+from orchestrator.core.supervisor.commands import (
+    EndJob,
+    ExitWorker,
+    FenceEpoch,
+    InjectFault,
+    KillWorker,
+    RunEpoch,
+    TakeCheckpoint,
+)
 from orchestrator.core.supervisor.events import Fault
-from orchestrator.core.supervisor.staff import available
+from orchestrator.core.supervisor.staff import going_why, strength
 from orchestrator.core.supervisor.state import JobPhase, Outcome, Recovery, Worker, WorkerPhase
 from orchestrator.core.supervisor.turn import Turn
 
 RECOVERIES_KEPT = 200
 SPAWN_FAILURES_MAX = 3  # when no worker ever came up: it is the task that cannot be built, and it never will be
+FLAP_SPAN = 4  # a shrink within so many times grow_after_steps of the last growth doubles the pause before the next
+PAUSE_MAX = 64  # times grow_after_steps
+
+# What several failures of one epoch amount to: the last of them in this order decides what is done.
+STRICTNESS = (
+    FailureClass.PLANNED,
+    FailureClass.COLLECTIVE_BROKEN,
+    FailureClass.SUPERVISOR_LOST,
+    FailureClass.WORKER_SLOW,
+    FailureClass.UNREACHABLE,
+    FailureClass.WORKER_EXITED,
+    FailureClass.WORKER_HUNG,
+    FailureClass.NODE_LOST,
+    FailureClass.BAD_STEP,
+    FailureClass.USER_ERROR,
+    FailureClass.CORRUPT_STATE,
+)
 
 
 def lose(turn: Turn, worker: Worker, failure: FailureClass, evidence: str) -> None:
@@ -37,227 +59,121 @@ def lose(turn: Turn, worker: Worker, failure: FailureClass, evidence: str) -> No
         fence(turn, failure, f"{name} was lost: {evidence}", lost=(worker.worker_id,))
 
 
-def fence(turn: Turn, failure: FailureClass, why: str, *, lost: tuple[str, ...] = (), free: bool = False) -> None:
-    """Make every member leave the epoch. A failure costs a unit of the budget unless `free` (a drain)."""
-    state = turn.state
-    if state.phase in (JobPhase.FENCING, JobPhase.WAITING):
-        if state.recoveries and lost:
-            last = state.recoveries[-1]  # a broken collective is what a peer's loss looks like before it is known
-            failure = failure if last.failure is FailureClass.COLLECTIVE_BROKEN else last.failure
-            turn.set(recoveries=(*state.recoveries[:-1], replace(last, failure=failure, lost=(*last.lost, *lost))))
+def fence(turn: Turn, failure: FailureClass, why: str, *, lost: tuple[str, ...] = (), at_once: bool = True) -> None:
+    """Make every member leave the epoch. A failure costs a unit of the budget, a planned change nothing.
+
+    Not `at_once`: the members were asked to leave at the end of a step, and do so by themselves.
+    """
+    if turn.state.phase in (JobPhase.FENCING, JobPhase.WAITING):
+        _merge(turn, failure, why, lost)
         return
-    if not free:
-        if state.budget <= 0:
-            end(
-                turn,
-                JobPhase.FAILED,
-                Outcome.BUDGET_SPENT,
-                f"{why}; the budget of {state.job.resilience.failure_budget} failures is spent "
-                f"(one comes back every {state.job.resilience.budget_refill_steps} committed steps)",
-            )
+    if failure is not FailureClass.PLANNED:
+        if not _charge(turn, why):
             return
-        turn.set(budget=state.budget - 1, budget_step=state.committed_step)
-        turn.say(f"budget {turn.state.budget} of {state.job.resilience.failure_budget} left")
+        turn.set(change=None)
+    state = turn.state
     turn.to_phase(JobPhase.FENCING)
     number = state.recoveries[-1].number + 1 if state.recoveries else 1
     recovery = Recovery(number, state.epoch, failure, lost, state.committed_step, turn.at_ms, reason=why)
     turn.set(recoveries=(*state.recoveries[-RECOVERIES_KEPT + 1 :], recovery), finished={})
-    turn.say(f"fencing epoch {state.epoch}")
-    for w in turn.members():
-        turn.do(FenceEpoch(w.worker_id, state.epoch))
+    turn.say(f"fencing epoch {state.epoch}" if at_once else f"the ranks leave epoch {state.epoch} after a whole step: {why}")
+    if at_once:
+        _fence_members(turn)
 
 
-def advance(turn: Turn) -> None:
-    """Do whatever the phase allows now: start the first epoch, finish a fence, use a spare, finish a drain."""
-    state = turn.state
-    if state.phase is JobPhase.RUNNING:
-        _drain(turn)
-    if turn.state.phase is JobPhase.FENCING and not turn.members():
-        _touch(turn, fenced_ms=turn.at_ms)
-        _next_epoch(turn)
-    elif turn.state.phase is JobPhase.WAITING:
-        _next_epoch(turn) if turn.state.plan else _first_epoch(turn)
-
-
-def _drain(turn: Turn) -> None:
-    members, spares = turn.members(), available(turn)
-    going = movable(turn, members, spares=len(spares))
-    if going and _apart(turn, [w for w in members if w not in going], spares[: len(going)]):
-        names = ", ".join(turn.name(w) for w in going)
-        turn.say(f"spares are ready: moving {names} off drained nodes")
-        fence(turn, FailureClass.NODE_LOST, f"drain of {names}", free=True)
-
-
-def movable(turn: Turn, present: Sequence[Worker], *, spares: int) -> list[Worker]:
-    """Those on drained nodes that can give their rank away at once: the others hold the whole state, and spares suffice."""
-    going: list[Worker] = []
-    for w in present:
-        if w.node_id in turn.state.drained and _hold_all(turn, [o for o in present if o is not w and o not in going]):
-            going.append(w)
-    return going if len(going) <= spares else []
-
-
-def _apart(turn: Turn, stay: Sequence[Worker], spares: Sequence[tuple[str, str]]) -> bool:
-    """Whether peer copies, if asked for, find a second node among these."""
-    return not turn.state.job.parallel.copies or len({w.node_id for w in stay} | {node for _, node in spares}) > 1
-
-
-def sole_holder(plan: Plan, rank: int) -> bool:
-    """Whether a rank holds a region that no other rank does."""
-    holdings = plan.layout(OPTIMIZER).holdings
-    others = tuple(i for r, h in enumerate(holdings) if r != rank for i in h.everything)
-    return bool(subtract(holdings[rank].everything, others))
-
-
-def _hold_all(turn: Turn, workers: Sequence[Worker]) -> bool:
-    """Whether these hold every region of the state between them: by what they said when they left, else by their seat."""
-    held: list[Interval] = []
-    for w in workers:
-        seat = turn.plan().seat_of(w.worker_id)
-        if w.phase is WorkerPhase.LEFT:
-            if w.held is not None and _knows(turn, w.held):
-                held += _plans(turn)[w.held.plan_epoch].layout(OPTIMIZER).holdings[w.held.rank].everything
-        elif seat is not None:
-            held += turn.plan().layout(OPTIMIZER).holdings[seat.rank].everything
-    return merge(held) == (Interval(0, turn.plan().layout(OPTIMIZER).numel),)
-
-
-def _knows(turn: Turn, held: Held) -> bool:
-    """Whether a plan that is known describes what it holds."""
-    plan = _plans(turn).get(held.plan_epoch)
-    return plan is not None and 0 <= held.rank < plan.size
-
-
-def _plans(turn: Turn) -> dict[int, Plan]:
-    """The current plan, and those before it that still describe what some survivor holds, by epoch."""
-    return {p.epoch: p for p in (*turn.state.past_plans, turn.plan())}
-
-
-def _first_epoch(turn: Turn) -> None:
-    state = turn.state
-    ready, need = available(turn), state.job.parallel.data
-    if state.graph is None or len(ready) < need:
-        _missing(turn, f"{need} ranks need {need} workers, {len(ready)} are ready and no node has room for more")
+def _merge(turn: Turn, failure: FailureClass, why: str, lost: tuple[str, ...]) -> None:
+    """One thing more about an epoch that is being left already: the strictest class counts."""
+    if not turn.state.recoveries:
         return
-    homes = {node for _, node in ready}
-    if len(homes) == 1 and any(w.phase is WorkerPhase.REQUESTED and w.node_id not in homes for w in state.workers.values()):
-        _missing(turn, "")  # one node must not hold all of the state while workers on other nodes are coming up
-        return
-    epoch = state.epoch + 1
-    try:
-        plan = first_plan(job=state.job, graph=state.graph, workers=ready, epoch=epoch)
-    except PlanError as e:
-        _missing(turn, f"no plan: {e}")
-        return
-    _start(turn, plan, _cold_resume(turn, plan))
+    last = turn.state.recoveries[-1]
+    worse = STRICTNESS.index(failure) > STRICTNESS.index(last.failure)
+    if worse and last.failure is FailureClass.PLANNED:
+        if not _charge(turn, why):
+            return
+        turn.say("the planned change has become a failure")
+        turn.set(change=None)
+        last = replace(last, reason=why)
+        _fence_members(turn)
+    if worse or lost:
+        last = replace(last, failure=failure if worse else last.failure, lost=(*last.lost, *lost))
+        turn.set(recoveries=(*turn.state.recoveries[:-1], last))
 
 
-def _missing(turn: Turn, why: str) -> None:
-    """Say once why the job does not start, unless workers are on their way or are asked for again soon."""
+def _charge(turn: Turn, why: str) -> bool:
+    """Take a unit of the budget; False when there was none, and the job has ended."""
     state = turn.state
-    coming = any(w.phase is WorkerPhase.REQUESTED for w in state.workers.values()) or turn.at_ms < state.retry_spawn_ms
-    why = "" if coming or state.cluster is None else why
-    if why != state.missing:
-        turn.set(missing=why)
-        if why:
-            turn.say(why)
-
-
-def _cold_resume(turn: Turn, plan: Plan) -> Resume:
-    checkpoint = turn.state.checkpoint
-    fresh = tuple(range(plan.size))
-    if checkpoint is None:
-        return Resume(Source.INIT, 0, None, (), fresh, "")
-    return Resume(Source.CHECKPOINT, checkpoint.step, None, (), fresh, checkpoint.uri)
-
-
-def _next_epoch(turn: Turn) -> None:
-    state = turn.state
-    old = turn.plan()
-    spares = available(turn)
-    left = [w for w in turn.seated() if w.phase is WorkerPhase.LEFT]
-    going = movable(turn, left, spares=len(spares) - (old.size - len(left)))
-    if not _apart(turn, [w for w in left if w not in going], spares[: old.size - len(left) + len(going)]):
-        going = []  # they stay where they are until a spare on another node is ready
-    by_id = {w.worker_id: w for w in left if w not in going}
-    stay = {s.rank: by_id[s.worker_id] for s in old.seats if s.worker_id in by_id}
-    gone = [s for s in old.seats if s.rank not in stay]
-    missing = len(gone) - len(spares)
-    if missing > 0:
-        _wait(
+    if state.budget <= 0:
+        end(
             turn,
-            f"{len(gone)} rank(s) need a worker and {missing} spare(s) are missing: waiting for a node or a worker",
+            JobPhase.FAILED,
+            Outcome.BUDGET_SPENT,
+            f"{why}; the budget of {state.job.resilience.failure_budget} failures is spent "
+            f"(one comes back every {state.job.resilience.budget_refill_steps} committed steps)",
         )
-        return
-    replacements = {s.rank: w for s, w in zip(gone, spares, strict=False)}
-    what = ", ".join(f"rank {r} to {w}" for r, (w, _) in replacements.items()) or "the same workers"
-    try:
-        plan = swap_plan(old, epoch=state.epoch + 1, replacements=replacements, reason=f"epoch {old.epoch} broke: {what}")
-    except PlanError as e:
-        _wait(turn, f"no plan: {e}")
-        return
-    hopeless = _start_with_state(turn, plan, stay)
-    if hopeless:
-        end(turn, JobPhase.FAILED, Outcome.UNRECOVERABLE, hopeless)
+        return False
+    turn.set(budget=state.budget - 1, budget_step=state.committed_step)
+    turn.say(f"budget {turn.state.budget} of {state.job.resilience.failure_budget} left")
+    return True
 
 
-def _start_with_state(turn: Turn, plan: Plan, stay: dict[int, Worker]) -> str:
-    """Start `plan` with the best state there is; returns why when there is none."""
-    state = turn.state
-    held: dict[int, Held] = {}
-    for rank, w in stay.items():
-        if w.held is None:
-            continue
-        if _knows(turn, w.held):
-            held[rank] = w.held
-        else:
-            turn.say(f"{turn.name(w)} says that it holds rank {w.held.rank} of epoch {w.held.plan_epoch}, which nobody knows")
-    plans = _plans(turn)
-    # A survivor that told of a commit may be gone by now; what was resumed by it is known all the same.
-    told = [c for c in (state.commit, state.resume.commit if state.resume else None) if c is not None]
-    try:
-        resume = resolve(plans=plans, new=plan, held=held, known=max(told, key=lambda c: c.step, default=None))
-    except Unrecoverable as e:
-        never_trained = state.committed_step == (state.checkpoint.step if state.checkpoint else 0)
-        if state.checkpoint is None and not never_trained:
-            return f"the state of step {state.committed_step} is gone ({e}) and there is no durable checkpoint"
-        if not never_trained:
-            turn.say(f"the state in memory is gone ({e}): back to the durable checkpoint")
-        resume = _cold_resume(turn, plan)
-    if resume.step < state.committed_step:
-        lost = state.committed_step - resume.step
-        turn.say(f"{lost} step(s) are lost: from {state.committed_step} back to {resume.step}")
-        turn.set(steps_lost=state.steps_lost + lost, committed_step=resume.step, commit=None, budget_step=resume.step)
-        _touch(turn, steps_lost=lost)
-    replaced = [s for s in turn.plan().seats if plan.seat_of(s.worker_id) is None and s.node_id not in state.drained]
-    restarted = sum(1 for s in replaced if turn.state.workers[s.worker_id].phase is WorkerPhase.LEFT)
-    turn.set(survivors_restarted=state.survivors_restarted + restarted)
-    needed = {h.plan_epoch for h in held.values()}
-    turn.set(past_plans=tuple(p for e, p in sorted(plans.items()) if e in needed))
-    _touch(turn, planned_ms=turn.at_ms)
-    _start(turn, plan, resume)
-    return ""
+def _fence_members(turn: Turn) -> None:
+    for w in turn.members():
+        turn.do(FenceEpoch(w.worker_id, turn.state.epoch))
 
 
-def _start(turn: Turn, plan: Plan, resume: Resume) -> None:
+def start(turn: Turn, plan: Plan, resume: Resume) -> None:
+    """Start the next epoch."""
     findings = lint(plan)
     if findings:
         raise AssertionError(f"the plan of epoch {plan.epoch} must not run: {'; '.join(findings)}")
+    old = turn.state.plan
     turn.to_phase(JobPhase.FORMING)
-    turn.set(epoch=plan.epoch, plan=plan, resume=resume, finished={}, digests={}, digest_step=-1)
+    turn.set(epoch=plan.epoch, plan=plan, resume=resume, finished={}, digests={}, digest_step=-1, change=None)
     source = {
         Source.INIT: "initialised from the seed",
         Source.CHECKPOINT: f"read from {resume.checkpoint_uri}",
         Source.MEMORY: f"taken from the survivors' memory ({len(resume.transfers)} transfers)",
     }[resume.source]
     turn.say(f"starting epoch {plan.epoch} at step {resume.step}, state {source}: {plan.reason}")
+    if old is not None:
+        _resized(turn, old, plan)
     for seat in plan.seats:
-        turn.worker(seat.worker_id, WorkerPhase.MEMBER, suspect="", stacks_asked=False)
+        turn.worker(seat.worker_id, WorkerPhase.MEMBER, suspect="", stacks_asked=False, slow_since_ms=-1, slow_told=False)
         turn.do(run_epoch(turn, seat.worker_id))
     for w in list(turn.state.workers.values()):
         if w.phase is WorkerPhase.LEFT and plan.seat_of(w.worker_id) is None:
-            turn.worker(w.worker_id, WorkerPhase.ENDED, cause="its node is drained and its rank moved")
-            turn.do(ExitWorker(w.worker_id, "your node is drained and your rank has moved"))
+            _release(turn, w)
+
+
+def _resized(turn: Turn, old: Plan, plan: Plan) -> None:
+    """Note a change of size; a job that shrinks soon after it grew waits longer before it grows again."""
+    state = turn.state
+    step, usual = state.committed_step, state.job.resilience.grow_after_steps
+    if (plan.size, plan.copies) != (old.size, old.copies):
+        turn.set(sized_step=step)
+    if plan.size > old.size:
+        turn.say(f"grown from {old.size} to {plan.size} ranks")
+        turn.set(grown_step=step)
+    elif plan.size < old.size:
+        turn.say(f"shrunk from {old.size} to {plan.size} ranks")
+        pause = usual
+        if state.grown_step >= 0 and step - state.grown_step < FLAP_SPAN * usual:
+            pause = min(PAUSE_MAX * usual, 2 * max(usual, state.grow_pause))
+            turn.say(f"that was soon after it grew: it grows again after {pause} steps")
+        turn.set(grow_pause=pause)
+
+
+def _release(turn: Turn, worker: Worker) -> None:
+    """A survivor without a seat in the new plan: a spare where one is wanted, else it ends."""
+    why = going_why(turn.state, worker)
+    alive, wanted = strength(turn.state)
+    if not why and alive <= wanted:
+        turn.worker(worker.worker_id, WorkerPhase.SPARE, held=None, suspect="")
+        turn.say(f"{worker.worker_id} has no seat in epoch {turn.state.epoch} and stays as a spare")
+        return
+    why = why or "the job needs no more workers"
+    turn.worker(worker.worker_id, WorkerPhase.ENDED, held=None, cause=f"{why} and its rank moved")
+    turn.do(ExitWorker(worker.worker_id, f"{why}, and your rank has moved"))
 
 
 def run_epoch(turn: Turn, worker_id: str) -> RunEpoch:
@@ -270,12 +186,15 @@ def run_epoch(turn: Turn, worker_id: str) -> RunEpoch:
 def running(turn: Turn) -> None:
     """Every rank has its state."""
     turn.to_phase(JobPhase.RUNNING)
-    _touch(turn, ready_ms=turn.at_ms)
+    touch(turn, ready_ms=turn.at_ms)
     turn.say(f"epoch {turn.state.epoch} runs: every rank has its state")
     faults = turn.state.faults
-    turn.set(faults=())
+    turn.set(faults=(), cold="")
     for fault in faults:
         strike(turn, fault)
+    if turn.state.checkpoint_wish >= 0:
+        for w in turn.members():
+            turn.do(TakeCheckpoint(w.worker_id, turn.state.epoch))
 
 
 def strike(turn: Turn, fault: Fault) -> None:
@@ -290,7 +209,7 @@ def strike(turn: Turn, fault: Fault) -> None:
     turn.do(InjectFault(target.worker_id, fault))
 
 
-def _touch(turn: Turn, **milestones: Any) -> None:
+def touch(turn: Turn, **milestones: Any) -> None:
     """Note a milestone of the recovery under way."""
     recoveries = turn.state.recoveries
     if recoveries and not recoveries[-1].stepped_ms:
@@ -299,19 +218,13 @@ def _touch(turn: Turn, **milestones: Any) -> None:
 
 def stepped(turn: Turn) -> None:
     """The first step after a recovery was committed."""
-    _touch(turn, stepped_ms=turn.at_ms)
-
-
-def _wait(turn: Turn, why: str) -> None:
-    if turn.state.phase is JobPhase.FENCING:
-        turn.to_phase(JobPhase.WAITING)
-        turn.say(why)
+    touch(turn, stepped_ms=turn.at_ms)
 
 
 def end(turn: Turn, phase: JobPhase, outcome: Outcome, last_word: str) -> None:
     """A terminal state, with the last word; every worker is told to end."""
     turn.to_phase(phase)
-    turn.set(outcome=outcome, last_word=last_word)
+    turn.set(outcome=outcome, last_word=last_word, change=None)
     turn.say(f"job {phase}: {last_word.strip().splitlines()[-1] if last_word.strip() else outcome}")
     for w in list(turn.state.workers.values()):
         if w.phase.alive:

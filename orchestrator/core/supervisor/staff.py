@@ -7,7 +7,7 @@ request per missing worker at once, not one after another; failures to start are
 from __future__ import annotations
 
 from orchestrator.core.supervisor.commands import SpawnWorker
-from orchestrator.core.supervisor.state import Worker, WorkerPhase
+from orchestrator.core.supervisor.state import State, Worker, WorkerPhase
 from orchestrator.core.supervisor.turn import Turn
 
 RETRY_FIRST_MS = 1_000
@@ -15,21 +15,30 @@ RETRY_MAX_MS = 60_000
 DEAD_MAX = 256  # lost and ended workers that are remembered, the newest; one that is forgotten is refused as a stranger
 
 
+def going_why(state: State, worker: Worker) -> str:
+    """Why a worker is to give its rank to somebody else; empty when it may stay."""
+    return worker.unwanted or ("its node is drained" if worker.node_id in state.drained else "")
+
+
+def strength(state: State) -> tuple[int, int]:
+    """(workers that are there or on their way and may stay, workers that are wanted: full strength and spares)."""
+    alive = sum(1 for w in state.workers.values() if w.phase.alive and not going_why(state, w))
+    return alive, state.goal.ranks + state.job.cluster.spares
+
+
 def staff(turn: Turn) -> None:
     """Ask for workers until ranks and spares are met or the nodes are full."""
     state = turn.state
     if state.cluster is None or state.phase.terminal or turn.at_ms < state.retry_spawn_ms:
         return
-    wanted = state.job.parallel.data + state.job.cluster.spares
+    alive, wanted = strength(state)
     used: dict[str, int] = {}
-    alive = 0
     for w in state.workers.values():
         if w.phase.alive:
             used[w.node_id] = used.get(w.node_id, 0) + 1
-            alive += w.node_id not in state.drained
     nodes = [n for n in state.cluster.healthy() if n.node_id not in state.drained]
-    homes = {w.node_id for w in state.workers.values() if w.phase.alive and w.node_id not in state.drained}
-    if state.job.parallel.copies and alive >= wanted and len(homes) == 1:
+    homes = {w.node_id for w in state.workers.values() if w.phase.alive and not going_why(state, w)}
+    if state.goal.copies and alive >= wanted and len(homes) == 1:
         wanted, nodes = alive + 1, [n for n in nodes if n.node_id not in homes]  # copies need a worker on a second node
     asked: list[str] = []
     while alive < wanted:
@@ -68,6 +77,11 @@ def forget(turn: Turn) -> None:
         turn.set(workers={i: w for i, w in state.workers.items() if i not in gone})
 
 
+def coming(state: State) -> bool:
+    """Whether workers are on their way that will be here soon: asked for, and the last attempts did not fail."""
+    return not state.spawn_failures and any(w.phase is WorkerPhase.REQUESTED for w in state.workers.values())
+
+
 def available(turn: Turn) -> list[tuple[str, str]]:
     """(worker_id, node_id) of connected spares on nodes that may be used, each on the node that those before leave emptiest."""
     state = turn.state
@@ -83,7 +97,7 @@ def available(turn: Turn) -> list[tuple[str, str]]:
         and w.connected
         and not w.suspect
         and w.node_id in usable
-        and w.node_id not in state.drained
+        and not going_why(state, w)
     ]
     out: list[tuple[str, str]] = []
     while spares:

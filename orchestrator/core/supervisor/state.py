@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from orchestrator.core.cluster.view import ClusterView
 from orchestrator.core.graph.view import GraphView
-from orchestrator.core.job import FailureClass, Job
+from orchestrator.core.job import FailureClass, Job, ParallelSettings
 from orchestrator.core.plan.plan import Plan
 from orchestrator.core.reshard.recovery import Commit, Held, Resume
 from orchestrator.core.supervisor.commands import Command
@@ -81,14 +81,41 @@ class Worker:
     held: Held | None = None
     cause: str = ""  # why it was lost or ended
     stacks_asked: bool = False
+    slow_since_ms: int = -1  # since when it has been slow without a break; -1: it is not
+    slow_told: bool = False  # it was said that its slowness is confirmed
+    unwanted: str = ""  # why it is to give its rank to somebody else; empty: it is not
+    without: bool = False  # while it is unwanted: the job may also go on with fewer ranks
+
+
+class ChangeKind(StrEnum):
+    """What a planned change of the plan is for."""
+
+    GROW = "grow"  # more ranks, or peer copies again
+    RESHAPE = "reshape"  # as many ranks in another arrangement, as somebody asked for
+    MOVE = "move"  # give ranks away: of a drained node, of a slow worker, of one that is to be replaced
+    HANDOVER = "handover"  # before a move: the others take over what only the leaving hold
+    RECUT = "recut"  # move layers between the ranks of a pipeline
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A planned change under way: the ranks were asked to leave the epoch at the end of a step."""
+
+    kind: ChangeKind
+    why: str
+    asked_ms: int
+    layers_per_stage: tuple[int, ...] = ()  # of a recut
 
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """One failure and what became of it, for status, reports and the goodput ledger. Times are the driver's monotonic ms."""
+    """One failure, or planned change, and what became of it, for status, reports and the goodput ledger.
+
+    Times are the driver's monotonic ms.
+    """
 
     number: int
-    epoch: int  # that broke
+    epoch: int  # that broke, or was left
     failure: FailureClass
     lost: tuple[str, ...]
     at_step: int  # last committed step when it began
@@ -122,16 +149,26 @@ class State:
     cluster: ClusterView | None = None
     graph: GraphView | None = None
     drained: tuple[str, ...] = ()  # node ids
+    scaled: ParallelSettings | None = None  # full strength as somebody changed it; None: as the job says
+    recut: tuple[int, ...] = ()  # layers per stage that spare a slow rank; empty: the pipeline is cut as it should be
+    change: Change | None = None  # a planned one that is under way
+    sized_step: int = 0  # committed step at which the number of ranks last changed
+    grown_step: int = -1  # the same for when it last grew; -1: it never did
+    grow_pause: int = 0  # committed steps without a change of size before the job grows
+    change_step: int = -1  # no planned change before a step after this one is committed: the last one came to nothing
     faults: tuple[Fault, ...] = ()  # asked for while no epoch ran; handed out when one does
     workers: Mapping[str, Worker] = field(default_factory=dict)
     next_worker: int = 0
     missing: str = ""  # why the first epoch cannot start, as it was said last; empty while workers are on their way
     plan: Plan | None = None  # of the current (or broken) epoch
-    past_plans: tuple[Plan, ...] = ()  # older ones whose layout still describes what some survivor holds
     resume: Resume | None = None  # what the current epoch was started with
     epoch: int = 0  # newest epoch ever started
     committed_step: int = 0
     commit: Commit | None = None  # newest commit that was reported
+    cold: str = ""  # why the state in memory must not be used by the next epoch; empty: it may
+    skip_steps: tuple[int, ...] = ()  # steps whose update is not applied when they come again
+    skipped: int = 0  # committed steps whose update was not applied
+    checkpoint_wish: int = -1  # somebody wants a checkpoint of a later step than this; -1: nobody does
     loss: float | None = None
     eval_loss: float | None = None
     eval_step: int = -1
@@ -147,6 +184,11 @@ class State:
     older_checkpoints: tuple[CheckpointRef, ...] = ()  # newest first; for when `checkpoint` turns out to be damaged
     steps_lost: int = 0
     survivors_restarted: int = 0
+
+    @property
+    def goal(self) -> ParallelSettings:
+        """Full strength."""
+        return self.scaled or self.job.parallel
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,19 +10,8 @@ import random
 from dataclasses import dataclass
 from enum import StrEnum
 
-from orchestrator.core.job import (
-    CheckpointSettings,
-    ClusterSettings,
-    Consistency,
-    DeviceKind,
-    Job,
-    OptimizerSettings,
-    ParallelSettings,
-    Precision,
-    ResilienceSettings,
-    TaskRef,
-    TrainSettings,
-)
+from orchestrator.core.job import Job
+from orchestrator.testkit.jobs import make_job
 
 
 class Kind(StrEnum):
@@ -137,24 +126,23 @@ def scenario(seed: int) -> Scenario:
     spares = rng.choice((0, 1, 1, 2))
     nodes = max(2, -(-(data + spares) // slots)) + (rng.random() < 0.3)
     uri = "mem:/c" if rng.random() < 0.5 and kind is not Kind.SINGLE else ""
-    job = Job(
+    job = make_job(
         name="sim",
-        task=TaskRef("sim", "{}", "/"),
-        train=TrainSettings(
-            steps=rng.randint(10, 20),
-            seed=seed,
-            micro_batches=rng.choice((data, 2 * data, 8)),
-            consistency=Consistency.EXACT,
-            precision=Precision.FP32,
-            optimizer=OptimizerSettings(1e-3, 0.9, 0.95, 1e-8, 0.1, 2, 0.1, 1.0),
-            digest_every=rng.choice((0, 3, 5)),
-            eval_every=0,
-            eval_micro_batches=1,
-        ),
-        parallel=ParallelSettings(data, zero, 1 if zero else 0),
-        cluster=ClusterSettings(nodes, spares, slots, DeviceKind.CPU),
-        checkpoint=CheckpointSettings(uri, 3, 2),
-        resilience=ResilienceSettings(4000, 1 if kind is Kind.STINGY else 1000, 5, 2.0),
+        steps=rng.randint(10, 20),
+        seed=seed,
+        micro_batches=rng.choice((data, 2 * data, 8)),
+        digest_every=rng.choice((0, 3, 5)),
+        data=data,
+        zero_stage=zero,
+        copies=1 if zero else 0,
+        nodes=nodes,
+        spares=spares,
+        slots_per_node=slots,
+        uri=uri,
+        every=3,
+        keep=2,
+        failure_budget=1 if kind is Kind.STINGY else 1000,
+        budget_refill_steps=5,
     )
     calm_after_ms = rng.uniform(2500, 9000)
     return Scenario(

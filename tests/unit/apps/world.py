@@ -6,7 +6,7 @@ Nothing here starts a process or opens a socket; the fake client answers from a 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -18,17 +18,18 @@ from typer.testing import CliRunner, Result
 from orchestrator.apps.cli.main import app
 from orchestrator.core.graph.view import GraphView
 from orchestrator.core.job import Job
-from orchestrator.core.plan.plan import Plan
+from orchestrator.core.plan.plan import MeshAxis, Plan
 from orchestrator.core.planner.planner import first_plan
 from orchestrator.core.reshard.recovery import Commit
 from orchestrator.core.supervisor import events as ev
 from orchestrator.core.supervisor.commands import Command
 from orchestrator.core.supervisor.machine import step
-from orchestrator.core.supervisor.state import JobPhase, Outcome
-from orchestrator.runtime.control import ControlError, Explanation
+from orchestrator.core.supervisor.state import JobPhase, Outcome, WorkerPhase
+from orchestrator.runtime.checkpoint_types import CheckpointInfo, CheckpointVerdict, DamagedFile, ExportedModel, ExportType
+from orchestrator.runtime.control import ControlError, Decided, Explanation
 from orchestrator.runtime.ports import LogLine, Record
 from orchestrator.runtime.status import job_status
-from orchestrator.runtime.status_types import JobStatus
+from orchestrator.runtime.status_types import JobStatus, NodeStatus, PlanStatus, WorkerStatus
 from tests.scenarios.story import GRAPH, Story, make_job
 
 EXAMPLE = Path(__file__).parents[3] / "examples/gpt-docs/job.yaml"
@@ -117,6 +118,117 @@ def ended(outcome: Outcome) -> JobStatus:
     return replace(running_status(), phase=phase, outcome=outcome, last_word=f"because {outcome}", eta_s=None)
 
 
+def checkpoint(step: int, *, trouble: str = "") -> CheckpointInfo:
+    """A checkpoint of job j."""
+    return CheckpointInfo(
+        step=step,
+        uri=f"/c/step-{step:08d}",
+        complete=not trouble,
+        trouble=trouble,
+        job="j",
+        digest=f"{step:x}" * 64 if not trouble else "",
+        size_bytes=2_500_000,
+        files=5,
+        epoch=3,
+        ranks=4,
+        plan="epoch 3, 4 ranks" if not trouble else "",
+    )
+
+
+class FakeTools:
+    """runtime.ports.CheckpointTools over a list; what is in `damaged` is."""
+
+    def __init__(self, *infos: CheckpointInfo, damaged: dict[int, tuple[DamagedFile, ...]] | None = None) -> None:
+        self.infos = infos
+        self.damaged = damaged or {}
+        self.places: list[str] = []
+
+    def list(self, uri: str) -> tuple[CheckpointInfo, ...]:
+        self.places.append(uri)
+        return self.infos
+
+    def verify(self, uri: str, *, step: int | None) -> CheckpointVerdict:
+        self.places.append(uri)
+        info = next(i for i in self.infos if step in (None, i.step))
+        damaged = self.damaged.get(info.step, ())
+        trouble = f"{len(damaged)} of {info.files} files" if damaged else ""
+        return CheckpointVerdict(info=info, damaged=damaged, digest="" if damaged else info.digest, trouble=trouble)
+
+    def export(self, uri: str, *, step: int | None, path: str, dtype: ExportType) -> ExportedModel:
+        self.places.append(uri)
+        info = next(i for i in self.infos if step in (None, i.step))
+        return ExportedModel(
+            path=path, job=info.job, step=info.step, digest=info.digest, tensors=7, size_bytes=1_000_000, dtype=dtype
+        )
+
+
+MESH = (MeshAxis("pipeline", 1), MeshAxis("data", 2), MeshAxis("tensor", 1))
+
+
+def plain_status(*, on: Sequence[str] = ("n0", "n1"), spares: Sequence[str] = ("n2",), **changes: Any) -> JobStatus:
+    """A job whose ranks sit on the nodes `on`, by hand; worker w5 sits on node n5, `changes` are fields of JobStatus."""
+    ids = sorted({*on, *spares})
+
+    def worker(node: str, rank: int) -> WorkerStatus:
+        return WorkerStatus(
+            worker_id=f"j/w{node[1:]}",
+            node_id=node,
+            rank=rank,
+            phase=WorkerPhase.MEMBER if rank >= 0 else WorkerPhase.SPARE,
+            step=7,
+            doing="forward",
+            doing_ms=3,
+            silence_ms=0,
+            connected=True,
+            suspect="",
+            cause="",
+            pid=1,
+            micro_batch_ms=5,
+            rss_bytes=1,
+        )
+
+    mesh = (MeshAxis("pipeline", 1), MeshAxis("data", len(on)), MeshAxis("tensor", 1))
+    plan = PlanStatus(
+        epoch=1, mesh=mesh, ranks=len(on), zero_stage=1, copies=1, micro_batches=8, layers_per_stage=(4,), reason="so be it"
+    )
+    made = JobStatus(
+        name="j",
+        phase=JobPhase.RUNNING,
+        outcome=Outcome.NONE,
+        last_word="",
+        step=7,
+        steps=20,
+        loss=1.5,
+        eval_loss=None,
+        epoch=1,
+        tokens_per_s=100.0,
+        eta_s=3.0,
+        goodput=0.9,
+        recoveries=0,
+        steps_lost=0,
+        survivors_restarted=0,
+        budget=3,
+        budget_max=3,
+        workers=(*(worker(n, r) for r, n in enumerate(on)), *(worker(n, -1) for n in spares)),
+        nodes=tuple(
+            NodeStatus(node_id=n, address=f"10.0.0.{n[1:]}", healthy=True, schedulable=True, slots=1, workers=1) for n in ids
+        ),
+        decision=None,
+        checkpoint=None,
+        plan=plan,
+        target=MESH,
+        shrunk=False,
+        change=None,
+        skipped=0,
+    )
+    return replace(made, **changes)
+
+
+def told(seq: int, reason: str, event: ev.Event | None = None) -> Record:
+    """A record of a running job with a reason."""
+    return Record(seq, seq * 10, 1_700_000_000.0, event or ev.SupervisorRestarted(seq * 10), (), reason, "running", 1, 7)
+
+
 @dataclass
 class FakeClient:
     """orchestrator.adapters.grpc.client.ControlClient from a script; `asked` notes every request that changes something."""
@@ -125,10 +237,12 @@ class FakeClient:
     records: list[Record] = field(default_factory=list)
     lines: list[LogLine] = field(default_factory=list)
     asked: list[tuple[Any, ...]] = field(default_factory=list)
+    looks: list[JobStatus] = field(default_factory=list)  # of get, one after the other, when there are any
     fails: ControlError | None = None  # raised by everything
     on_watch: Callable[[], None] = lambda: None  # called before the last status
     on_cancel: Callable[[], None] = lambda: None
     on_inject: Callable[[], None] = lambda: None
+    tools: FakeTools = field(default_factory=lambda: FakeTools())
     closed: bool = False
 
     def close(self) -> None:
@@ -141,6 +255,8 @@ class FakeClient:
 
     def get(self, name: str = "") -> JobStatus:
         self._fail()
+        if self.looks:
+            return self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
         last = self.statuses[-1]
         assert isinstance(last, JobStatus)
         return last
@@ -184,9 +300,38 @@ class FakeClient:
         self.asked.append(("cancel", name, who))
         self.on_cancel()
 
-    def drain(self, name: str = "", *, node_id: str, who: str) -> None:
+    def drain(self, name: str = "", *, node_id: str, who: str, why: str = "") -> Decided:
+        return self._decide("drain", name, node_id, why)
+
+    def scale(self, name: str = "", *, nodes: int = 0, layers_per_stage: tuple[int, ...] = (), who: str) -> Decided:
+        return self._decide("scale", name, nodes, layers_per_stage)
+
+    def replace_worker(self, name: str = "", *, worker_id: str = "", rank: int | None = None, who: str) -> Decided:
+        return self._decide("replace", name, worker_id, rank)
+
+    def take_checkpoint(self, name: str = "", *, who: str) -> Decided:
+        return self._decide("checkpoint", name)
+
+    def list_checkpoints(self, name: str = "", *, uri: str = "") -> tuple[CheckpointInfo, ...]:
         self._fail()
-        self.asked.append(("drain", name, node_id))
+        return self.tools.list(uri)
+
+    def verify_checkpoint(self, name: str = "", *, uri: str = "", step: int | None = None) -> CheckpointVerdict:
+        self._fail()
+        self.asked.append(("verify", name, uri, step))
+        return self.tools.verify(uri, step=step)
+
+    def export_checkpoint(
+        self, name: str = "", *, uri: str = "", step: int | None = None, path: str, dtype: ExportType = ExportType.FP32
+    ) -> ExportedModel:
+        self._fail()
+        self.asked.append(("export", name, uri, step, path, dtype))
+        return self.tools.export(uri, step=step, path=path, dtype=dtype)
+
+    def _decide(self, what: str, *told: Any) -> Decided:
+        self._fail()
+        self.asked.append((what, *told))
+        return Decided(40, f"{what} it is")
 
     def _fail(self) -> None:
         if self.fails is not None:
@@ -226,6 +371,8 @@ class FakeWiring(ModuleType):
         self.on_start: Callable[[], None] = lambda: None
         self.broken: Exception | None = None
         self.ended: list[str] = []
+        self.tools = FakeTools()  # of this process, without a supervisor
+        self.uris: dict[str, str] = {}  # of the jobs that have a journal here
         self.calls: list[tuple[Any, ...]] = []
 
     @property
@@ -248,7 +395,13 @@ class FakeWiring(ModuleType):
     def attach(self, address: str, *, home: Path, on_progress: Callable[[str], None]) -> FakeSession:
         return self._start(("attach", address, home), on_progress)
 
-    def find(self, *, home: Path, cluster: str | None) -> FakeSession:
+    def checkpoint_tools(self) -> FakeTools:
+        return self.tools
+
+    def checkpoint_uri(self, job: str, *, home: Path) -> str:
+        return self.uris.get(job, "")
+
+    def find(self, *, home: Path, cluster: str | None, timeout_ms: int = 10_000) -> FakeSession:
         self.calls.append(("find", home, cluster))
         if self.session is None:
             raise NotRunning(f"no supervisor is recorded under {home}; start one with: orchestrator run job.yaml")
@@ -264,7 +417,7 @@ class FakeWiring(ModuleType):
         return GRAPH
 
     def preview_plan(self, job: Job, graph: GraphView) -> Plan:
-        workers = [(f"w{i}", f"n{i % job.cluster.nodes}") for i in range(job.parallel.data)]
+        workers = [(f"w{i}", f"n{i % job.cluster.nodes}") for i in range(job.parallel.ranks)]
         return first_plan(job=job, graph=graph, workers=workers, epoch=1)
 
 

@@ -13,32 +13,21 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 from orchestrator.core.graph.view import GraphView
-from orchestrator.core.job import (
-    CheckpointSettings,
-    ClusterSettings,
-    Consistency,
-    DeviceKind,
-    Job,
-    OptimizerSettings,
-    ParallelSettings,
-    Precision,
-    ResilienceSettings,
-    TaskRef,
-    TrainSettings,
-)
+from orchestrator.core.job import CheckpointSettings, Consistency, Job, TaskRef
 from orchestrator.core.plan.plan import Plan
-from orchestrator.core.planner.planner import first_plan, swap_plan
+from orchestrator.core.planner.planner import first_plan, replan, swap_plan
 from orchestrator.core.reshard.recovery import Commit, Held, Resume, Source, resolve
 from orchestrator.core.supervisor.commands import RunEpoch
 from orchestrator.core.supervisor.events import EpochReady, StepCommitted
 from orchestrator.runtime.ports import Failed, Finished, Left
+from orchestrator.testkit.jobs import make_job
 
 HERE = Path(__file__).parent
 LIMIT_S = 60.0
@@ -69,36 +58,32 @@ def job(
     checkpoint: CheckpointSettings | None = None,
     digest_every: int = 2,
     clip: float = 0.1,
+    target: str = "engine_task.py:Tiny",
+    fields: Mapping[str, Any] | None = None,
     **options: object,
 ) -> Job:
-    """A small job over the task in engine_task.py."""
-    return Job(
+    """A small job over the task in engine_task.py, or another; `fields` are those of the Job that the tests seldom set."""
+    return make_job(
         name="tiny",
-        task=TaskRef("engine_task.py:Tiny", json.dumps(options, sort_keys=True), str(HERE)),
-        train=TrainSettings(
-            steps=steps,
-            seed=7,
-            micro_batches=micro_batches,
-            consistency=consistency,
-            precision=Precision.FP32,
-            optimizer=OptimizerSettings(
-                lr=0.01,
-                beta1=0.9,
-                beta2=0.95,
-                eps=1e-8,
-                weight_decay=0.1,
-                warmup_steps=2,
-                min_lr_ratio=0.1,
-                clip_grad_norm=clip,
-            ),
-            digest_every=digest_every,
-            eval_every=3,
-            eval_micro_batches=3,
-        ),
-        parallel=ParallelSettings(data=size, zero_stage=zero_stage, copies=copies),
-        cluster=ClusterSettings(nodes=size, spares=1, slots_per_node=1, device=DeviceKind.CPU),
+        task=TaskRef(target, json.dumps(options, sort_keys=True), str(HERE)),
+        steps=steps,
+        seed=7,
+        micro_batches=micro_batches,
+        consistency=consistency,
+        lr=0.01,
+        clip_grad_norm=clip,
+        digest_every=digest_every,
+        eval_every=3,
+        eval_micro_batches=3,
+        data=size,
+        zero_stage=zero_stage,
+        copies=copies,
+        spares=1,
         checkpoint=checkpoint or CheckpointSettings("", 0, 2),
-        resilience=ResilienceSettings(detect_within_ms=4000, failure_budget=3, budget_refill_steps=10, slow_factor=3.0),
+        failure_budget=3,
+        budget_refill_steps=10,
+        slow_factor=3.0,
+        **(fields or {}),
     )
 
 
@@ -137,6 +122,10 @@ def _main(link: Connection, the_job: Job, traps: Sequence[Trap]) -> None:
                 threading.Thread(target=run, args=arguments, daemon=True).start()
             elif what == "fence":
                 engine.fence(*arguments)
+            elif what == "leave":
+                engine.leave_after_step(*arguments)
+            elif what == "checkpoint":
+                engine.take_checkpoint(*arguments)
             elif what == "release":
                 released.set()
             elif what == "inject":
@@ -147,8 +136,8 @@ def _main(link: Connection, the_job: Job, traps: Sequence[Trap]) -> None:
                 body = engine._body
                 assert body is not None
                 assert body.rank is not None
-                target = body.state.flat if arguments[0] == "params" else body.rank.optimizer.buffers[arguments[0]]
-                target[arguments[1]] += 1.0
+                target = body.state.params if arguments[0] == "params" else body.rank.moments[arguments[0]]
+                target.view(arguments[1], arguments[1] + 1).add_(1.0)
                 tell("answer", None)
     os._exit(0)
 
@@ -185,7 +174,7 @@ class World:
         self.job = the_job
         self.workers: dict[str, Worker] = {}
         self.plan: Plan | None = None
-        self._plans: dict[int, Plan] = {}
+        self.resumes: list[Resume] = []
 
     def spawn(self, *names: str, traps: Sequence[Trap] = ()) -> list[Worker]:
         """Start workers and wait until they are warm."""
@@ -241,7 +230,8 @@ class World:
 
     def run(self, plan: Plan, resume: Resume) -> None:
         """Start an epoch on the workers of its seats."""
-        self.plan = self._plans[plan.epoch] = plan
+        self.plan = plan
+        self.resumes.append(resume)
         host = self.members()[0].endpoint
         for worker in self.members():
             worker.send("run", RunEpoch(worker.worker_id, plan, resume, host))
@@ -252,7 +242,7 @@ class World:
         assert graph is not None
         where = list(zip(names, nodes or [f"node-{n}" for n in names], strict=True))
         plan = first_plan(job=self.job, graph=graph, workers=where, epoch=epoch)
-        self.run(plan, resume or Resume(Source.INIT, 0, None, (), tuple(range(plan.size)), ""))
+        self.run(plan, resume or Resume(Source.INIT, 0, None, (), tuple(range(plan.size)), "", 0, ()))
 
     def outcomes(self) -> list[Outcome]:
         """Wait until every living member has left this epoch; by rank, without the dead."""
@@ -286,7 +276,47 @@ class World:
         lost = [r for r, w in enumerate(self.members()) if w.dead]
         seats = {r: (s, node or self.plan.seats[r].node_id) for r, s in zip(lost, spares, strict=True)}
         plan = swap_plan(self.plan, epoch=epoch + 1, replacements=seats, reason="test")
-        resume = resolve(plans=self._plans, new=plan, held=held, known=self.known())
+        resume = resolve(new=plan, held=held, known=self.known(), graph=self.graph)
+        self.run(plan, resume)
+        return resume
+
+    @property
+    def graph(self) -> GraphView:
+        """Of any worker: all have the same."""
+        return next(w.graph for w in self.workers.values() if w.graph is not None)
+
+    def leave(self) -> dict[str, Held]:
+        """All ranks leave the epoch after the step under way; what they hold, by worker."""
+        assert self.plan is not None
+        epoch = self.plan.epoch
+        self.members()[-1].send("leave", epoch)
+        held: dict[str, Held] = {}
+        for worker, outcome in zip(self.members(), self.outcomes(), strict=True):
+            assert isinstance(outcome, Left), outcome
+            assert outcome.held is not None, outcome
+            assert not outcome.fenced, outcome
+            held[worker.worker_id] = outcome.held
+        assert len({h.applied_step for h in held.values()}) == 1
+        return held
+
+    def reshard(self, held: Mapping[str, Held], *, new_job: Job, workers: Sequence[str]) -> Resume:
+        """Go on as `new_job` is cut, on these workers."""
+        assert self.plan is not None
+        parallel = new_job.parallel
+        plan = replan(
+            parent=self.plan,
+            job=new_job,
+            graph=self.graph,
+            workers=[(w, f"node-{w}") for w in workers],
+            held={w: h for w, h in held.items() if w in workers},
+            epoch=self.plan.epoch + 1,
+            pipeline=parallel.pipeline,
+            data=parallel.data,
+            layers_per_stage=parallel.layers_per_stage,
+            reason="test",
+        )
+        by_rank = {s.rank: held[s.worker_id] for s in plan.seats if s.worker_id in held}
+        resume = resolve(new=plan, held=by_rank, known=self.known(), graph=self.graph)
         self.run(plan, resume)
         return resume
 
@@ -294,7 +324,9 @@ class World:
         """The newest commit that anybody reported."""
         every = [e for w in self.workers.values() for e in w.events if isinstance(e, StepCommitted)]
         newest = max(every, key=lambda e: e.step, default=None)
-        return None if newest is None else Commit(newest.step, newest.loss, newest.grad_norm, newest.scale)
+        if newest is None:
+            return None
+        return Commit(newest.step, newest.loss, newest.grad_norm, newest.scale, newest.skipped, newest.usual_loss)
 
     def ready(self, epoch: int) -> None:
         """Wait until every member has its state."""
@@ -321,7 +353,8 @@ def world(the_job: Job) -> Iterator[World]:
 
 def undisturbed(the_job: Job) -> tuple[str, dict[int, tuple[float, float]]]:
     """Digest and (loss, gradient norm) by step of a run on one rank, in which nothing fails."""
-    alone = replace(the_job, parallel=ParallelSettings(data=1, zero_stage=0, copies=0))
+    one = replace(the_job.parallel, data=1, zero_stage=0, shard=0, copies=0, tensor=1, pipeline=1, stages_per_rank=1)
+    alone = replace(the_job, parallel=replace(one, layers_per_stage=(), recompute=False))
     with world(alone) as w:
         w.spawn("alone")
         w.start("alone")

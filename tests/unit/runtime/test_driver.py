@@ -265,7 +265,7 @@ def test_ask_returns_the_record_of_its_decision() -> None:
         driver = world.start(journal, LoopClock())
         running = asyncio.create_task(driver.run())
         await world.until(lambda s: s.phase is JobPhase.RUNNING)
-        record = await driver.ask(CancelRequested(0, "me"))
+        record = (await driver.ask(CancelRequested(0, "me"))).record
         assert record is not None
         assert record.phase == "cancelled"
         assert record in journal.written
@@ -454,9 +454,10 @@ def test_fault_requests_of_unknown_ranks_are_written_down_and_touch_nobody() -> 
         driver = world.start(journal, LoopClock())
         running = asyncio.create_task(driver.run())
         await world.until(lambda s: s.phase is JobPhase.RUNNING)
-        record = await driver.ask(FaultRequested(0, Fault("hang", 99, "", 0, 0, 0), "me"))
-        assert record is not None
-        assert record.commands == ()
+        answer = await driver.ask(FaultRequested(0, Fault("hang", 99, "", 0, 0, 0), "me"))
+        assert answer.record is not None
+        assert answer.record.commands == ()
+        assert not answer.acted
         await running
 
     virtually(main)

@@ -10,20 +10,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 from orchestrator.core.cluster.view import ClusterView, NodeView
-from orchestrator.core.graph.view import GraphView
-from orchestrator.core.job import (
-    CheckpointSettings,
-    ClusterSettings,
-    Consistency,
-    DeviceKind,
-    Job,
-    OptimizerSettings,
-    ParallelSettings,
-    Precision,
-    ResilienceSettings,
-    TaskRef,
-    TrainSettings,
-)
+from orchestrator.core.job import DeviceKind, Job
 from orchestrator.core.reshard.recovery import Commit, Held
 from orchestrator.core.supervisor.commands import ExitWorker, FenceEpoch, KillWorker, RunEpoch, SpawnWorker
 from orchestrator.core.supervisor.events import (
@@ -40,31 +27,22 @@ from orchestrator.core.supervisor.state import State
 from orchestrator.core.timeouts import derive
 from orchestrator.runtime.driver import Driver, resume_driver, start_driver
 from orchestrator.runtime.ports import Beat, Record, Sink, WorkerCommand
+from orchestrator.testkit.jobs import make_graph, make_job
 
 STEP_MS = 100
-GRAPH = GraphView(tensors=(), numel=4096, padded_numel=4096, block=1024, fingerprint="f")
+GRAPH = make_graph(4096)
 
 
 def job(*, name: str = "j", steps: int = 30, ranks: int = 2, spares: int = 1, failures: int = 5) -> Job:
     """A small job."""
-    return Job(
+    return make_job(
         name=name,
-        task=TaskRef("gpt", "{}", "/"),
-        train=TrainSettings(
-            steps=steps,
-            seed=1,
-            micro_batches=ranks,
-            consistency=Consistency.EXACT,
-            precision=Precision.FP32,
-            optimizer=OptimizerSettings(1e-3, 0.9, 0.95, 1e-8, 0.1, 1, 0.1, 1.0),
-            digest_every=0,
-            eval_every=0,
-            eval_micro_batches=1,
-        ),
-        parallel=ParallelSettings(data=ranks, zero_stage=0, copies=0),
-        cluster=ClusterSettings(nodes=ranks, spares=spares, slots_per_node=1, device=DeviceKind.CPU),
-        checkpoint=CheckpointSettings("", 0, 1),
-        resilience=ResilienceSettings(4000, failures, 50, 2.0),
+        steps=steps,
+        micro_batches=ranks,
+        warmup_steps=1,
+        data=ranks,
+        spares=spares,
+        failure_budget=failures,
     )
 
 

@@ -19,21 +19,23 @@ from orchestrator.adapters.grpc.hub import HubHandlers, WorkerHub
 from orchestrator.adapters.grpc.pb.v1 import worker_pb2_grpc
 from orchestrator.adapters.grpc.server import SupervisorServer
 from orchestrator.core.cluster.view import ClusterView, NodeView
-from orchestrator.core.graph.view import GraphView, TensorView
 from orchestrator.core.job import DeviceKind, Job
+from orchestrator.core.plan.plan import MeshAxis
 from orchestrator.core.supervisor.events import CancelRequested, Event, Fault, WorkerHello
-from orchestrator.core.supervisor.state import JobPhase, Outcome
+from orchestrator.core.supervisor.state import ChangeKind, JobPhase, Outcome
 from orchestrator.core.timeouts import derive
-from orchestrator.runtime.control import BadRequestError, Explanation, NotFoundError, NotPossibleError
+from orchestrator.runtime.checkpoint_types import CheckpointInfo, CheckpointVerdict, DamagedFile, ExportedModel, ExportType
+from orchestrator.runtime.control import BadRequestError, Decided, Explanation, NotFoundError, NotPossibleError
 from orchestrator.runtime.ports import Beat, LogLine, Record, Welcome
-from orchestrator.runtime.status_types import JobStatus
+from orchestrator.runtime.status_types import ChangeStatus, JobStatus
+from orchestrator.testkit.jobs import make_graph
 
 T = TypeVar("T")
 
 TOKEN = "token-of-the-tests"
 TIMEOUTS = derive(4000)
 WAIT_S = 30.0  # far beyond anything that happens; only a failing test waits that long
-GRAPH = GraphView((TensorView("w", (3, 2), 0, 6, True),), 6, 8, 4, "fingerprint")
+GRAPH = make_graph(6)
 
 
 def hello(worker_id: str, **changes: Any) -> WorkerHello:
@@ -143,7 +145,26 @@ STATUS = JobStatus(
     decision=None,
     checkpoint=None,
     plan=None,
+    target=(MeshAxis("pipeline", 1), MeshAxis("data", 2), MeshAxis("tensor", 1)),
+    shrunk=True,
+    change=ChangeStatus(kind=ChangeKind.GROW, why="n3 is back"),
+    skipped=1,
 )
+CHECKPOINT = CheckpointInfo(
+    step=5,
+    uri="/c/step-00000005",
+    complete=True,
+    trouble="",
+    job="j",
+    digest="d5",
+    size_bytes=1 << 40,
+    files=3,
+    epoch=2,
+    ranks=2,
+    plan="epoch 2, 2 ranks",
+)
+VERDICT = CheckpointVerdict(info=CHECKPOINT, damaged=(DamagedFile(name="a", why="it is missing"),), digest="", trouble="no")
+EXPORTED = ExportedModel(path="/m", job="j", step=5, digest="d5", tensors=2, size_bytes=10, dtype=ExportType.BF16)
 CLUSTER = ClusterView(4, (NodeView("n1", "127.0.0.1", DeviceKind.CPU, 2, 1 << 30, True),))
 
 
@@ -214,9 +235,38 @@ class FakeControl:
         self._known(name)
         raise NotPossibleError("the job is over")
 
-    async def drain(self, name: str, *, node_id: str, who: str) -> None:
+    async def drain(self, name: str, *, node_id: str, who: str, why: str) -> Decided:
+        return self._decided(name, ("drain", node_id, who, why))
+
+    async def scale(self, name: str, *, nodes: int, layers_per_stage: tuple[int, ...], who: str) -> Decided:
+        if nodes > 9:
+            raise NotPossibleError("there are 4 nodes")
+        return self._decided(name, ("scale", nodes, layers_per_stage, who))
+
+    async def replace_worker(self, name: str, *, worker_id: str, rank: int | None, who: str) -> Decided:
+        return self._decided(name, ("replace", worker_id, rank, who))
+
+    async def take_checkpoint(self, name: str, *, who: str) -> Decided:
+        return self._decided(name, ("checkpoint", who))
+
+    async def list_checkpoints(self, name: str, *, uri: str) -> Sequence[CheckpointInfo]:
         self._known(name)
-        self.calls.append(("drain", node_id, who))
+        return (CHECKPOINT, replace(CHECKPOINT, step=0, complete=False, trouble="it was never completed", job="", plan=""))
+
+    async def verify_checkpoint(self, name: str, *, uri: str, step: int | None) -> CheckpointVerdict:
+        self._known(name)
+        self.calls.append(("verify", uri, step))
+        return VERDICT
+
+    async def export_checkpoint(self, name: str, *, uri: str, step: int | None, path: str, dtype: ExportType) -> ExportedModel:
+        self._known(name)
+        self.calls.append(("export", uri, step, path, dtype))
+        return EXPORTED
+
+    def _decided(self, name: str, call: tuple[Any, ...]) -> Decided:
+        self._known(name)
+        self.calls.append(call)
+        return Decided(7, f"{call[0]} by {call[-1]}")
 
     async def cluster(self) -> ClusterView:
         return CLUSTER

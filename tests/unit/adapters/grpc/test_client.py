@@ -14,52 +14,35 @@ import pytest
 from orchestrator.adapters.grpc.auth import bearer
 from orchestrator.adapters.grpc.client import ControlClient
 from orchestrator.adapters.grpc.pb.v1 import control_pb2, control_pb2_grpc
-from orchestrator.core.job import (
-    CheckpointSettings,
-    ClusterSettings,
-    Consistency,
-    DeviceKind,
-    Job,
-    OptimizerSettings,
-    ParallelSettings,
-    Precision,
-    ResilienceSettings,
-    TaskRef,
-    TrainSettings,
-)
 from orchestrator.core.supervisor.events import Fault
 from orchestrator.core.supervisor.state import JobPhase
+from orchestrator.runtime.checkpoint_types import ExportType
 from orchestrator.runtime.control import (
     BadRequestError,
     ControlError,
+    Decided,
     NotFoundError,
     NotPossibleError,
     UnauthenticatedError,
     UnreachableError,
 )
-from tests.unit.adapters.grpc.support import CLUSTER, STATUS, TOKEN, WAIT_S, Running, record, serving
+from orchestrator.testkit.jobs import make_job
+from tests.unit.adapters.grpc.support import (
+    CHECKPOINT,
+    CLUSTER,
+    EXPORTED,
+    STATUS,
+    TOKEN,
+    VERDICT,
+    WAIT_S,
+    Running,
+    record,
+    serving,
+)
 
 T = TypeVar("T")
 
-JOB = Job(
-    name="j",
-    task=TaskRef("gpt", "{}", "/tmp"),
-    train=TrainSettings(
-        10,
-        1,
-        4,
-        Consistency.EXACT,
-        Precision.FP32,
-        OptimizerSettings(1e-3, 0.9, 0.99, 1e-8, 0.1, 1, 0.1, 1.0),
-        0,
-        0,
-        1,
-    ),
-    parallel=ParallelSettings(2, 1, 1),
-    cluster=ClusterSettings(2, 1, 1, DeviceKind.CPU),
-    checkpoint=CheckpointSettings("", 0, 1),
-    resilience=ResilienceSettings(4000, 4, 10, 2.0),
-)
+JOB = make_job(steps=10, zero_stage=1, copies=1)
 
 
 async def ask(running: Running, question: Callable[[ControlClient], T], *, token: str = TOKEN) -> T:
@@ -86,14 +69,49 @@ async def test_every_call_arrives_and_is_answered() -> None:
         explained = await ask(running, lambda c: c.explain(seq=2))
         assert (explained.record, explained.lines) == (record(2), ("because",))
         await ask(running, lambda c: c.inject(fault=fault, who="me"))
-        await ask(running, lambda c: c.drain(node_id="n1", who="me"))
+        await ask(running, lambda c: c.drain(node_id="n1", who="me", why="maintenance"))
         assert await ask(running, lambda c: c.cluster()) == CLUSTER
         await ask(running, lambda c: c.shutdown(who="me"))
         assert running.control.calls == [
             ("submit", JOB, "name: j"),
             ("inject", fault, "me"),
-            ("drain", "n1", "me"),
+            ("drain", "n1", "me", "maintenance"),
             ("shutdown", "me"),
+        ]
+
+
+async def test_changes_of_a_job_are_asked_for_and_answered_with_the_decision() -> None:
+    async with serving() as running:
+        drained = await ask(running, lambda c: c.drain(node_id="n1", who="me", why="maintenance"))
+        assert drained == Decided(7, "drain by maintenance")
+        assert await ask(running, lambda c: c.scale(nodes=3, layers_per_stage=(2, 1, 1), who="me")) == Decided(7, "scale by me")
+        await ask(running, lambda c: c.scale("j", nodes=2, who="me"))
+        await ask(running, lambda c: c.replace_worker(rank=0, who="me"))
+        await ask(running, lambda c: c.replace_worker(worker_id="j/w3", who="me"))
+        await ask(running, lambda c: c.take_checkpoint(who="me"))
+        assert running.control.calls[1:] == [
+            ("scale", 3, (2, 1, 1), "me"),
+            ("scale", 2, (), "me"),
+            ("replace", "", 0, "me"),
+            ("replace", "j/w3", None, "me"),
+            ("checkpoint", "me"),
+        ]
+        with pytest.raises(NotPossibleError, match="there are 4 nodes"):
+            await ask(running, lambda c: c.scale(nodes=10, who="me"))
+
+
+async def test_checkpoints_are_looked_at_through_the_supervisor() -> None:
+    async with serving() as running:
+        newest, oldest = await ask(running, lambda c: c.list_checkpoints("j"))
+        assert newest == CHECKPOINT
+        assert (oldest.step, oldest.complete, oldest.trouble) == (0, False, "it was never completed")
+        assert await ask(running, lambda c: c.verify_checkpoint(uri="/c", step=0)) == VERDICT
+        await ask(running, lambda c: c.verify_checkpoint())
+        assert await ask(running, lambda c: c.export_checkpoint(path="/m", dtype=ExportType.BF16)) == EXPORTED
+        assert running.control.calls == [
+            ("verify", "/c", 0),
+            ("verify", "", None),
+            ("export", "", None, "/m", ExportType.BF16),
         ]
 
 
@@ -105,6 +123,12 @@ async def test_what_does_not_exist_is_not_found() -> None:
             lambda c: list(c.watch_events("x")),
             lambda c: list(c.watch_status("x")),
             lambda c: list(c.tail_logs("x")),
+            lambda c: c.scale("x", nodes=2, who="me"),
+            lambda c: c.replace_worker("x", rank=0, who="me"),
+            lambda c: c.take_checkpoint("x", who="me"),
+            lambda c: c.list_checkpoints("x"),
+            lambda c: c.verify_checkpoint("x"),
+            lambda c: c.export_checkpoint("x", path="/m"),
         ]
         for question in questions:
             with pytest.raises(NotFoundError, match=r"no job named x|no record 9"):
@@ -127,6 +151,8 @@ async def test_nonsense_never_reaches_the_handler() -> None:
             lambda c: c.inject(fault=Fault("flood", 1, "", 0, 0, 0), who="me"),
             lambda c: c.inject(fault=Fault("hang", -1, "", 0, 0, 0), who="me"),
             lambda c: c.drain(node_id="", who="me"),
+            lambda c: c.verify_checkpoint(step=-1),
+            lambda c: c.export_checkpoint(path="/m", dtype="fp8"),  # type: ignore[arg-type] # another client could
             lambda c: list(c.tail_logs(rank=-1)),
             lambda c: list(c.watch_events(after_seq=-1)),
         ]

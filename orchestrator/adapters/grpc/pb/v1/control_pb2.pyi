@@ -82,18 +82,86 @@ class CancelJobResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class DrainNodeRequest(_message.Message):
-    __slots__ = ("name", "node_id", "who")
+    __slots__ = ("name", "node_id", "who", "why")
     NAME_FIELD_NUMBER: _ClassVar[int]
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     WHO_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
     name: str
     node_id: str
     who: str
-    def __init__(self, name: _Optional[str] = ..., node_id: _Optional[str] = ..., who: _Optional[str] = ...) -> None: ...
+    why: str
+    def __init__(self, name: _Optional[str] = ..., node_id: _Optional[str] = ..., who: _Optional[str] = ..., why: _Optional[str] = ...) -> None: ...
 
-class DrainNodeResponse(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+class ScaleJobRequest(_message.Message):
+    __slots__ = ("name", "nodes", "layers_per_stage", "who")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_PER_STAGE_FIELD_NUMBER: _ClassVar[int]
+    WHO_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    nodes: int
+    layers_per_stage: _containers.RepeatedScalarFieldContainer[int]
+    who: str
+    def __init__(self, name: _Optional[str] = ..., nodes: _Optional[int] = ..., layers_per_stage: _Optional[_Iterable[int]] = ..., who: _Optional[str] = ...) -> None: ...
+
+class ReplaceWorkerRequest(_message.Message):
+    __slots__ = ("name", "worker_id", "rank", "who")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    WHO_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    worker_id: str
+    rank: int
+    who: str
+    def __init__(self, name: _Optional[str] = ..., worker_id: _Optional[str] = ..., rank: _Optional[int] = ..., who: _Optional[str] = ...) -> None: ...
+
+class TakeCheckpointRequest(_message.Message):
+    __slots__ = ("name", "who")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    WHO_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    who: str
+    def __init__(self, name: _Optional[str] = ..., who: _Optional[str] = ...) -> None: ...
+
+class ListCheckpointsRequest(_message.Message):
+    __slots__ = ("name", "uri")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    URI_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    uri: str
+    def __init__(self, name: _Optional[str] = ..., uri: _Optional[str] = ...) -> None: ...
+
+class ListCheckpointsResponse(_message.Message):
+    __slots__ = ("checkpoints",)
+    CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
+    checkpoints: _containers.RepeatedCompositeFieldContainer[CheckpointInfo]
+    def __init__(self, checkpoints: _Optional[_Iterable[_Union[CheckpointInfo, _Mapping]]] = ...) -> None: ...
+
+class VerifyCheckpointRequest(_message.Message):
+    __slots__ = ("name", "uri", "step")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    URI_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    uri: str
+    step: int
+    def __init__(self, name: _Optional[str] = ..., uri: _Optional[str] = ..., step: _Optional[int] = ...) -> None: ...
+
+class ExportCheckpointRequest(_message.Message):
+    __slots__ = ("name", "uri", "step", "path", "dtype")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    URI_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    uri: str
+    step: int
+    path: str
+    dtype: str
+    def __init__(self, name: _Optional[str] = ..., uri: _Optional[str] = ..., step: _Optional[int] = ..., path: _Optional[str] = ..., dtype: _Optional[str] = ...) -> None: ...
 
 class WatchStatusRequest(_message.Message):
     __slots__ = ("name",)
@@ -124,6 +192,78 @@ class ShutdownRequest(_message.Message):
 class ShutdownResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class Decided(_message.Message):
+    __slots__ = ("seq", "reason")
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    seq: int
+    reason: str
+    def __init__(self, seq: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class CheckpointInfo(_message.Message):
+    __slots__ = ("step", "uri", "complete", "trouble", "job", "digest", "size_bytes", "files", "epoch", "ranks", "plan")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    URI_FIELD_NUMBER: _ClassVar[int]
+    COMPLETE_FIELD_NUMBER: _ClassVar[int]
+    TROUBLE_FIELD_NUMBER: _ClassVar[int]
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    uri: str
+    complete: bool
+    trouble: str
+    job: str
+    digest: str
+    size_bytes: int
+    files: int
+    epoch: int
+    ranks: int
+    plan: str
+    def __init__(self, step: _Optional[int] = ..., uri: _Optional[str] = ..., complete: _Optional[bool] = ..., trouble: _Optional[str] = ..., job: _Optional[str] = ..., digest: _Optional[str] = ..., size_bytes: _Optional[int] = ..., files: _Optional[int] = ..., epoch: _Optional[int] = ..., ranks: _Optional[int] = ..., plan: _Optional[str] = ...) -> None: ...
+
+class DamagedFile(_message.Message):
+    __slots__ = ("name", "why")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    why: str
+    def __init__(self, name: _Optional[str] = ..., why: _Optional[str] = ...) -> None: ...
+
+class CheckpointVerdict(_message.Message):
+    __slots__ = ("info", "damaged", "digest", "trouble")
+    INFO_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    TROUBLE_FIELD_NUMBER: _ClassVar[int]
+    info: CheckpointInfo
+    damaged: _containers.RepeatedCompositeFieldContainer[DamagedFile]
+    digest: str
+    trouble: str
+    def __init__(self, info: _Optional[_Union[CheckpointInfo, _Mapping]] = ..., damaged: _Optional[_Iterable[_Union[DamagedFile, _Mapping]]] = ..., digest: _Optional[str] = ..., trouble: _Optional[str] = ...) -> None: ...
+
+class ExportedModel(_message.Message):
+    __slots__ = ("path", "job", "step", "digest", "tensors", "size_bytes", "dtype")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    job: str
+    step: int
+    digest: str
+    tensors: int
+    size_bytes: int
+    dtype: str
+    def __init__(self, path: _Optional[str] = ..., job: _Optional[str] = ..., step: _Optional[int] = ..., digest: _Optional[str] = ..., tensors: _Optional[int] = ..., size_bytes: _Optional[int] = ..., dtype: _Optional[str] = ...) -> None: ...
 
 class Record(_message.Message):
     __slots__ = ("seq", "at_ms", "wall_s", "event_type", "event_json", "commands_json", "reason", "phase", "epoch", "committed_step")
@@ -168,7 +308,7 @@ class LogLine(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., rank: _Optional[int] = ..., text: _Optional[str] = ...) -> None: ...
 
 class JobStatus(_message.Message):
-    __slots__ = ("name", "phase", "outcome", "last_word", "step", "steps", "loss", "eval_loss", "epoch", "tokens_per_s", "eta_s", "goodput", "recoveries", "steps_lost", "survivors_restarted", "budget", "budget_max", "workers", "nodes", "decision", "checkpoint", "plan")
+    __slots__ = ("name", "phase", "outcome", "last_word", "step", "steps", "loss", "eval_loss", "epoch", "tokens_per_s", "eta_s", "goodput", "recoveries", "steps_lost", "survivors_restarted", "budget", "budget_max", "workers", "nodes", "decision", "checkpoint", "plan", "target", "shrunk", "change", "skipped")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
@@ -191,6 +331,10 @@ class JobStatus(_message.Message):
     DECISION_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    SHRUNK_FIELD_NUMBER: _ClassVar[int]
+    CHANGE_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_FIELD_NUMBER: _ClassVar[int]
     name: str
     phase: str
     outcome: str
@@ -213,7 +357,19 @@ class JobStatus(_message.Message):
     decision: DecisionStatus
     checkpoint: CheckpointStatus
     plan: PlanStatus
-    def __init__(self, name: _Optional[str] = ..., phase: _Optional[str] = ..., outcome: _Optional[str] = ..., last_word: _Optional[str] = ..., step: _Optional[int] = ..., steps: _Optional[int] = ..., loss: _Optional[float] = ..., eval_loss: _Optional[float] = ..., epoch: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., eta_s: _Optional[float] = ..., goodput: _Optional[float] = ..., recoveries: _Optional[int] = ..., steps_lost: _Optional[int] = ..., survivors_restarted: _Optional[int] = ..., budget: _Optional[int] = ..., budget_max: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., nodes: _Optional[_Iterable[_Union[NodeStatus, _Mapping]]] = ..., decision: _Optional[_Union[DecisionStatus, _Mapping]] = ..., checkpoint: _Optional[_Union[CheckpointStatus, _Mapping]] = ..., plan: _Optional[_Union[PlanStatus, _Mapping]] = ...) -> None: ...
+    target: _containers.RepeatedCompositeFieldContainer[_types_pb2.MeshAxis]
+    shrunk: bool
+    change: ChangeStatus
+    skipped: int
+    def __init__(self, name: _Optional[str] = ..., phase: _Optional[str] = ..., outcome: _Optional[str] = ..., last_word: _Optional[str] = ..., step: _Optional[int] = ..., steps: _Optional[int] = ..., loss: _Optional[float] = ..., eval_loss: _Optional[float] = ..., epoch: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., eta_s: _Optional[float] = ..., goodput: _Optional[float] = ..., recoveries: _Optional[int] = ..., steps_lost: _Optional[int] = ..., survivors_restarted: _Optional[int] = ..., budget: _Optional[int] = ..., budget_max: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., nodes: _Optional[_Iterable[_Union[NodeStatus, _Mapping]]] = ..., decision: _Optional[_Union[DecisionStatus, _Mapping]] = ..., checkpoint: _Optional[_Union[CheckpointStatus, _Mapping]] = ..., plan: _Optional[_Union[PlanStatus, _Mapping]] = ..., target: _Optional[_Iterable[_Union[_types_pb2.MeshAxis, _Mapping]]] = ..., shrunk: _Optional[bool] = ..., change: _Optional[_Union[ChangeStatus, _Mapping]] = ..., skipped: _Optional[int] = ...) -> None: ...
+
+class ChangeStatus(_message.Message):
+    __slots__ = ("kind", "why")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    why: str
+    def __init__(self, kind: _Optional[str] = ..., why: _Optional[str] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
     __slots__ = ("worker_id", "node_id", "rank", "phase", "step", "doing", "doing_ms", "silence_ms", "connected", "suspect", "cause", "pid", "micro_batch_ms", "rss_bytes")
@@ -286,7 +442,7 @@ class CheckpointStatus(_message.Message):
     def __init__(self, step: _Optional[int] = ..., uri: _Optional[str] = ..., digest: _Optional[str] = ...) -> None: ...
 
 class PlanStatus(_message.Message):
-    __slots__ = ("epoch", "mesh", "ranks", "zero_stage", "copies", "micro_batches", "reason")
+    __slots__ = ("epoch", "mesh", "ranks", "zero_stage", "copies", "micro_batches", "reason", "layers_per_stage")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     MESH_FIELD_NUMBER: _ClassVar[int]
     RANKS_FIELD_NUMBER: _ClassVar[int]
@@ -294,6 +450,7 @@ class PlanStatus(_message.Message):
     COPIES_FIELD_NUMBER: _ClassVar[int]
     MICRO_BATCHES_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_PER_STAGE_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     mesh: _containers.RepeatedCompositeFieldContainer[_types_pb2.MeshAxis]
     ranks: int
@@ -301,4 +458,5 @@ class PlanStatus(_message.Message):
     copies: int
     micro_batches: int
     reason: str
-    def __init__(self, epoch: _Optional[int] = ..., mesh: _Optional[_Iterable[_Union[_types_pb2.MeshAxis, _Mapping]]] = ..., ranks: _Optional[int] = ..., zero_stage: _Optional[int] = ..., copies: _Optional[int] = ..., micro_batches: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+    layers_per_stage: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, epoch: _Optional[int] = ..., mesh: _Optional[_Iterable[_Union[_types_pb2.MeshAxis, _Mapping]]] = ..., ranks: _Optional[int] = ..., zero_stage: _Optional[int] = ..., copies: _Optional[int] = ..., micro_batches: _Optional[int] = ..., reason: _Optional[str] = ..., layers_per_stage: _Optional[_Iterable[int]] = ...) -> None: ...

@@ -73,7 +73,37 @@ class ControlServiceStub:
         self.DrainNode = channel.unary_unary(
                 '/orchestrator.v1.ControlService/DrainNode',
                 request_serializer=orchestrator_dot_v1_dot_control__pb2.DrainNodeRequest.SerializeToString,
-                response_deserializer=orchestrator_dot_v1_dot_control__pb2.DrainNodeResponse.FromString,
+                response_deserializer=orchestrator_dot_v1_dot_control__pb2.Decided.FromString,
+                _registered_method=True)
+        self.ScaleJob = channel.unary_unary(
+                '/orchestrator.v1.ControlService/ScaleJob',
+                request_serializer=orchestrator_dot_v1_dot_control__pb2.ScaleJobRequest.SerializeToString,
+                response_deserializer=orchestrator_dot_v1_dot_control__pb2.Decided.FromString,
+                _registered_method=True)
+        self.ReplaceWorker = channel.unary_unary(
+                '/orchestrator.v1.ControlService/ReplaceWorker',
+                request_serializer=orchestrator_dot_v1_dot_control__pb2.ReplaceWorkerRequest.SerializeToString,
+                response_deserializer=orchestrator_dot_v1_dot_control__pb2.Decided.FromString,
+                _registered_method=True)
+        self.TakeCheckpoint = channel.unary_unary(
+                '/orchestrator.v1.ControlService/TakeCheckpoint',
+                request_serializer=orchestrator_dot_v1_dot_control__pb2.TakeCheckpointRequest.SerializeToString,
+                response_deserializer=orchestrator_dot_v1_dot_control__pb2.Decided.FromString,
+                _registered_method=True)
+        self.ListCheckpoints = channel.unary_unary(
+                '/orchestrator.v1.ControlService/ListCheckpoints',
+                request_serializer=orchestrator_dot_v1_dot_control__pb2.ListCheckpointsRequest.SerializeToString,
+                response_deserializer=orchestrator_dot_v1_dot_control__pb2.ListCheckpointsResponse.FromString,
+                _registered_method=True)
+        self.VerifyCheckpoint = channel.unary_unary(
+                '/orchestrator.v1.ControlService/VerifyCheckpoint',
+                request_serializer=orchestrator_dot_v1_dot_control__pb2.VerifyCheckpointRequest.SerializeToString,
+                response_deserializer=orchestrator_dot_v1_dot_control__pb2.CheckpointVerdict.FromString,
+                _registered_method=True)
+        self.ExportCheckpoint = channel.unary_unary(
+                '/orchestrator.v1.ControlService/ExportCheckpoint',
+                request_serializer=orchestrator_dot_v1_dot_control__pb2.ExportCheckpointRequest.SerializeToString,
+                response_deserializer=orchestrator_dot_v1_dot_control__pb2.ExportedModel.FromString,
                 _registered_method=True)
         self.WatchStatus = channel.unary_stream(
                 '/orchestrator.v1.ControlService/WatchStatus',
@@ -144,6 +174,45 @@ class ControlServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DrainNode(self, request, context):
+        """Requests that change a running job. Each answers when it is decided on and journaled, with the decision's reason; what was
+        decided is carried out after that (WatchEvents after `seq` shows how).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ScaleJob(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReplaceWorker(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TakeCheckpoint(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListCheckpoints(self, request, context):
+        """Durable checkpoints, read where the supervisor runs. They may take as long as reading every file does.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyCheckpoint(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportCheckpoint(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -216,7 +285,37 @@ def add_ControlServiceServicer_to_server(servicer, server):
             'DrainNode': grpc.unary_unary_rpc_method_handler(
                     servicer.DrainNode,
                     request_deserializer=orchestrator_dot_v1_dot_control__pb2.DrainNodeRequest.FromString,
-                    response_serializer=orchestrator_dot_v1_dot_control__pb2.DrainNodeResponse.SerializeToString,
+                    response_serializer=orchestrator_dot_v1_dot_control__pb2.Decided.SerializeToString,
+            ),
+            'ScaleJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ScaleJob,
+                    request_deserializer=orchestrator_dot_v1_dot_control__pb2.ScaleJobRequest.FromString,
+                    response_serializer=orchestrator_dot_v1_dot_control__pb2.Decided.SerializeToString,
+            ),
+            'ReplaceWorker': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReplaceWorker,
+                    request_deserializer=orchestrator_dot_v1_dot_control__pb2.ReplaceWorkerRequest.FromString,
+                    response_serializer=orchestrator_dot_v1_dot_control__pb2.Decided.SerializeToString,
+            ),
+            'TakeCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.TakeCheckpoint,
+                    request_deserializer=orchestrator_dot_v1_dot_control__pb2.TakeCheckpointRequest.FromString,
+                    response_serializer=orchestrator_dot_v1_dot_control__pb2.Decided.SerializeToString,
+            ),
+            'ListCheckpoints': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCheckpoints,
+                    request_deserializer=orchestrator_dot_v1_dot_control__pb2.ListCheckpointsRequest.FromString,
+                    response_serializer=orchestrator_dot_v1_dot_control__pb2.ListCheckpointsResponse.SerializeToString,
+            ),
+            'VerifyCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.VerifyCheckpoint,
+                    request_deserializer=orchestrator_dot_v1_dot_control__pb2.VerifyCheckpointRequest.FromString,
+                    response_serializer=orchestrator_dot_v1_dot_control__pb2.CheckpointVerdict.SerializeToString,
+            ),
+            'ExportCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExportCheckpoint,
+                    request_deserializer=orchestrator_dot_v1_dot_control__pb2.ExportCheckpointRequest.FromString,
+                    response_serializer=orchestrator_dot_v1_dot_control__pb2.ExportedModel.SerializeToString,
             ),
             'WatchStatus': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchStatus,
@@ -454,7 +553,169 @@ class ControlService:
             target,
             '/orchestrator.v1.ControlService/DrainNode',
             orchestrator_dot_v1_dot_control__pb2.DrainNodeRequest.SerializeToString,
-            orchestrator_dot_v1_dot_control__pb2.DrainNodeResponse.FromString,
+            orchestrator_dot_v1_dot_control__pb2.Decided.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ScaleJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orchestrator.v1.ControlService/ScaleJob',
+            orchestrator_dot_v1_dot_control__pb2.ScaleJobRequest.SerializeToString,
+            orchestrator_dot_v1_dot_control__pb2.Decided.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplaceWorker(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orchestrator.v1.ControlService/ReplaceWorker',
+            orchestrator_dot_v1_dot_control__pb2.ReplaceWorkerRequest.SerializeToString,
+            orchestrator_dot_v1_dot_control__pb2.Decided.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TakeCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orchestrator.v1.ControlService/TakeCheckpoint',
+            orchestrator_dot_v1_dot_control__pb2.TakeCheckpointRequest.SerializeToString,
+            orchestrator_dot_v1_dot_control__pb2.Decided.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCheckpoints(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orchestrator.v1.ControlService/ListCheckpoints',
+            orchestrator_dot_v1_dot_control__pb2.ListCheckpointsRequest.SerializeToString,
+            orchestrator_dot_v1_dot_control__pb2.ListCheckpointsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orchestrator.v1.ControlService/VerifyCheckpoint',
+            orchestrator_dot_v1_dot_control__pb2.VerifyCheckpointRequest.SerializeToString,
+            orchestrator_dot_v1_dot_control__pb2.CheckpointVerdict.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orchestrator.v1.ControlService/ExportCheckpoint',
+            orchestrator_dot_v1_dot_control__pb2.ExportCheckpointRequest.SerializeToString,
+            orchestrator_dot_v1_dot_control__pb2.ExportedModel.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,145 @@
+"""Planned changes of a running job: nothing went wrong, and nothing is lost.
+
+While an epoch runs, what it is is compared with what it should be: full strength, no rank on a drained node or a slow worker, the
+pipeline cut as it should be. The first difference that can be mended now becomes a change: the ranks are asked to leave at the end
+of a step, and `choice` makes the plan. What cannot be mended yet waits, and is looked at again after every event.
+"""
+
+from __future__ import annotations
+
+from orchestrator.core.job import FailureClass
+from orchestrator.core.plan.plan import DATA, PIPELINE, TENSOR
+from orchestrator.core.planner.shape import shape_for
+from orchestrator.core.supervisor.choice import goal_job
+from orchestrator.core.supervisor.commands import LeaveEpoch
+from orchestrator.core.supervisor.epochs import fence
+from orchestrator.core.supervisor.handover import missing
+from orchestrator.core.supervisor.moving import movers, replacements, without
+from orchestrator.core.supervisor.staff import available, coming, going_why
+from orchestrator.core.supervisor.state import Change, ChangeKind, JobPhase
+from orchestrator.core.supervisor.turn import Turn
+
+SCALED = "the job is scaled down"  # why a worker of a larger job gives its rank away
+
+
+def consider(turn: Turn) -> None:
+    """Begin the planned change that is due and possible, if there is one."""
+    state = turn.state
+    if state.phase is not JobPhase.RUNNING or state.change is not None or state.finished:
+        return
+    if state.committed_step <= state.change_step:
+        return
+    _mark_surplus(turn)
+    change = _move(turn) or _reshape(turn) or _grow(turn)
+    if change is not None:
+        ask(turn, change)
+
+
+def ask(turn: Turn, change: Change) -> None:
+    """Ask every rank to leave at the end of a step."""
+    turn.set(change=change)
+    turn.say(f"planned change, {change.kind}: {change.why}; the ranks are asked to leave after the step under way")
+    for w in turn.members():
+        turn.do(LeaveEpoch(w.worker_id, turn.state.epoch))
+
+
+def hurry(turn: Turn, limit_ms: int) -> None:
+    """The ranks were asked to leave and still train: fence them, at the cost of the step under way."""
+    assert turn.state.change is not None
+    turn.say(f"the step under way takes more than {limit_ms / 1000:.0f} s: not waiting for it")
+    fence(turn, FailureClass.PLANNED, turn.state.change.why)
+
+
+def depart(turn: Turn) -> None:
+    """The first rank has left as it was asked to; the others are about to."""
+    assert turn.state.change is not None
+    fence(turn, FailureClass.PLANNED, turn.state.change.why, at_once=False)
+
+
+def _mark_surplus(turn: Turn) -> None:
+    """A job that was scaled down: choose who goes. Whole nodes, those of the highest ranks first."""
+    state, plan = turn.state, turn.plan()
+    members = turn.members()
+    surplus = plan.size - state.goal.ranks - sum(1 for w in members if going_why(state, w))
+    if surplus <= 0:
+        return
+    order = {node: i for i, node in enumerate(dict.fromkeys(w.node_id for w in members))}
+    for w in sorted(reversed(members), key=lambda w: -order[w.node_id])[:surplus]:
+        turn.worker(w.worker_id, unwanted=SCALED, without=True)
+
+
+def _move(turn: Turn) -> Change | None:
+    state, plan = turn.state, turn.plan()
+    members = turn.members()
+    going = movers(state, members)
+    if not going:
+        return None
+    assert state.graph is not None
+    stay = [w for w in members if w not in going]
+    if not replacements(turn, going, members):
+        if coming(state) and plan.size <= state.goal.ranks:
+            return None  # a spare will be here soon: better than to shrink and to grow again
+        if not all(without(state, w) for w in going):
+            return None
+        shape = shape_for(goal_job(state), state.graph, min(len(stay) + len(available(turn)), plan.size))
+        if shape is None:
+            return None
+    names = ", ".join(turn.name(w) for w in going)
+    why = f"{names} moved: {', '.join(dict.fromkeys(going_why(state, w) for w in going))}"
+    ranks = [s.rank for s in plan.seats if s.worker_id in {w.worker_id for w in going}]
+    if not stay:
+        if not available(turn) or plan.axis(DATA) >= plan.micro_batches:
+            return None  # nobody can take the state over
+        return Change(ChangeKind.HANDOVER, f"another worker takes over what only {names} hold(s), before it goes", turn.at_ms)
+    if missing(plan, ranks):
+        return Change(ChangeKind.HANDOVER, f"the others take over what only {names} hold(s), before it goes", turn.at_ms)
+    return Change(ChangeKind.MOVE, why, turn.at_ms)
+
+
+def _reshape(turn: Turn) -> Change | None:
+    """As many ranks as it should have, in another arrangement; or its pipeline cut as it should be again."""
+    state, plan = turn.state, turn.plan()
+    goal = state.goal
+    if plan.size != goal.ranks or any(w.slow_since_ms >= 0 for w in turn.members()):
+        return None
+    if (plan.axis(PIPELINE), plan.axis(DATA)) != (goal.pipeline, goal.data):
+        shape = f"pipeline {goal.pipeline} x data {goal.data}"
+        return Change(ChangeKind.RESHAPE, f"{shape}, as somebody asked for", turn.at_ms)
+    layers = tuple(s.last - s.first for s in plan.stages)
+    wanted = state.recut or goal.layers_per_stage
+    if wanted and layers != wanted and len(layers) == len(wanted):
+        why = f"the layers are cut {'-'.join(map(str, wanted))}, as somebody asked for"
+        return Change(ChangeKind.RECUT, why, turn.at_ms, wanted if state.recut else ())
+    if state.recut and _settled(turn):
+        return Change(ChangeKind.RECUT, "no rank is slow any more: the pipeline is cut as before", turn.at_ms)
+    return None
+
+
+def _settled(turn: Turn) -> bool:
+    """Whether it is long enough since the last change of size."""
+    state = turn.state
+    return state.committed_step - state.sized_step >= state.grow_pause
+
+
+def _grow(turn: Turn) -> Change | None:
+    state, plan = turn.state, turn.plan()
+    spares = available(turn)
+    small = plan.size < state.goal.ranks
+    if not spares or not (small or plan.copies < state.goal.copies) or not _settled(turn):
+        return None
+    members = turn.members()
+    if any(going_why(state, w) for w in members):
+        return None
+    nodes = {w.node_id for w in members} | {node for _, node in spares}
+    if small:
+        assert state.graph is not None
+        shape = shape_for(goal_job(state), state.graph, plan.size + len(spares))
+        if shape is None or shape[0] * shape[1] * plan.axis(TENSOR) <= plan.size:
+            return None
+        ranks = shape[0] * shape[1] * plan.axis(TENSOR)
+        if coming(state) and ranks < state.goal.ranks:
+            return None  # more workers will be here soon: one change instead of two
+        return Change(ChangeKind.GROW, f"{len(spares)} spare(s) are ready: from {plan.size} to {ranks} ranks", turn.at_ms)
+    if len(nodes) < 2:
+        return None
+    return Change(ChangeKind.GROW, "a worker on a second node is ready: peer copies are possible again", turn.at_ms)

@@ -1,0 +1,291 @@
+"""Which plan comes next, once everybody has left an epoch or is lost.
+
+A failure: the first action of its class's policy that is possible. A planned change: what it is for, if that is still possible,
+else the epoch begins again as it was. Which workers there are decides on the plan; where its state comes from, `memory` decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from orchestrator.core.job import Action, FailureClass, Job
+from orchestrator.core.plan.plan import DATA, PIPELINE, TENSOR, Plan
+from orchestrator.core.planner.planner import PlanError, first_plan, replan, swap_plan
+from orchestrator.core.planner.shape import shape_for
+from orchestrator.core.reshard.recovery import Unrecoverable
+from orchestrator.core.supervisor.epochs import end, start, touch
+from orchestrator.core.supervisor.handover import handover
+from orchestrator.core.supervisor.memory import Hopeless, cover, from_disk, from_memory, resume_for, trusted
+from orchestrator.core.supervisor.moving import movers, replacements
+from orchestrator.core.supervisor.staff import available
+from orchestrator.core.supervisor.state import Change, ChangeKind, JobPhase, Outcome, State, Worker, WorkerPhase
+from orchestrator.core.supervisor.turn import Turn
+
+# Classes that have no policy of their own: what is done about the workers that are lost with them.
+LIKE = {
+    FailureClass.UNREACHABLE: FailureClass.NODE_LOST,
+    FailureClass.COLLECTIVE_BROKEN: FailureClass.WORKER_EXITED,
+    FailureClass.BAD_STEP: FailureClass.WORKER_EXITED,
+    FailureClass.SUPERVISOR_LOST: FailureClass.WORKER_EXITED,
+    FailureClass.PLANNED: FailureClass.WORKER_EXITED,
+}
+
+
+def actions_of(state: State, failure: FailureClass) -> tuple[Action, ...]:
+    """The policy that counts for a class."""
+    return state.job.resilience.actions(LIKE.get(failure, failure))
+
+
+def goal_job(state: State) -> Job:
+    """The job at its present full strength."""
+    return replace(state.job, parallel=state.goal)
+
+
+def first_epoch(turn: Turn) -> None:
+    """Start the first epoch, at full strength, or say what is missing."""
+    state = turn.state
+    ready, need = available(turn), state.goal.ranks
+    if state.graph is None or len(ready) < need:
+        _missing(turn, f"{need} ranks need {need} workers, {len(ready)} are ready and no node has room for more")
+        return
+    homes = {node for _, node in ready}
+    if len(homes) == 1 and any(w.phase is WorkerPhase.REQUESTED and w.node_id not in homes for w in state.workers.values()):
+        _missing(turn, "")  # one node must not hold all of the state while workers on other nodes are coming up
+        return
+    try:
+        plan = first_plan(job=goal_job(state), graph=state.graph, workers=ready, epoch=state.epoch + 1)
+    except PlanError as e:
+        _missing(turn, f"no plan: {e}")
+        return
+    turn.set(sized_step=state.committed_step, missing="")
+    start(turn, plan, from_disk(turn, plan))
+
+
+def _missing(turn: Turn, why: str) -> None:
+    """Say once why the job does not start, unless workers are on their way or are asked for again soon."""
+    state = turn.state
+    coming = any(w.phase is WorkerPhase.REQUESTED for w in state.workers.values()) or turn.at_ms < state.retry_spawn_ms
+    why = "" if coming or state.cluster is None else why
+    if why != state.missing:
+        turn.set(missing=why)
+        if why:
+            turn.say(why)
+
+
+def next_epoch(turn: Turn) -> None:
+    """Begin the next epoch, wait for workers, or end the job."""
+    state = turn.state
+    failure = state.recoveries[-1].failure
+    actions = actions_of(state, failure)
+    left = _left(turn)
+    if state.change is not None:
+        _change(turn, state.change)
+        return
+    if len(left) == turn.plan().size:
+        plan = swap_plan(turn.plan(), epoch=state.epoch + 1, replacements={}, reason=f"epoch {state.epoch} broke: same workers")
+        _begin(turn, plan, actions)
+        return
+    troubles: list[str] = []
+    for action in actions:
+        found: Plan | None = None
+        match action:
+            case Action.SWAP:
+                found = _swapped(turn, troubles)
+            case Action.SHRINK:
+                found = _shrunk(turn, left, troubles)
+            case Action.ROLLBACK:
+                if state.checkpoint is None:
+                    troubles.append(f"{action}: there is no checkpoint")
+                elif found := _swapped(turn, []) or _shrunk(turn, left, troubles):
+                    turn.set(cold=f"the policy for {failure} says {action}")
+            case Action.WAIT:
+                break
+            case Action.FAIL:
+                outcome = Outcome.CORRUPT_STATE if failure is FailureClass.CORRUPT_STATE else Outcome.UNRECOVERABLE
+                why = f"{state.recoveries[-1].reason}; the policy for {failure} is {', '.join(actions)}"
+                end(turn, JobPhase.FAILED, outcome, "; ".join([why, *troubles]))
+                return
+            case Action.REPORT | Action.RECUT:
+                continue  # nothing that fills a seat
+        if found is not None:
+            if action is not Action.SWAP:
+                turn.say("; ".join([f"policy for {failure}: {action}", *troubles]))
+            _begin(turn, found, actions)
+            return
+    if turn.state.phase is JobPhase.FENCING:
+        turn.to_phase(JobPhase.WAITING)
+        turn.say("; ".join([*troubles, "waiting for a node or a worker"]))
+
+
+def _left(turn: Turn) -> list[Worker]:
+    return [w for w in turn.seated() if w.phase is WorkerPhase.LEFT]
+
+
+def _swapped(turn: Turn, troubles: list[str]) -> Plan | None:
+    """The same plan with spares in the seats of the lost."""
+    old, spares = turn.plan(), available(turn)
+    empty = [s for s in old.seats if turn.state.workers[s.worker_id].phase is not WorkerPhase.LEFT]
+    missing = len(empty) - len(spares)
+    if missing > 0:
+        troubles.append(f"{len(empty)} rank(s) need a worker and {missing} spare(s) are missing")
+        return None
+    given = {s.rank: w for s, w in zip(empty, spares, strict=False)}
+    what = ", ".join(f"rank {r} to {w}" for r, (w, _) in given.items())
+    try:
+        return swap_plan(old, epoch=turn.state.epoch + 1, replacements=given, reason=f"epoch {old.epoch} broke: {what}")
+    except PlanError as e:
+        troubles.append(f"no plan with spares: {e}")
+        return None
+
+
+def _shrunk(turn: Turn, left: Sequence[Worker], troubles: list[str]) -> Plan | None:
+    """A plan for whoever is there: never larger than the one before, and if it can be one that keeps the state in memory."""
+    state, old = turn.state, turn.plan()
+    assert state.graph is not None
+    job, spares = goal_job(state), available(turn)
+    present = len(left) + len(spares)
+    shape = shape_for(job, state.graph, min(present, old.size))
+    if shape is None:
+        least = max(state.job.resilience.ranks_min, old.axis(TENSOR))
+        troubles.append(f"{present} worker(s) are left and at least {least} ranks are needed")
+        return None
+    shapes = [shape]
+    wide = (1, len(left) // old.axis(TENSOR))
+    if 1 <= wide[1] <= job.train.micro_batches and wide != shape:
+        shapes.append(wide)  # every survivor in one data axis: for when no smaller number of them holds the whole state
+    plans: list[Plan] = []
+    for pipeline, data in shapes:
+        ranks = pipeline * data * old.axis(TENSOR)
+        kept = cover(turn, list(left), ranks)
+        if len(kept) > ranks:
+            continue
+        words = f"epoch {old.epoch} broke: {ranks} of {old.size} ranks go on"
+        plan = _replanned(turn, kept, spares, shape=(pipeline, data), reason=words, troubles=troubles)
+        if plan is not None:
+            plans.append(plan)
+            if _in_memory(turn, plan):
+                return plan
+    if not plans:
+        pipeline, data = shape
+        words = f"epoch {old.epoch} broke: {pipeline * data * old.axis(TENSOR)} of {old.size} ranks go on"
+        return _replanned(turn, left, spares, shape=shape, reason=words, troubles=troubles)
+    return plans[0]
+
+
+def _replanned(
+    turn: Turn,
+    left: Sequence[Worker],
+    spares: Sequence[tuple[str, str]],
+    *,
+    shape: tuple[int, int],
+    reason: str,
+    troubles: list[str],
+    layers: tuple[int, ...] = (),
+) -> Plan | None:
+    state = turn.state
+    assert state.graph is not None
+    held = trusted(turn)
+    try:
+        return replan(
+            parent=turn.plan(),
+            job=goal_job(state),
+            graph=state.graph,
+            workers=[*((w.worker_id, w.node_id) for w in left), *spares],
+            held={w.worker_id: held[w.worker_id] for w in left if w.worker_id in held},
+            epoch=state.epoch + 1,
+            pipeline=shape[0],
+            data=shape[1],
+            layers_per_stage=layers,
+            reason=reason,
+        )
+    except PlanError as e:
+        troubles.append(f"no plan of {shape[0]} x {shape[1]}: {e}")
+        return None
+
+
+def _in_memory(turn: Turn, plan: Plan) -> bool:
+    try:
+        from_memory(turn, plan)
+    except Unrecoverable:
+        return False
+    return True
+
+
+def _begin(turn: Turn, plan: Plan, actions: tuple[Action, ...]) -> None:
+    """Start a plan with the best state that there is, or end the job when there is none."""
+    try:
+        resume = resume_for(turn, plan, actions)
+    except Hopeless as e:
+        corrupt = turn.state.recoveries[-1].failure is FailureClass.CORRUPT_STATE
+        end(turn, JobPhase.FAILED, Outcome.CORRUPT_STATE if corrupt else Outcome.UNRECOVERABLE, str(e))
+        return
+    touch(turn, planned_ms=turn.at_ms)
+    if turn.state.recut and (plan.axis(PIPELINE), plan.size) != (turn.plan().axis(PIPELINE), turn.plan().size):
+        turn.set(recut=())  # another pipeline: the cut that spared a slow rank went with it
+    start(turn, plan, resume)
+
+
+# ---- planned changes
+
+
+def _change(turn: Turn, change: Change) -> None:
+    """What the ranks left for, or the epoch as it was when that is not possible any more."""
+    troubles: list[str] = []
+    plan = _changed(turn, change, troubles)
+    if plan is not None and not _in_memory(turn, plan):
+        troubles.append("its ranks would not hold the whole state")
+        plan = None
+    if plan is None:
+        turn.say("; ".join([f"the {change.kind} comes to nothing", *troubles]))
+        turn.set(change_step=turn.state.committed_step + turn.state.job.resilience.grow_after_steps)
+        reason = f"the {change.kind} came to nothing: same workers"
+        plan = swap_plan(turn.plan(), epoch=turn.state.epoch + 1, replacements={}, reason=reason)
+    elif change.kind is ChangeKind.RECUT:
+        turn.set(recut=change.layers_per_stage, sized_step=turn.state.committed_step)
+    _begin(turn, plan, ())
+
+
+def _changed(turn: Turn, change: Change, troubles: list[str]) -> Plan | None:
+    state, old = turn.state, turn.plan()
+    assert state.graph is not None
+    left, spares = _left(turn), available(turn)
+    job = goal_job(state)
+    reason = f"{change.kind}: {change.why}"
+    match change.kind:
+        case ChangeKind.HANDOVER:
+            going = movers(state, left)
+            base: Plan | None = old
+            if len(going) == old.size:  # nobody stays: another replica of all of it, on spares
+                shape = (old.axis(PIPELINE), old.axis(DATA) + 1)
+                base = _replanned(turn, left, spares, shape=shape, reason=reason, troubles=troubles)
+            else:
+                base = swap_plan(old, epoch=state.epoch + 1, replacements={}, reason=reason)
+            if base is None:
+                return None
+            names = {w.worker_id for w in going}
+            return handover(base, [s.rank for s in base.seats if s.worker_id in names])
+        case ChangeKind.MOVE:
+            going = movers(state, left)
+            given = replacements(turn, going, left)
+            if given:
+                what = ", ".join(f"rank {r} to {w}" for r, (w, _) in given.items())
+                try:
+                    return swap_plan(old, epoch=state.epoch + 1, replacements=given, reason=f"{reason}: {what}")
+                except PlanError as e:
+                    troubles.append(str(e))
+                    return None
+            stay = [w for w in left if w not in going]
+            shape_ = shape_for(job, state.graph, min(len(stay) + len(spares), old.size))
+        case ChangeKind.RECUT:
+            shape = (old.axis(PIPELINE), old.axis(DATA))
+            return _replanned(
+                turn, left, [], shape=shape, reason=reason, troubles=troubles, layers=change.layers_per_stage
+            )
+        case ChangeKind.GROW | ChangeKind.RESHAPE:
+            stay = left
+            shape_ = shape_for(job, state.graph, len(left) + len(spares))
+    if shape_ is None:
+        troubles.append("too few workers stay")
+        return None
+    return _replanned(turn, stay, spares, shape=shape_, reason=reason, troubles=troubles)

@@ -1,0 +1,45 @@
+"""Who is to give a rank away, and to whom."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from orchestrator.core.job import Action, FailureClass
+from orchestrator.core.supervisor.staff import available, going_why
+from orchestrator.core.supervisor.state import State, Worker
+from orchestrator.core.supervisor.turn import Turn
+
+SLOW = "it is slow"  # how the reason begins for which a slow worker gives its rank away
+
+
+def movers(state: State, present: Sequence[Worker]) -> list[Worker]:
+    """Those that are to give their rank away. One of several stays for now when all of them are: somebody must hand the state on."""
+    going = [w for w in present if going_why(state, w)]
+    return going[:-1] if len(going) == len(present) > 1 else going
+
+
+def without(state: State, worker: Worker) -> bool:
+    """Whether the job may go on with fewer ranks to be rid of this one."""
+    if worker.unwanted:
+        return worker.without
+    return Action.SHRINK in state.job.resilience.actions(FailureClass.NODE_LOST)
+
+
+def replacements(turn: Turn, going: Sequence[Worker], present: Sequence[Worker]) -> dict[int, tuple[str, str]]:
+    """A spare for the rank of each of `going`; empty when there are too few, or when they are not to be replaced.
+
+    A slow worker's rank does not go to its own node, and peer copies keep a second one.
+    """
+    state, plan = turn.state, turn.plan()
+    if plan.size > state.goal.ranks:
+        return {}
+    slow = {w.node_id for w in going if w.unwanted.startswith(SLOW)}
+    spares = [s for s in available(turn) if s[1] not in slow]
+    if not going or len(spares) < len(going):
+        return {}
+    given = spares[: len(going)]
+    nodes = {w.node_id for w in present if w not in going} | {node for _, node in given}
+    if plan.copies and len(nodes) == 1:
+        return {}
+    seats = {s.worker_id: s.rank for s in plan.seats}
+    return {seats[w.worker_id]: spare for w, spare in zip(going, given, strict=True)}
