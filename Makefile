@@ -13,7 +13,7 @@ RUNS ?= 200
 SEED ?=
 ARGS ?=
 
-.PHONY: help setup run test test-fast test-chaos sim bench bench-recovery bench-overhead \
+.PHONY: help setup run test test-fast test-chaos sim bench bench-recovery bench-overhead bench-schedule \
         check format-check lint types layers drift format protos generate lock clean
 
 help: ## Print these targets
@@ -40,13 +40,16 @@ test-chaos: setup ## Run the tests that kill, stop and cut off real processes
 sim: setup ## Simulate RUNS=n seeds of faults, or replay one with SEED=n
 	@$(BIN)/python -m orchestrator.testkit.sim $(if $(SEED),--runs 1 --seed $(SEED),--runs $(RUNS)) $(ARGS)
 
-bench: bench-recovery bench-overhead ## Run all benchmarks
+bench: bench-recovery bench-overhead bench-schedule ## Run all benchmarks
 
 bench-recovery: setup ## Time from kill -9 to the next step, ours beside torchrun and torchft
 	@$(BIN)/python -m bench.recovery $(ARGS)
 
 bench-overhead: setup ## Cost without faults, ours over a plain DDP loop
 	@$(BIN)/python -m bench.overhead $(ARGS)
+
+bench-schedule: setup ## Time and memory to plan the reshard of 260 B parameters on 1,024 ranks
+	@$(BIN)/python -m bench.schedule $(ARGS)
 
 check: format-check lint types layers drift test ## Everything CI checks: format, lint, types, layers, drift, tests
 

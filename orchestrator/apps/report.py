@@ -115,6 +115,7 @@ def _summary(job: Job, status: JobStatus, records: Sequence[Record]) -> list[tup
         ("Held-out loss", _loss(status.eval_loss, bytewise)),
         ("Recoveries", str(status.recoveries)),
         ("Steps lost", str(status.steps_lost)),
+        ("Updates skipped", str(status.skipped)),
         ("Survivors restarted", str(status.survivors_restarted)),
         ("Failure budget", f"{status.budget} of {status.budget_max} left"),
     ]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from orchestrator.core.job import Job
 from orchestrator.core.plan.plan import Plan
 from orchestrator.core.supervisor import events as ev
-from orchestrator.core.supervisor.commands import RunEpoch
+from orchestrator.core.supervisor.commands import KillWorker, LeaveEpoch, RunEpoch
 from orchestrator.core.supervisor.state import JobPhase
 from orchestrator.runtime.ports import Record
 
@@ -31,7 +31,7 @@ FIRST_STEP = "first step"
 MEANINGS = {
     LAST_STEP: "the newest commit before the failure",
     FIRST_SIGN: "the first fact that hints at it",
-    DETECTED: "the supervisor is sure and fences the epoch",
+    DETECTED: "the supervisor is sure and fences the epoch; of a planned change: the first rank has left",
     FENCED: "every survivor has left the broken epoch and said what it holds",
     PLANNED: "the next epoch is planned and its workers are told",
     RESTORED: "groups are formed and every rank has its state",
@@ -41,10 +41,11 @@ MEANINGS = {
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """One failure and what became of it."""
+    """One failure, or planned change, and what became of it."""
 
     number: int
-    epoch: int  # that broke
+    planned: bool  # the ranks were asked to leave: nothing went wrong
+    epoch: int  # that broke, or was left
     at_step: int  # newest committed step when it was detected
     seq: int  # of the record that fenced the epoch
     reason: str
@@ -64,6 +65,7 @@ class Failure:
 @dataclass(slots=True)
 class _Open:
     record: Record
+    planned: bool
     at_step: int
     milestones: dict[str, int] = field(default_factory=dict)  # name -> journal ms
 
@@ -71,6 +73,7 @@ class _Open:
         zero = self.record.at_ms
         return Failure(
             number=number,
+            planned=self.planned,
             epoch=self.record.epoch,
             at_step=self.at_step,
             seq=self.record.seq,
@@ -111,12 +114,16 @@ def compare(run: Points, other: Points) -> str:
 
 
 def failures(records: Sequence[Record]) -> tuple[Failure, ...]:
-    """Every failure, oldest first. One that struck during a recovery is one of its own, and the earlier one stays open."""
+    """Every failure and planned change, oldest first.
+
+    One that struck during a recovery is one of its own, and the earlier one stays open.
+    """
     done: list[Failure] = []
     current: _Open | None = None
     phase, step = JobPhase.WAITING, records[0].committed_step if records else 0
     commit_ms: int | None = None
     sign_ms: int | None = None
+    asked = False  # to leave the present epoch
 
     for record in records:
         now = JobPhase(record.phase)
@@ -124,12 +131,13 @@ def failures(records: Sequence[Record]) -> tuple[Failure, ...]:
         if now is JobPhase.FENCING and phase is not JobPhase.FENCING:
             if current is not None:
                 done.append(current.closed(len(done) + 1))
-            current = _Open(record, step)
+            current = _Open(record, asked and not _kills(record), step)
             if commit_ms is not None:
                 current.milestones[LAST_STEP] = commit_ms
             current.milestones[FIRST_SIGN] = record.at_ms if sign_ms is None else sign_ms
             current.milestones[DETECTED] = record.at_ms
         elif current is not None:
+            current.planned &= not (now is JobPhase.FENCING and _kills(record))  # it has become a failure
             if now in (JobPhase.WAITING, JobPhase.FORMING):
                 current.milestones.setdefault(FENCED, record.at_ms)
             if now is JobPhase.FORMING:
@@ -145,6 +153,7 @@ def failures(records: Sequence[Record]) -> tuple[Failure, ...]:
             commit_ms, sign_ms = record.at_ms, None
         elif sign_ms is None and _hints(record):
             sign_ms = record.at_ms
+        asked = any(isinstance(c, LeaveEpoch) for c in record.commands) or (asked and now is JobPhase.RUNNING)
         phase, step = now, record.committed_step
     if current is not None:
         done.append(current.closed(len(done) + 1))
@@ -174,6 +183,10 @@ def layers_of(plan: Plan, rank: int) -> str:
 def newest_plan(records: Sequence[Record]) -> Plan | None:
     """The plan of the last epoch that was started."""
     return next((c.plan for r in reversed(records) for c in r.commands if isinstance(c, RunEpoch)), None)
+
+
+def _kills(record: Record) -> bool:
+    return any(isinstance(c, KillWorker) for c in record.commands)
 
 
 def _hints(record: Record) -> bool:

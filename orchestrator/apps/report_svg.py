@@ -59,7 +59,7 @@ def loss_chart(*, run: Points, undisturbed: Points, held_out: Points, marks: Seq
     for failure in marks:
         at = x(min(max(failure.at_step, x0), x1))
         out.append(f'<line class="mark" x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
-        told = escape(f"failure {failure.number} after step {failure.at_step}")
+        told = escape(f"{'planned change' if failure.planned else 'failure'} {failure.number} after step {failure.at_step}")
         out.append(f'<text class="marktext" x="{at + 4:.1f}" y="{TOP + 10}">{failure.number}<title>{told}</title></text>')
     for points, css in ((run, "line run"), (undisturbed, "line other")):
         if points:

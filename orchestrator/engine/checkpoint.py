@@ -2,7 +2,8 @@
 
 The training thread copies this rank's part aside (a memory copy) and a background thread writes it as DCP would have:
 what goes where follows from the plan, so no process group is needed. Rank 0 waits for every rank's part, writes DCP's
-metadata from what they say, and commits. At most one checkpoint is under way; one whose epoch ends first is given up.
+metadata from what they say, and commits, unless a newer epoch has begun to write. A rank that cannot write its part says so in
+a file of its own. At most one checkpoint is under way; one whose epoch ends first, or that fails, leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, Writ
 from torch.distributed.checkpoint.storage import WriteResult
 
 from orchestrator.core.job import Job
-from orchestrator.core.plan.layout import Interval, intersect
-from orchestrator.core.plan.plan import OPTIMIZER, PARAMS, Plan
+from orchestrator.core.plan.plan import Plan
+from orchestrator.core.planner.words import describe
+from orchestrator.engine.checkpoint_fence import Fence
 from orchestrator.engine.checkpoint_files import (
     COMMIT,
     FORMAT,
@@ -42,21 +44,25 @@ from orchestrator.engine.checkpoint_files import (
     FileEntry,
     Manifest,
     Place,
+    StoredTensor,
     final_name,
     newest_good,
     prune,
+    sweep,
     temp_name,
     verify,
 )
-from orchestrator.engine.checkpoint_read import MODEL, OPTIM
-from orchestrator.engine.model_state import FlatState, Kind
-from orchestrator.engine.optim import ShardedOptimizer
+from orchestrator.engine.checkpoint_parts import MODEL, Piece, aliases, collect, stored_tensors
+from orchestrator.engine.extents import Extents
+from orchestrator.engine.model_state import FlatState
+from orchestrator.engine.optim import Scalars
 
 __all__ = ["BadCheckpoint", "CheckpointWriter", "Outcome", "newest_good", "verify"]
 
 log = logging.getLogger(__name__)
 
 PARTS_WAIT_S = 300.0  # rank 0's patience with the other ranks' parts
+FAILED_WAIT_S = 10.0  # and with those who still write when one part has failed, before it removes everything
 _POLL_S = 0.02
 
 
@@ -72,13 +78,16 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
-    """A box of one tensor, as this rank writes it."""
+class _About:
+    """What the manifest says of the state."""
 
-    fqn: str
-    offsets: tuple[int, ...]
-    size: tuple[int, ...]  # of the whole tensor
-    data: Tensor
+    plan: str
+    tensor: int
+    block: int
+    layers: tuple[str, ...]
+    tensors: tuple[StoredTensor, ...]
+    moments: Mapping[str, str]
+    usual_loss: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +100,16 @@ class _Assignment:
     ranks: int
     digest: str
     token: str  # of plan and state: equal on all ranks, and never that of another run of this job
-    pieces: tuple[_Piece, ...]
+    pieces: tuple[Piece, ...]
     aliases: Mapping[str, str]  # state-dict name -> the name that its tensor is stored under
-    scalar_forms: Mapping[str, Mapping[str, Any]]
+    scalars: Scalars
+    about: _About
 
 
 class _Source:
     """Stands in for DCP's save planner: hands out the staged tensors."""
 
-    def __init__(self, pieces: Sequence[_Piece]) -> None:
+    def __init__(self, pieces: Sequence[Piece]) -> None:
         self._data = {(p.fqn, p.offsets): p.data for p in pieces}
 
     def resolve_data(self, item: WriteItem) -> Tensor:
@@ -107,14 +117,36 @@ class _Source:
         return self._data[item.index.fqn, tuple(item.index.offset or ())]
 
 
+class _Staging:
+    """Memory for the copies: that of the last time where it fits; what an older layout left is freed."""
+
+    def __init__(self) -> None:
+        self._old: dict[tuple[str, int, int], Tensor] = {}
+        self._new: dict[tuple[str, int, int], Tensor] = {}
+
+    def take(self, name: str, start: int, numel: int, dtype: torch.dtype) -> Tensor:
+        """[numel] for the elements of a tensor from `start` on."""
+        key = (name, start, numel)
+        found = self._old.get(key)
+        if found is None or found.dtype is not dtype:
+            found = torch.empty(numel, dtype=dtype)
+        self._new[key] = found
+        return found
+
+    def turn(self) -> None:
+        """All of a checkpoint has been taken."""
+        self._old, self._new = self._new, {}
+
+
 class CheckpointWriter:
     """One per worker. `start` and `finish` from the training thread."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
+        self._fence = Fence(job.checkpoint.uri, job.name) if job.checkpoint.uri else None
         self._thread: threading.Thread | None = None
         self._cancel = threading.Event()
-        self._staging: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+        self._staging = _Staging()
         self._lock = threading.Lock()
         self._outcomes: list[Outcome] = []
 
@@ -129,12 +161,29 @@ class CheckpointWriter:
             out, self._outcomes = self._outcomes, []
         return out
 
-    def start(self, *, plan: Plan, rank: int, step: int, digest: str, state: FlatState, optimizer: ShardedOptimizer) -> None:
-        """Copy this rank's part aside and write it in the background. Raises RuntimeError while another is under way."""
+    def start(
+        self,
+        *,
+        plan: Plan,
+        rank: int,
+        step: int,
+        digest: str,
+        state: FlatState,
+        moments: Mapping[str, Extents],
+        scalars: Scalars,
+        usual_loss: float = 0.0,
+    ) -> None:
+        """Copy this rank's part aside and write it in the background.
+
+        `scalars` are those of the optimizer (empty while it has no state), `digest` is of the plan's vector after `step`. Raises
+        RuntimeError while another is under way, KeyError when the rank does not hold its primary regions.
+        """
         if self.busy:
             raise RuntimeError("a checkpoint is under way")
-        state.restore_buffers()
-        pieces, forms = _collect(plan=plan, rank=rank, step=step, state=state, optimizer=optimizer)
+        pieces, kept = collect(
+            plan=plan, rank=rank, step=step, state=state, moments=moments, scalars=scalars, stage=self._staging.take
+        )
+        self._staging.turn()
         assignment = _Assignment(
             step=step,
             epoch=plan.epoch,
@@ -142,9 +191,18 @@ class CheckpointWriter:
             ranks=plan.size,
             digest=digest,
             token=hashlib.sha256(f"{plan!r}{digest}".encode()).hexdigest()[:12],
-            pieces=self._stage_all(pieces),
-            aliases=_aliases(state),
-            scalar_forms=forms,
+            pieces=tuple(pieces),
+            aliases=aliases(state),
+            scalars=kept,
+            about=_About(
+                plan=describe(plan),
+                tensor=state.degree,
+                block=state.block,
+                layers=state.layer_names,
+                tensors=stored_tensors(state),
+                moments={key: _name_of(extents.dtype) for key, extents in moments.items()},
+                usual_loss=usual_loss,
+            ),
         )
         self._cancel = threading.Event()
         self._thread = threading.Thread(target=self._run, args=(assignment, self._cancel), name=f"checkpoint-{step}", daemon=True)
@@ -160,22 +218,8 @@ class CheckpointWriter:
         """Give up the one under way (its epoch has ended); returns at once."""
         self._cancel.set()
         if self.busy:
-            self._staging = {}  # the thread may still read the old copies
+            self._staging = _Staging()  # the thread may still read the old copies
             self._thread = None
-
-    def _stage_all(self, pieces: Sequence[_Piece]) -> tuple[_Piece, ...]:
-        """Copies, in the memory of the last time where that fits; what an older layout left is freed."""
-        wanted = {(p.fqn, p.offsets) for p in pieces}
-        self._staging = {k: v for k, v in self._staging.items() if k in wanted}
-        return tuple(self._stage(p) for p in pieces)
-
-    def _stage(self, piece: _Piece) -> _Piece:
-        key = (piece.fqn, piece.offsets)
-        copy = self._staging.get(key)
-        if copy is None or copy.shape != piece.data.shape or copy.dtype != piece.data.dtype:
-            copy = self._staging[key] = torch.empty(piece.data.shape, dtype=piece.data.dtype)
-        copy.copy_(piece.data.detach())
-        return _Piece(piece.fqn, piece.offsets, piece.size, copy)
 
     # ------------------------------------------------------------------------------------------- the background thread
 
@@ -186,79 +230,74 @@ class CheckpointWriter:
             final = final_name(work.step, work.epoch, work.token, local=root.local)
             uri = f"{root.uri}/{final}"
             place = root.child(temp_name(work.step, work.epoch, work.token) if root.local else final)
-            _write_part(place, work)
             if work.rank == 0:
-                results = _await_parts(place, work, cancel)
-                _commit(root, place, final, work, results, job=self._job.name)
-                _prune(root, final, work, job=self._job)
+                self._lead(root, place, final, work, cancel)
+            else:
+                _write_part(place, work)
             outcome = Outcome(work.step, uri, True, "", committed=work.rank == 0)
         except Exception as error:  # reported; the run goes on without this checkpoint
             outcome = Outcome(work.step, uri, False, f"{type(error).__name__}: {error}", committed=False)
         with self._lock:
             self._outcomes.append(outcome)
 
-
-def _collect(
-    *, plan: Plan, rank: int, step: int, state: FlatState, optimizer: ShardedOptimizer
-) -> tuple[list[_Piece], dict[str, dict[str, Any]]]:
-    """This rank's share: whole params that begin in its primary region, its optimizer regions, and their scalars."""
-    owned_params = plan.layout(PARAMS).holdings[rank].primary
-    owned_state = plan.layout(OPTIMIZER).holdings[rank].primary
-    buffers = dict(state.module.named_buffers())
-    pieces: list[_Piece] = []
-    forms: dict[str, dict[str, Any]] = {}
-    scalars = optimizer.scalars() if step > 0 else {}
-    for e in state.entries:
-        if _owns(owned_params, e.start):
-            data = buffers[e.name] if e.kind is Kind.COUNTER else state.flat[e.start : e.stop].view(e.shape)
-            pieces.append(_Piece(f"{MODEL}.{e.name}", (0,) * len(e.shape), tuple(e.shape), data))
-        if e.kind is not Kind.PARAM or step == 0 or e.start == e.stop:
-            continue
-        for i in intersect(owned_state, (Interval(e.start, e.stop),)):
-            for key, buffer in optimizer.buffers.items():
-                view = optimizer.regions.view(buffer, i.start, i.stop)
-                fqn = f"{OPTIM}.{e.name}.{key}"
-                pieces.append(_Piece(fqn, (i.start - e.start,), (e.stop - e.start,), view))
-        if _owns(owned_state, e.start):
-            for key, kept in scalars.get(e.name, {}).items():
-                forms[key] = {k: v for k, v in kept.items() if k != "value"}
-                dtype = getattr(torch, kept["dtype"]) if kept["dtype"] else None
-                pieces.append(_Piece(f"{OPTIM}.{e.name}.{key}", (), (), torch.tensor(kept["value"], dtype=dtype)))
-    if rank == 0:
-        pieces += _constants(state)
-    return pieces, forms
-
-
-def _owns(intervals: Sequence[Interval], at: int) -> bool:
-    return any(i.start <= at < i.stop for i in intervals)
+    def _lead(self, root: Place, place: Place, final: str, work: _Assignment, cancel: threading.Event) -> None:
+        """Rank 0's share: its own part, everybody's metadata, the commit; if anything fails, nothing is left."""
+        assert self._fence is not None
+        self._fence.claim(root, work.epoch)
+        try:
+            sweep(root, step=work.step, epoch=work.epoch, but=place.uri.rsplit("/", 1)[-1])
+        except OSError as error:
+            log.warning("unfinished checkpoints in %s could not be removed: %s", root.uri, error)
+        try:
+            try:
+                _write_part(place, work)
+                results = _await_parts(place, work, cancel)
+            except Exception:
+                _linger(place, work, cancel)
+                raise
+            _finish(place, work, results, job=self._job.name)
+            self._fence.check(root)
+            if root.local:
+                _rename(root, place, final, work, job=self._job.name)
+        except Exception:
+            try:
+                place.remove()
+            except OSError as error:
+                log.warning("the unfinished checkpoint %s could not be removed: %s", place.uri, error)
+            raise
+        try:
+            prune(root.uri, job=self._job.name, keep=self._job.checkpoint.keep, step=work.step, epoch=work.epoch, committed=final)
+        except OSError as error:  # what cannot be removed does not make the one that was just committed a failed one
+            log.warning("old checkpoints in %s could not be removed: %s", root.uri, error)
 
 
-def _constants(state: FlatState) -> list[_Piece]:
-    """Frozen params and constant buffers: no state of ours, but a reader of the checkpoint wants them."""
-    known = {e.name for e in state.entries} | set(_aliases(state))
-    return [
-        _Piece(f"{MODEL}.{name}", (0,) * value.dim(), tuple(value.shape), value)
-        for name, value in state.module.state_dict().items()
-        if name not in known and isinstance(value, Tensor)
-    ]
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
-def _aliases(state: FlatState) -> dict[str, str]:
-    """Names under which a tied tensor appears a second time in the state dict."""
-    first: dict[int, str] = {}
-    out: dict[str, str] = {}
-    for name, value in state.module.state_dict(keep_vars=True).items():
-        if isinstance(value, Tensor) and first.setdefault(id(value), name) != name:
-            out[name] = first[id(value)]
-    return out
-
-
-def _result_name(rank: int) -> str:
+def _done_name(rank: int) -> str:
     return f"part-{rank:05d}.json"
 
 
+def _failed_name(rank: int) -> str:
+    return f"part-{rank:05d}.failed"
+
+
 def _write_part(place: Place, work: _Assignment) -> None:
+    """This rank's files and what they are; if that fails, a file that says why."""
     place.make()
+    try:
+        place.write_text(_done_name(work.rank), json.dumps(_write_files(place, work)))
+    except Exception as error:
+        try:  # first of all make room, should the disk be full
+            place.remove_files(f"__{work.rank}_")
+            place.write_text(_failed_name(work.rank), f"{type(error).__name__}: {error}")
+        except OSError as second:
+            log.warning("rank 0 could not be told that this part of %s failed: %s", place.uri, second)
+        raise
+
+
+def _write_files(place: Place, work: _Assignment) -> dict[str, Any]:
     items = [
         WriteItem(
             index=MetadataIndex(p.fqn, torch.Size(p.offsets)),
@@ -281,7 +320,7 @@ def _write_part(place: Place, work: _Assignment) -> None:
             "offsets": list(p.offsets),
             "sizes": list(p.data.shape),
             "size": list(p.size),
-            "dtype": str(p.data.dtype).removeprefix("torch."),
+            "dtype": _name_of(p.data.dtype),
             "file": by_index[p.fqn, p.offsets].relative_path,
             "offset": by_index[p.fqn, p.offsets].offset,
             "length": by_index[p.fqn, p.offsets].length,
@@ -290,38 +329,76 @@ def _write_part(place: Place, work: _Assignment) -> None:
     ]
     entries = {n: place.entry(n) for n in sorted({c["file"] for c in chunks})}
     files = {n: {"bytes": f.bytes, "crc32": f.crc32} for n, f in entries.items()}
-    result = {"epoch": work.epoch, "chunks": chunks, "files": files, "scalar_forms": work.scalar_forms}
-    place.write_text(_result_name(work.rank), json.dumps(result))
+    return {"chunks": chunks, "files": files, "scalars": work.scalars}
 
 
 def _await_parts(place: Place, work: _Assignment, cancel: threading.Event) -> list[dict[str, Any]]:
+    """What every rank says of its part. Raises BadCheckpoint when one failed, is missing too long, or the epoch ends."""
     deadline = time.monotonic() + PARTS_WAIT_S
-    missing = list(range(work.ranks))
-    while missing:
-        missing = [r for r in missing if not place.exists(_result_name(r))]
+    while True:
+        names = set(place.names())
+        failed = [r for r in range(work.ranks) if _failed_name(r) in names]
+        if failed:
+            why = place.read_text(_failed_name(failed[0]))
+            more = f" (and those of ranks {failed[1:]})" if failed[1:] else ""
+            raise BadCheckpoint(f"the part of rank {failed[0]}{more} could not be written: {why}")
+        missing = [r for r in range(work.ranks) if _done_name(r) not in names]
+        if not missing:
+            return [json.loads(place.read_text(_done_name(r))) for r in range(work.ranks)]
         if cancel.is_set():
             raise BadCheckpoint(f"given up: epoch {work.epoch} ended before ranks {missing} had written their parts")
-        if missing and time.monotonic() > deadline:
+        if time.monotonic() > deadline:
             raise BadCheckpoint(
                 f"the parts of ranks {missing} did not appear in {place.uri} within {PARTS_WAIT_S:.0f} s; "
                 "does every node see this path?"
             )
-        if missing:
-            cancel.wait(_POLL_S)
-    return [json.loads(place.read_text(_result_name(r))) for r in range(work.ranks)]
+        cancel.wait(_POLL_S)
 
 
-def _commit(root: Place, place: Place, final: str, work: _Assignment, results: Sequence[Mapping[str, Any]], *, job: str) -> None:
+def _linger(place: Place, work: _Assignment, cancel: threading.Event) -> None:
+    """It has failed: let the others come to their ends, so that none writes into what is about to be removed."""
+    deadline = time.monotonic() + FAILED_WAIT_S
+    while time.monotonic() < deadline and not cancel.is_set():
+        try:
+            names = set(place.names())
+        except OSError:
+            return
+        if all(_done_name(r) in names or _failed_name(r) in names for r in range(1, work.ranks)):
+            return
+        cancel.wait(_POLL_S)
+
+
+def _finish(place: Place, work: _Assignment, results: Sequence[Mapping[str, Any]], *, job: str) -> None:
+    """Metadata and marker. Where files cannot be renamed, this is the commit."""
     writer = FsspecWriter(place.uri, sync_files=place.local)
     writer.finish(*_metadata(results, work.aliases))
     files = {n: FileEntry(**f) for r in results for n, f in r["files"].items()}
     files[METADATA] = place.entry(METADATA)
-    forms = {k: v for r in results for k, v in r["scalar_forms"].items()}
-    manifest = Manifest(FORMAT, job, work.step, work.digest, work.epoch, work.ranks, files, forms)
+    about = work.about
+    manifest = Manifest(
+        format=FORMAT,
+        job=job,
+        step=work.step,
+        digest=work.digest,
+        epoch=work.epoch,
+        ranks=work.ranks,
+        plan=about.plan,
+        tensor=about.tensor,
+        block=about.block,
+        layers=about.layers,
+        tensors=about.tensors,
+        moments=dict(about.moments),
+        scalars={name: kept for r in results for name, kept in r["scalars"].items()},
+        usual_loss=about.usual_loss,
+        files=files,
+    )
     place.write_text(COMMIT, manifest.to_text())
-    if not root.local:
-        return
-    place.sync()
+    if place.local:
+        place.sync()
+
+
+def _rename(root: Place, place: Place, final: str, work: _Assignment, *, job: str) -> None:
+    """The commit on a local file system. Fails if a newer epoch has swept our directory away."""
     aside = None
     if final in root.names():
         if _is_this_one(f"{root.uri}/{final}", work, job=job):  # an earlier epoch committed this very state: keep that one
@@ -329,7 +406,7 @@ def _commit(root: Place, place: Place, final: str, work: _Assignment, results: S
             return
         aside = root.child(temp_name(work.step, work.epoch, f"{work.token}old"))
         os.rename(f"{root.path}/{final}", aside.path)
-    os.rename(place.path, f"{root.path}/{final}")  # fails if a newer epoch has swept our directory away
+    os.rename(place.path, f"{root.path}/{final}")
     root.sync()
     if aside is not None:
         aside.remove()
@@ -346,20 +423,12 @@ def _is_this_one(uri: str, work: _Assignment, *, job: str) -> bool:
     return found.digest == work.digest
 
 
-def _prune(root: Place, final: str, work: _Assignment, *, job: Job) -> None:
-    """Make room. What cannot be removed does not make the checkpoint that was just committed a failed one."""
-    try:
-        prune(root.uri, job=job.name, keep=job.checkpoint.keep, step=work.step, epoch=work.epoch, committed=final)
-    except OSError as error:
-        log.warning("old checkpoints in %s could not be removed: %s", root.uri, error)
-
-
-def _metadata(results: Sequence[Mapping[str, Any]], aliases: Mapping[str, str]) -> tuple[Metadata, list[list[WriteResult]]]:
-    """DCP's metadata and where everything lies, from what every rank says that it wrote."""
+def _metadata(results: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> tuple[Metadata, list[list[WriteResult]]]:
+    """DCP's metadata and where everything lies, from what every rank says that it wrote. `names`: as _Assignment.aliases."""
     tensors: dict[str, TensorStorageMetadata] = {}
     storage: list[WriteResult] = []
     also: dict[str, list[str]] = {}
-    for alias, name in aliases.items():
+    for alias, name in names.items():
         also.setdefault(f"{MODEL}.{name}", []).append(f"{MODEL}.{alias}")
     for chunk in sorted((c for r in results for c in r["chunks"]), key=lambda c: (c["fqn"], c["offsets"])):
         for fqn in (chunk["fqn"], *also.get(chunk["fqn"], [])):

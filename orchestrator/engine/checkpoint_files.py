@@ -21,7 +21,7 @@ from orchestrator.core.supervisor.state import CheckpointRef
 
 COMMIT = "COMMIT.json"
 METADATA = ".metadata"
-FORMAT = 1
+FORMAT = 2
 _NAME = re.compile(r"step-(\d{8})(?:-e\d+(?:-[0-9a-f]+)?)?")
 _TEMP = re.compile(r"\.tmp-step-(\d{8})-e(\d+)(?:-[0-9a-z]+)?")
 _CHUNK_BYTES = 16 << 20
@@ -40,17 +40,42 @@ class FileEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """One tensor of the model, in the order of the flat vector: what laying it out needs. Fields as in core.graph.space.Shape."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str  # entries.Kind
+    layer: int
+    cut_dim: int
+    twin: str
+    initial: int  # of a counter
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> StoredTensor:
+        """Raises KeyError, TypeError."""
+        return cls(**{**data, "shape": tuple(data["shape"])})
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
-    """What COMMIT.json says."""
+    """What COMMIT.json says. With it and the files the state can be laid out and its digest computed anew, without the model."""
 
     format: int
     job: str
     step: int
-    digest: str
+    digest: str  # of the flat vector of tensor degree `tensor`
     epoch: int
     ranks: int
+    plan: str  # the writers', in words
+    tensor: int
+    block: int
+    layers: tuple[str, ...]
+    tensors: tuple[StoredTensor, ...]
+    moments: dict[str, str]  # dtype of the optimizer's elementwise tensors, by key
+    scalars: dict[str, dict[str, dict[str, Any]]]  # its scalars, by parameter and key; empty while it has no state
+    usual_loss: float  # as in core.reshard.recovery.Commit
     files: dict[str, FileEntry]
-    scalar_forms: dict[str, dict[str, Any]]  # how the optimizer keeps its scalars, by key
 
     def to_text(self) -> str:
         """As stored."""
@@ -63,8 +88,10 @@ class Manifest:
             data = json.loads(text)
             if data["format"] != FORMAT:
                 raise BadCheckpoint(f"format {data['format']}, this version reads {FORMAT}")
-            return cls(**{**data, "files": {n: FileEntry(**f) for n, f in data["files"].items()}})
-        except (ValueError, KeyError, TypeError) as error:
+            files = {n: FileEntry(**f) for n, f in data["files"].items()}
+            tensors = tuple(StoredTensor.from_json(t) for t in data["tensors"])
+            return cls(**{**data, "files": files, "tensors": tensors, "layers": tuple(data["layers"])})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadCheckpoint(f"{COMMIT} cannot be read: {error!r}") from error
 
 
@@ -80,6 +107,7 @@ class Place:
 
     def names(self) -> list[str]:
         """Names of what is in it, sorted; empty when it does not exist."""
+        self.fs.invalidate_cache()
         try:
             found = self.fs.ls(self.path, detail=False)
         except FileNotFoundError:
@@ -139,6 +167,12 @@ class Place:
             self.fs.rm(self.path, recursive=True)
         except FileNotFoundError:
             return
+
+    def remove_files(self, prefix: str) -> None:
+        """The files in it whose names begin so."""
+        for name in self.names():
+            if name.startswith(prefix):
+                self.fs.rm(f"{self.path}/{name}")
 
 
 def temp_name(step: int, epoch: int, token: str = "") -> str:
@@ -230,7 +264,15 @@ def prune(uri: str, *, job: str, keep: int, step: int, epoch: int, committed: st
     for found, old in unfinished:
         if kept and found < kept[-1][0]:
             Place(old).remove()
+    sweep(place, step=step, epoch=epoch)
+
+
+def sweep(place: Place, *, step: int, epoch: int, but: str = "") -> None:
+    """Remove what older epochs, or this one up to `step`, left unfinished, except the one named `but`. Raises OSError."""
     for name in place.names():
         match = _TEMP.fullmatch(name)
-        if match and int(match.group(2)) <= epoch and int(match.group(1)) <= step:
+        if match is None or name == but:
+            continue
+        its_step, its_epoch = int(match.group(1)), int(match.group(2))
+        if its_epoch < epoch or (its_epoch == epoch and its_step <= step):
             place.child(name).remove()

@@ -1,9 +1,9 @@
 """One hex digest of params and optimizer state, the same for every layout, and a vote on who is wrong where copies differ.
 
 Each holder sums each block of what it holds as 64-bit words (wrapping) and takes its CRC. The numbers are gathered, all holders
-of a block are held against each other, and the blocks are folded in their order. A flipped bit in one copy stops the run and names
-tensor, block and ranks, instead of surfacing days later in the loss; with three holders or more the majority says who it was.
-Every rank sees the same table and comes to the same verdict.
+of a block are held against each other, and the blocks are folded in their order. A flipped bit in one copy stops the run and
+names tensor, block and ranks, instead of surfacing days later in the loss; with three holders or more the majority says
+who it was. Every rank sees the same table and comes to the same verdict.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class Extents:
 
     def __init__(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
         self.dtype = dtype
-        self.device = torch.device(device)
+        self.device = torch.empty(0, device=device).device  # with its index
         self._extents: list[_Extent] = []
         self._starts: list[int] = []
 
@@ -97,18 +97,17 @@ class Extents:
     def pieces(self, start: int, stop: int) -> list[tuple[int, int, Tensor]]:
         """[start, stop) as (start, stop, view [stop - start]) in order. Raises KeyError that names what is missing."""
         out: list[tuple[int, int, Tensor]] = []
-        at = start
-        for e in self._extents[max(0, bisect.bisect_right(self._starts, start) - 1) :]:
-            if e.interval.stop <= at:
-                continue
-            if e.interval.start > at or at >= stop:
+        at, n = start, max(0, bisect.bisect_right(self._starts, start) - 1)
+        while at < stop and n < len(self._extents):
+            held, tensor = self._extents[n].interval, self._extents[n].tensor
+            if not held.start <= at < held.stop:
                 break
-            hi = min(stop, e.interval.stop)
-            out.append((at, hi, e.tensor[at - e.interval.start : hi - e.interval.start]))
-            at = hi
+            hi = min(stop, held.stop)
+            out.append((at, hi, tensor[at - held.start : hi - held.start]))
+            at, n = hi, n + 1
         if at < stop:
-            held = ", ".join(f"[{i.start}, {i.stop})" for i in self.intervals[:8])
-            raise KeyError(f"[{at}, {stop}) is not all held; held: {held or 'nothing'}")
+            words = ", ".join(f"[{i.start}, {i.stop})" for i in self.intervals[:8])
+            raise KeyError(f"[{at}, {stop}) is not all held; held: {words or 'nothing'}")
         return out
 
     def view(self, start: int, stop: int) -> Tensor:
@@ -179,7 +178,7 @@ class Pages:
     """
 
     def __init__(self, device: torch.device | str = "cpu", *, free_bytes_max: int = 4 << 30) -> None:
-        self.device = torch.device(device)
+        self.device = torch.empty(0, device=device).device
         self.free_bytes = 0
         self._free_bytes_max = free_bytes_max
         self._free: list[Tensor] = []  # uint8, by size

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -19,14 +19,11 @@ from torch import Tensor
 BEACON_WORDS = 6  # process id, address of the nonce, the nonce
 
 _NONCE_BYTES = 32
+_RUNS_MAX = 1000  # of the 1024 that a call takes
 _PR_SET_PTRACER = 0x59616D61
 _PR_SET_PTRACER_ANY = ctypes.c_ulong(-1)
 _YAMA = Path("/proc/sys/kernel/yama/ptrace_scope")
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-class _Iovec(ctypes.Structure):
-    _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
 
 
 class PeerGone(Exception):
@@ -71,40 +68,63 @@ class PeerMemory:
     def reachable(self) -> bool:
         """Whether this process may read that one, and it is the one that it should be."""
         try:
-            self._pull(0, 0, 0)
+            self._pull([], 0)
         except (OSError, PeerGone):
             return False
         return True
 
-    def pull(self, address: int, into: Tensor) -> None:
-        """Copy the peer's bytes from `address` on into a dense CPU tensor.
+    def pull(self, runs: Sequence[tuple[int, int]], into: Tensor) -> None:
+        """Copy the peer's memory, (address, bytes) run after run, into a dense CPU tensor of as many bytes in all.
 
         Raises PeerGone when the process has ended, has left (its beacon is out) or has freed that memory.
         """
+        target = into.data_ptr()
         try:
-            self._pull(address, into.data_ptr(), into.nbytes)
+            for at in range(0, len(runs), _RUNS_MAX):
+                some = runs[at : at + _RUNS_MAX]
+                self._pull(some, target)
+                target += sum(nbytes for _, nbytes in some)
         except OSError as error:
             raise PeerGone(f"process {self.pid}: {error.strerror}", dead=error.errno == errno.ESRCH) from error
 
-    def _pull(self, source: int, target: int, nbytes: int) -> None:
+    def _pull(self, runs: Sequence[tuple[int, int]], target: int) -> None:
+        """The beacon and the runs in one call."""
         if self._read is None:
             raise OSError("this system has no process_vm_readv")
-        done = 0
+        left = list(runs)
         while True:
-            here = (_Iovec * 2)(_Iovec(ctypes.addressof(self._seen), _NONCE_BYTES), _Iovec(target + done, nbytes - done))
-            there = (_Iovec * 2)(_Iovec(self._address, _NONCE_BYTES), _Iovec(source + done, nbytes - done))
-            count = 2 if nbytes else 1
-            got = self._read(ctypes.c_int(self.pid), here, ctypes.c_ulong(count), there, ctypes.c_ulong(count), ctypes.c_ulong(0))
+            nbytes = sum(n for _, n in left)
+            here = _iovecs([(ctypes.addressof(self._seen), _NONCE_BYTES), (target, nbytes)])
+            there = _iovecs([(self._address, _NONCE_BYTES), *left])
+            counts = ctypes.c_ulong(2 if left else 1), ctypes.c_ulong(1 + len(left))
+            got = self._read(ctypes.c_int(self.pid), here, counts[0], there, counts[1], ctypes.c_ulong(0))
             if got < 0:
                 code = ctypes.get_errno()
                 raise OSError(code, os.strerror(code))
             if got < _NONCE_BYTES or self._seen.raw != self._nonce:
                 raise PeerGone(f"process {self.pid} is not the one that was agreed on, or has left")
-            if got == _NONCE_BYTES and done < nbytes:
-                raise PeerGone(f"process {self.pid} has freed the memory")
-            done += got - _NONCE_BYTES
-            if done == nbytes:
+            if got == _NONCE_BYTES + nbytes:
                 return
+            if got == _NONCE_BYTES:
+                raise PeerGone(f"process {self.pid} has freed the memory")
+            target += got - _NONCE_BYTES
+            left = _after(left, got - _NONCE_BYTES)
+
+
+def _iovecs(runs: Sequence[tuple[int, int]]) -> ctypes.Array[ctypes.c_size_t]:
+    """struct iovec [n]: base and length."""
+    return (ctypes.c_size_t * (2 * len(runs)))(*(word for run in runs for word in run))
+
+
+def _after(runs: Sequence[tuple[int, int]], done: int) -> list[tuple[int, int]]:
+    """The runs without their first `done` bytes."""
+    left = []
+    for address, nbytes in runs:
+        skip = min(done, nbytes)
+        done -= skip
+        if skip < nbytes:
+            left.append((address + skip, nbytes - skip))
+    return left
 
 
 @contextmanager

@@ -15,42 +15,19 @@ import bisect
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from orchestrator.core.graph.space import Shape, Space, block_size, cut, lay_out, local_shape
+from orchestrator.core.graph.space import Shape, Space, block_size, lay_out
 from orchestrator.core.plan.layout import Interval, Intervals, intersect, merge
+from orchestrator.engine.entries import Entry, Kind, entries_of
 from orchestrator.engine.extents import Extents
 from orchestrator.engine.task import NamedShard, TaskError
 
-
-class Kind(StrEnum):
-    """What an entry of the flat vector is."""
-
-    PARAM = "param"
-    BUFFER = "buffer"  # a float buffer's value
-    COUNTER = "counter"  # how far an integer scalar buffer (`num_batches_tracked`) has moved from its initial value
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One tensor of the model (or a tensor coordinate's part of it) and its place [start, stop) in the flat vector."""
-
-    name: str
-    start: int
-    stop: int
-    shape: torch.Size  # of this part
-    kind: Kind
-    layer: int
-    coordinate: int  # tensor coordinate
-    whole: torch.Size  # of the uncut tensor
-    cut_dim: int  # -1: every coordinate has all of it
-    offset: int  # first index along cut_dim
-    twin: str
+__all__ = ["Changes", "Entry", "FlatState", "Kind", "Wrapping"]
 
 
 class Wrapping(Protocol):
@@ -97,6 +74,14 @@ class _Constant:
 
 
 Changes = list[tuple[Entry, Tensor]]
+
+
+def _keeps_state(owner: nn.Module) -> bool:
+    """Whether the module itself has trainable parameters, or buffers that are part of the state."""
+    if any(p is not None and p.requires_grad for p in owner._parameters.values()):
+        return True
+    kept = [b for k, b in owner._buffers.items() if b is not None and k not in owner._non_persistent_buffers_set]
+    return any(b.is_floating_point() or (b.numel() == 1 and b.dtype is not torch.bool) for b in kept)
 
 
 class FlatState:
@@ -148,8 +133,10 @@ class FlatState:
         storages: dict[int, str] = {}
         seen_buffers: dict[int, str] = {}
         slots: dict[tuple[int, int], _Slot] = {}
+        owned: dict[int, int] = {}  # module -> layer
         for layer, root in enumerate(self.layer_modules):
             for owner in root.modules():
+                self._check_owner(owner, layer, owned)
                 prefix = self._prefix.get(id(owner), "")
                 for key, param in owner._parameters.items():
                     if param is None or not param.requires_grad:
@@ -163,6 +150,8 @@ class FlatState:
                     twin = first[id(param)][1] if id(param) in first else ""
                     first.setdefault(id(param), (layer, name))
                     cut_dim = self._cut_dim(self.layer_names[layer], name)
+                    if twin and cut_dim != self._cut_dim(self.layer_names[first[id(param)][0]], twin):
+                        raise TaskError(f"parameters {twin} and {name} are tied: tensor_plan must cut both along one dimension")
                     shape = Shape(name, tuple(param.shape), True, layer, cut_dim, twin)
                     slot = _Slot(shape, [(owner, key)], param)
                     slots[layer, id(param)] = slot
@@ -175,6 +164,19 @@ class FlatState:
                     owner._parameters[key] = slot.param
         if not self._slots or not any(p.param.numel() for p in self._slots):
             raise TaskError(f"{type(self.module).__name__} has no trainable parameter")
+
+    def _check_owner(self, owner: nn.Module, layer: int, owned: dict[int, int]) -> None:
+        if not _keeps_state(owner):
+            return
+        name, here = type(owner).__name__, self.layer_names[layer]
+        if id(owner) not in self._prefix:
+            raise TaskError(f"layer {here} has a {name} with parameters or buffers that is not part of the model")
+        if owned.setdefault(id(owner), layer) != layer:
+            there = self.layer_names[owned[id(owner)]]
+            raise TaskError(
+                f"layers {there} and {here} share the module {self._prefix[id(owner)]}; "
+                "give each a module of its own and tie their parameters"
+            )
 
     def _check_param(self, name: str, param: nn.Parameter, storages: dict[int, str], *, tied: bool) -> None:
         if nn.parameter.is_lazy(param):
@@ -215,10 +217,12 @@ class FlatState:
         for name, tensor in named:
             if tensor.device != self.device:
                 raise TaskError(f"{name} is on {tensor.device} and other parameters on {self.device}; build on one device")
-        known = {id(owner) for s in self._slots for owner, _ in s.owners}
+        covered = {id(m) for root in self.layer_modules for m in root.modules()}
         for prefix, owner in self.module.named_modules():
-            if any(p is not None and p.requires_grad for p in owner._parameters.values()) and id(owner) not in known:
-                raise TaskError(f"stack() leaves out {prefix or 'the model itself'}, which has trainable parameters")
+            if id(owner) not in covered and _keeps_state(owner):
+                raise TaskError(
+                    f"layers() leaves out {prefix or 'the model itself'}, which has trainable parameters or persistent buffers"
+                )
 
     def _values(self, layer: int, bounds: Interval) -> Tensor:
         """A layer's part of the uncut vector with the values that the module has now."""
@@ -241,18 +245,7 @@ class FlatState:
         self._wrapping = wrapping
         self.space: Space = lay_out(self.shapes, layers=len(self.layer_names), block=self.block, degree=degree)
         kinds = {w.shape.name: Kind.BUFFER if w.initial is None else Kind.COUNTER for w in self._working}
-        entries = []
-        for c in range(degree):
-            base = c * self.space.section
-            for s, p in zip(self.shapes, self.space.places, strict=True):
-                shape = torch.Size(local_shape(s.shape, cut_dim=s.cut_dim, degree=degree, coordinate=c))
-                offset = cut(s.shape[s.cut_dim], degree=degree, coordinate=c)[0] if s.cut_dim >= 0 else 0
-                kind = kinds.get(s.name, Kind.PARAM)
-                start = base + p.start
-                whole = torch.Size(s.shape)
-                entry = Entry(s.name, start, start + shape.numel(), shape, kind, s.layer, c, whole, s.cut_dim, offset, s.twin)
-                entries.append(entry)
-        self.entries: tuple[Entry, ...] = tuple(entries)  # of every coordinate, in the order of the vector
+        self.entries = entries_of(self.shapes, kinds, self.space)
         self._starts = [e.start for e in self.entries]
         self._mine: list[list[Entry]] = [[] for _ in self.layer_names]
         for e in self.entries:
@@ -355,7 +348,7 @@ class FlatState:
 
         Backward then adds into it. The caller zeroes it; never call zero_grad(set_to_none=True) on this model.
         """
-        wanted = [n for n in layers if self._bound.get(n, (0, None))[1] is not buffer]
+        wanted = [n for n in layers if n not in self._bound or self._bound[n][0] != start or self._bound[n][1] is not buffer]
         if not wanted:
             return
         places = {(n, e.name): e for n in wanted for e in self.of_layer(n)}
@@ -390,6 +383,11 @@ class FlatState:
     def has_buffers(self) -> bool:
         """Whether any buffer is part of the state."""
         return bool(self._working)
+
+    @property
+    def counters(self) -> dict[str, Tensor]:
+        """Initial value (integer, one element) of every counter, by name."""
+        return {w.shape.name: w.initial for w in self._working if w.initial is not None}
 
     def restore_buffers(self, layer: int, values: Tensor) -> None:
         """Gives the layer's modules the step's starting values out of `values`, the layer's part of the vector.

@@ -1,9 +1,9 @@
 """Tensor parallelism with torch's own DTensor, over groups that are replaced under the living model.
 
 A task declares which linear layers are cut (ColwiseParallel, RowwiseParallel), `parallelize_module` does the rest. Two things
-make it fit here. DTensor wants a default group to draw its mesh on: the `fake` backend will do, nothing is ever sent over it. And its
-collectives look their group up by name at every call: each epoch registers the group of its tensor axis under the mesh's name, so
-that survivors leave a broken group and go on with the same module. Parameters are DTensors over views of the flat vector, so that
+make it fit here. DTensor wants a default group to draw its mesh on: the `fake` backend will do, nothing is ever sent over it. And
+its collectives look their group up by name at every call: each epoch registers the group of its tensor axis under the mesh's
+name, so that survivors leave a broken group and go on with the same module. Parameters are DTensors over views of the flat vector, so that
 an optimizer may update the vector in place and backward adds into views of a gradient vector.
 """
 
@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
 from torch import Tensor, nn
+from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
@@ -179,7 +180,7 @@ class _Registered:
         inner: Any = group._require()
         self.drop()
         kind = c10d.ProcessGroup.BackendType.GLOO if mesh.device_type == "cpu" else c10d.ProcessGroup.BackendType.NCCL
-        wrapped: Any = c10d.ProcessGroup(c10d.HashStore(), group.rank, group.size)
+        wrapped: Any = c10d.ProcessGroup(HashStore(), group.rank, group.size)
         wrapped._set_default_backend(kind)
         wrapped._register_backend(torch.device(mesh.device_type), kind, inner)
         self._name = mesh.get_group().group_name

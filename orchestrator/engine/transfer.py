@@ -22,10 +22,13 @@ from orchestrator.engine.control import Control
 from orchestrator.engine.extents import Extents
 from orchestrator.engine.groups.base import EpochGroup, GroupBroken, Handle
 from orchestrator.engine.local_memory import BEACON_WORDS, Beacon, PeerGone, PeerMemory, readable
-from orchestrator.engine.transfer_cut import Part, Piece, RunTable, cut_parts, pack_runs, unpack_runs, windows
+from orchestrator.engine.transfer_cut import Part, Piece, RunTable, bundles, cut_parts, pack_runs, unpack_runs, windows
+
+AGAIN_MAX = 64  # parts that a rank has fetched again at a time, and
+AGAIN_NUMEL = 8 << 20  # their elements (or one part): what other holders stage is bounded by it
 
 _TABLE_TAG, _DATA_TAG, _SUM_TAG, _AGAIN_TAG = 1, 2, 3, 4
-_AGAIN_MAX = 8  # parts that a rank has fetched again at a time: what other holders stage is bounded by it
+_HEAD = 512  # integers that a peer is told at once
 
 State = Mapping[str, Sequence[Extents]]  # by tensor kind; PARAMS has one, OPTIMIZER one per elementwise tensor, by sorted key
 
@@ -58,6 +61,15 @@ class _Wrong(NamedTuple):
     start: int
     stop: int
     attempt: int  # of the holders to ask, which one is next
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """A window under way."""
+
+    handle: Handle | None
+    sent: list[tuple[list[Part], Tensor]]
+    posted: list[tuple[list[Part], Tensor]]
 
 
 @dataclass(slots=True)
@@ -98,8 +110,9 @@ def move(
 ) -> MoveReport:
     """Carry out `transfers` (by round; the same list on every rank); returns when every rank has all that it was to get.
 
-    `rank` is the caller's, in the plan and in the group; `nodes` are the node ids by rank, of those who only send too. A rank needs in `sources` what it sends and in `targets` what it receives. `local` False
-    keeps to the group. `corrupt` is for tests: it may change what has arrived before that is summed.
+    `rank` is the caller's, in the plan and in the group; `nodes` are the node ids by rank, of those who only send too. A rank
+    needs in `sources` what it sends and in `targets` what it receives. `local` False keeps to the group. `corrupt` is for tests:
+    it may change what has arrived before that is summed.
     Raises GroupBroken: then the targets are undefined, may still be written to and must be thrown away. Raises TransferCorrupt,
     KeyError for what a rank should have and has not.
     """
@@ -143,91 +156,111 @@ class _Mover:
         self._source_runs: dict[int, RunTable] = {}  # by transfer, of those that concern this rank
         self._target_runs: dict[int, RunTable] = {}
         self._pulls_from: dict[int, PeerMemory] = {}
-        self._pulled_by: set[int] = set()
-        self._sums_out: dict[int, list[Tensor]] = {}  # by receiver, in the order of the parts
-        self._sums_in: dict[int, list[tuple[Part, Tensor]]] = {}
+        self._verdicts: dict[int, Tensor] = {}  # by receiver: 1 if it pulls
+        self._verdicts_due: Handle | None = None
+        self._sums_out: dict[int, list[Tensor]] = {}  # by receiver, in the order of the bundles
+        self._sums_in: dict[int, list[tuple[list[Part], Tensor]]] = {}
+        self._staged = 0  # bytes of the bundles under way
         self.report = MoveReport()
 
     # -------------------------------------------------------------------------------------------------- before it starts
 
     def agree(self) -> None:
-        """Tell each peer where my memory is cut, and with each sender of this node whether I can pull from it."""
+        """Tell each peer where my memory is cut, and each sender of this node whether I can pull from it."""
         mine = [n for n, t in enumerate(self._transfers) if self._rank in (t.src, t.dst)]
+        peers = sorted({r for n in mine for r in (self._transfers[n].src, self._transfers[n].dst)} - {self._rank})
+        to: dict[int, list[int]] = {p: [] for p in peers}
+        frm: dict[int, list[int]] = {p: [] for p in peers}
         for n in mine:
             t = self._transfers[n]
             if t.src == self._rank:
-                spans = self._sources[t.tensor]
-                self._source_runs[n] = RunTable.of(spans, t.src_start, t.src_start + t.stop - t.start)
+                self._source_runs[n] = RunTable.of(self._sources[t.tensor], t.src_start, t.src_start + t.stop - t.start)
             if t.dst == self._rank:
                 self._target_runs[n] = RunTable.of(self._targets[t.tensor], t.start, t.stop)
-        to = {p: [n for n in mine if self._transfers[n].dst == p] for p in self._peers(mine)}
-        frm = {p: [n for n in mine if self._transfers[n].src == p] for p in to}
+            if t.src != t.dst:
+                (to[t.dst] if t.src == self._rank else frm[t.src]).append(n)
+        beacon = self._beacon.words if self._may_pull else [0] * BEACON_WORDS
         told = self._swap(
             {
                 p: [
-                    *(self._beacon.words if self._may_pull else [0] * BEACON_WORDS),
+                    *beacon,
                     *pack_runs(self._source_runs[n] for n in to[p]),
                     *pack_runs(self._target_runs[n] for n in frm[p]),
                 ]
-                for p in to
+                for p in peers
             }
         )
         for p, words in told.items():
-            beacon, rest = words[:BEACON_WORDS], iter(words[BEACON_WORDS:])
+            memory, rest = PeerMemory(words[:BEACON_WORDS]), iter(words[BEACON_WORDS:])
             self._source_runs.update(zip(frm[p], unpack_runs(rest, len(frm[p])), strict=True))
             self._target_runs.update(zip(to[p], unpack_runs(rest, len(to[p])), strict=True))
-            memory = PeerMemory(beacon)
             if frm[p] and self._may_pull and self._nodes[p] == self._nodes[self._rank] and memory.reachable():
                 self._pulls_from[p] = memory
-        verdicts = {p: torch.zeros(1, dtype=torch.int64, device=self._device) for p in to if to[p]}
-        answers = [(torch.tensor([int(p in self._pulls_from)], dtype=torch.int64, device=self._device), p) for p in frm if frm[p]]
-        self._group.exchange(answers, [(v, p) for p, v in verdicts.items()], tag=_TABLE_TAG).wait()
-        self._pulled_by = {p for p, v in verdicts.items() if int(v)}
-
-    def _peers(self, mine: Sequence[int]) -> list[int]:
-        return sorted({p for n in mine for p in (self._transfers[n].src, self._transfers[n].dst)} - {self._rank})
+        self._verdicts = {p: self._integers([0]) for p in peers if to[p]}
+        answers = [(self._integers([int(p in self._pulls_from)]), p) for p in peers if frm[p]]
+        self._verdicts_due = self._group.exchange(answers, [(v, p) for p, v in self._verdicts.items()], tag=_TABLE_TAG)
 
     def _swap(self, words: Mapping[int, Sequence[int]]) -> dict[int, list[int]]:
-        """Lists of integers with each peer, who has one for me."""
-        out = {p: torch.tensor(w, dtype=torch.int64, device=self._device) for p, w in words.items()}
-        sizes = {p: torch.zeros(1, dtype=torch.int64, device=self._device) for p in words}
-        lengths = [(torch.tensor([t.numel()], dtype=torch.int64, device=self._device), p) for p, t in out.items()]
-        self._group.exchange(lengths, [(t, p) for p, t in sizes.items()], tag=_TABLE_TAG).wait()
-        told = {p: torch.empty(int(n), dtype=torch.int64, device=self._device) for p, n in sizes.items()}
-        self._group.exchange([(t, p) for p, t in out.items()], [(t, p) for p, t in told.items()], tag=_TABLE_TAG).wait()
-        return {p: t.tolist() for p, t in told.items()}
+        """Lists of integers with each peer, who has one for me; short ones take one message."""
+        head = {p: self._integers([len(w), *w[:_HEAD], *[0] * (_HEAD - len(w))]) for p, w in words.items()}
+        heads = {p: torch.empty_like(t) for p, t in head.items()}
+        self._group.exchange([(t, p) for p, t in head.items()], [(t, p) for p, t in heads.items()], tag=_TABLE_TAG).wait()
+        told = {p: t.tolist() for p, t in heads.items()}
+        rest = {p: self._integers([0] * (t[0] - _HEAD)) for p, t in told.items() if t[0] > _HEAD}
+        more = [(self._integers(w[_HEAD:]), p) for p, w in words.items() if len(w) > _HEAD]
+        if more or rest:
+            self._group.exchange(more, [(t, p) for p, t in rest.items()], tag=_TABLE_TAG).wait()
+        return {p: t[1 : 1 + min(t[0], _HEAD)] + (rest[p].tolist() if p in rest else []) for p, t in told.items()}
+
+    def _integers(self, values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self._device)
+
+    def _await_verdicts(self) -> None:
+        if self._verdicts_due is not None:
+            self._verdicts_due.wait()
+            self._verdicts_due = None
+
+    def _is_pulled_by(self, dst: int) -> bool:
+        self._await_verdicts()
+        return bool(self._verdicts[dst])
 
     # --------------------------------------------------------------------------------------------------------- the moving
 
     def carry(self) -> None:
         """All windows, two of them under way."""
-        pending: tuple[Handle, list[Part]] | None = None
+        pending: _Pending | None = None
         for window in windows(self._transfers):
             self._control.check()
-            parts = [part for piece in window for part in self._parts(piece)]
-            outgoing = [p for p in parts if p.src == self._rank != p.dst]
-            incoming = [p for p in parts if p.dst == self._rank != p.src]
-            posted = [p for p in incoming if p.src not in self._pulls_from]
-            sends = [(self._source(p), p.dst) for p in outgoing if p.dst not in self._pulled_by]
-            recvs = [(self._target(p), p.src) for p in posted]
+            sent, posted = [], []
+            sends: list[tuple[Tensor, int]] = []
+            mine = bundles(part for piece in window for part in self._parts(piece))
+            for parts in mine:
+                src, dst = parts[0].src, parts[0].dst
+                if src == self._rank != dst:
+                    sent.append((parts, self._gather(parts)))
+                    if not self._is_pulled_by(dst):
+                        sends.append((sent[-1][1], dst))
+                elif src != self._rank and src not in self._pulls_from:
+                    posted.append((parts, self._room(parts)))
+            recvs = [(tensor, parts[0].src) for parts, tensor in posted]
             handle = self._group.exchange(sends, recvs, tag=_DATA_TAG) if sends or recvs else None
-            for part in parts:  # while they travel
-                if part.src == part.dst:
-                    self._copy(part)
-                elif part.dst == self._rank and part.src in self._pulls_from:
-                    self._pull(part)
-            for part in outgoing:
-                self._sums_out.setdefault(part.dst, []).append(self._sums(self._source(part)))
-                self._count_sent(part)
+            for parts in mine:  # while they travel
+                if parts[0].src == parts[0].dst:
+                    self._copy(parts)
+                elif parts[0].src in self._pulls_from:
+                    self._pull(parts)
+            for parts, tensor in sent:
+                self._sums_out.setdefault(parts[0].dst, []).append(self._sums(tensor))
             self._control.advance()
             if pending is not None:
-                self._finish(*pending)
-            pending = (handle, posted) if handle is not None else None
+                self._finish(pending)
+            pending = _Pending(handle, sent, posted)
         if pending is not None:
-            self._finish(*pending)
+            self._finish(pending)
+        self._await_verdicts()
 
     def _parts(self, piece: Piece) -> Iterator[Part]:
-        """Of a piece that concerns this rank: what is in one run of memory at both ends."""
+        """Of a piece that concerns this rank."""
         t = self._transfers[piece.transfer]
         if self._rank not in (t.src, t.dst):
             return iter(())
@@ -239,53 +272,77 @@ class _Mover:
     def _target(self, part: Part) -> Tensor:
         return self._targets[part.tensor][part.key].view(part.start, part.stop)
 
-    def _copy(self, part: Part) -> None:
-        target = self._target(part)
-        target.copy_(self._source(part))
-        self.report.copied += target.nbytes
+    def _gather(self, parts: Sequence[Part]) -> Tensor:
+        if len(parts) == 1:
+            return self._source(parts[0])
+        return self._stage(torch.cat([self._source(part) for part in parts]))
 
-    def _pull(self, part: Part) -> None:
+    def _room(self, parts: Sequence[Part]) -> Tensor:
+        if len(parts) == 1:
+            return self._target(parts[0])
+        like = self._targets[parts[0].tensor][parts[0].key]
+        return self._stage(torch.empty(sum(part.numel for part in parts), dtype=like.dtype, device=like.device))
+
+    def _stage(self, tensor: Tensor) -> Tensor:
+        self._staged += tensor.nbytes
+        self.report.peak_extra_bytes = max(self.report.peak_extra_bytes, self._staged)
+        return tensor
+
+    def _copy(self, parts: Sequence[Part]) -> None:
+        for part in parts:
+            self._target(part).copy_(self._source(part))
+            self.report.copied += part.nbytes
+
+    def _pull(self, parts: list[Part]) -> None:
         self._control.check()
-        target, memory = self._target(part), self._pulls_from[part.src]
-        words = words_of(target)  # may be a copy, when the place does not suit words
-        summing = Summing(words) if words.data_ptr() == target.data_ptr() else None
-        raw = target.view(torch.uint8)
+        src, room = parts[0].src, self._room(parts)
+        summing: Summing | None = None
         try:
-            for at in range(0, len(raw), BLOCK_BYTES):
-                block = raw[at : at + BLOCK_BYTES]
-                memory.pull(part.address + at, block)
-                if summing is not None:
-                    summing.advance((at + len(block)) // 8)  # while it is in the cache
+            if len(parts) > 1:
+                self._pulls_from[src].pull([(part.address, part.nbytes) for part in parts], room)
+            else:
+                words, raw = words_of(room), room.view(torch.uint8)
+                summing = Summing(words) if words.data_ptr() == room.data_ptr() else None  # else the place does not suit words
+                for at in range(0, len(raw), BLOCK_BYTES):
+                    block = raw[at : at + BLOCK_BYTES]
+                    self._pulls_from[src].pull([(parts[0].address + at, len(block))], block)
+                    if summing is not None:
+                        summing.advance((at + len(block)) // 8)  # while it is in the cache
         except PeerGone as error:
-            raise GroupBroken(f"pulling from rank {part.src}: {error}", part.src if error.dead else None) from error
-        self.report.received_local += len(raw)
-        self._arrived(part, target, summing.result() if summing is not None else self._sums(target))
+            raise GroupBroken(f"pulling from rank {src}: {error}", src if error.dead else None) from error
+        self.report.received_local += room.nbytes
+        self._arrived(parts, room, summing)
 
-    def _finish(self, handle: Handle, posted: Sequence[Part]) -> None:
-        handle.wait()
-        for part in posted:
-            target = self._target(part)
-            self.report.received_network += target.nbytes
-            self._arrived(part, target, self._sums(target))
+    def _finish(self, pending: _Pending) -> None:
+        if pending.handle is not None:
+            pending.handle.wait()
+        for parts, tensor in pending.sent:
+            if self._is_pulled_by(parts[0].dst):
+                self.report.sent_local += tensor.nbytes
+            else:
+                self.report.sent_network += tensor.nbytes
+            self._staged -= tensor.nbytes if len(parts) > 1 else 0
+        for parts, tensor in pending.posted:
+            self.report.received_network += tensor.nbytes
+            self._arrived(parts, tensor, None)
 
-    def _arrived(self, part: Part, target: Tensor, found: Tensor) -> None:
+    def _arrived(self, parts: list[Part], room: Tensor, summing: Summing | None) -> None:
+        """Take what has arrived to where it belongs, and its sums."""
         if self._corrupt is not None:
-            self._corrupt(Arrival(part.tensor, part.key, part.src, part.dst, part.start, part.stop, 0), target)
-            found = sums(target)
-        self._sums_in.setdefault(part.src, []).append((part, found))
+            for part, tensor in zip(parts, room.split([p.numel for p in parts]), strict=True):
+                self._corrupt(Arrival(part.tensor, part.key, part.src, part.dst, part.start, part.stop, 0), tensor)
+            summing = None
+        found = summing.result() if summing is not None else self._sums(room)
+        if len(parts) > 1:
+            torch._foreach_copy_([self._target(p) for p in parts], list(room.split([p.numel for p in parts])))
+            self._staged -= room.nbytes
+        self._sums_in.setdefault(parts[0].src, []).append((parts, found))
 
     def _sums(self, tensor: Tensor) -> Tensor:
         words = words_of(tensor)
         if words.data_ptr() != tensor.data_ptr():
-            self.report.peak_extra_bytes = max(self.report.peak_extra_bytes, words.nbytes)
+            self.report.peak_extra_bytes = max(self.report.peak_extra_bytes, self._staged + words.nbytes)
         return Summing(words).result()
-
-    def _count_sent(self, part: Part) -> None:
-        nbytes = part.numel * self._sources[part.tensor][part.key].dtype.itemsize
-        if part.dst in self._pulled_by:
-            self.report.sent_local += nbytes
-        else:
-            self.report.sent_network += nbytes
 
     # ---------------------------------------------------------------------------------------------------- and the proving
 
@@ -298,32 +355,33 @@ class _Mover:
         for src, expected in told.items():
             found = torch.stack([s for _, s in self._sums_in[src]])
             differ = (found != expected.view(-1, 2)).any(1).nonzero().view(-1).tolist()
-            parts = [self._sums_in[src][at][0] for at in differ]
+            parts = [part for at in differ for part in self._sums_in[src][at][0]]
             wrong += [_Wrong(p.transfer, p.key, p.start, p.stop, 0) for p in parts]
         self.report.refetched = len(wrong)
         while True:  # bounded: each round takes a holder away from a part that is wrong
             self._control.check()
-            rows = self._gather_wrong(wrong)  # when none is wrong this also says that nobody reads my memory any more
+            lot = _first_lot(wrong)
+            rows = self._gather_wrong(lot)  # when none is wrong this also says that nobody reads my memory any more
             if not rows:
                 return
             self._give_up_on([row for dst, row in rows if row.attempt >= len(self._holders(row, dst))])
-            wrong = wrong[_AGAIN_MAX:] + self._fetch_again(rows)
+            wrong = wrong[len(lot) :] + self._fetch_again(rows)
             self._control.advance()
 
     def _new_sums(self, parts: int) -> Tensor:
         return torch.empty(2 * parts, dtype=torch.int64, device=self._device)
 
     def _gather_wrong(self, wrong: Sequence[_Wrong]) -> list[tuple[int, _Wrong]]:
-        """(receiver, row) of up to _AGAIN_MAX parts of each rank; equal on all of them."""
+        """(receiver, row) of every rank's; equal on all of them."""
         size = self._group.size
         counts = torch.empty(size, dtype=torch.int64, device=self._device)
-        own = torch.tensor([min(len(wrong), _AGAIN_MAX)], dtype=torch.int64, device=self._device)
+        own = self._integers([len(wrong)])
         self._group.all_gather_into(counts, own)
         most = int(counts.max())
         if most == 0:
             return []
         mine = torch.zeros(most, len(_Wrong._fields), dtype=torch.int64)
-        for at, row in enumerate(wrong[:most]):
+        for at, row in enumerate(wrong):
             mine[at] = torch.tensor(row)
         table = torch.empty(size * most * len(_Wrong._fields), dtype=torch.int64, device=self._device)
         self._group.all_gather_into(table, mine.view(-1).to(self._device))
@@ -378,3 +436,12 @@ class _Mover:
             if not torch.equal(sums(target), told):
                 still.append(row._replace(attempt=attempt + 1))
         return still
+
+
+def _first_lot(wrong: Sequence[_Wrong]) -> Sequence[_Wrong]:
+    numel = 0
+    for at, row in enumerate(wrong[:AGAIN_MAX]):
+        numel += row.stop - row.start
+        if at and numel > AGAIN_NUMEL:
+            return wrong[:at]
+    return wrong[:AGAIN_MAX]

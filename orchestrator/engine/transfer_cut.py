@@ -1,5 +1,5 @@
 """How a list of transfers is cut: into pieces and windows, the same on every rank, and pieces into parts that lie in one run of
-memory at both ends, so that nothing needs to be staged.
+memory at both ends, so that nothing needs to be staged, but for small parts, which are bundled.
 
 Windows bound what travels at a time. Within a round the transfers take turns, piece by piece, so that all of its pairs of ranks
 are busy; a window belongs to one round.
@@ -16,7 +16,9 @@ from orchestrator.core.reshard.recovery import Transfer
 from orchestrator.engine.extents import Extents
 
 PIECE_NUMEL = 2 << 20  # 8 MiB of fp32
-WINDOW_NUMEL = 8 << 20  # in or out of the busiest rank; an optimizer's travels once for each of its tensors
+WINDOW_NUMEL = 4 << 20  # in or out of the busiest rank; an optimizer's travels once for each of its tensors
+SMALL_NUMEL = 1 << 16  # parts below this travel together: a new tensor degree cuts a matrix into one part for each row
+BUNDLE_NUMEL = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +43,17 @@ class Part:
     stop: int
     src_start: int
     address: int  # in the sender's memory
+    itemsize: int  # bytes
 
     @property
     def numel(self) -> int:
         """Elements."""
         return self.stop - self.start
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes."""
+        return self.numel * self.itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +113,7 @@ def cut_parts(piece: Piece, transfer: Transfer, source: RunTable, target: RunTab
         raise ValueError(f"ranks {transfer.src} and {transfer.dst} keep different tensors under {transfer.tensor!r}")
     first, last = piece.start - transfer.start, piece.stop - transfer.start
     for key, (out, into) in enumerate(zip(source.tensors, target.tensors, strict=True)):
-        inner = {e for ends in (out.ends, into.ends) for e in ends[bisect.bisect_right(ends, first) :] if e < last}
-        cuts = [first, *sorted(inner), last]
-        for lo, hi in itertools.pairwise(cuts):
+        for lo, hi in itertools.pairwise(_cuts(first, last, out.ends, into.ends)):
             run = bisect.bisect_right(out.ends, lo)
             begin = out.ends[run - 1] if run else 0
             yield Part(
@@ -120,23 +126,50 @@ def cut_parts(piece: Piece, transfer: Transfer, source: RunTable, target: RunTab
                 stop=transfer.start + hi,
                 src_start=transfer.src_start + lo,
                 address=out.addresses[run] + (lo - begin) * out.itemsize,
+                itemsize=out.itemsize,
             )
+
+
+def _cuts(first: int, last: int, *ends: tuple[int, ...]) -> list[int]:
+    inner = {e for some in ends if len(some) > 1 for e in some[bisect.bisect_right(some, first) :] if e < last}
+    return [first, *sorted(inner), last]
+
+
+def bundles(parts: Iterable[Part]) -> list[list[Part]]:
+    """What makes one message, with one pair of sums: a part, or many small ones of one tensor between the same two ranks.
+
+    `parts` are those of one window; the bundles between two ranks are in the same order at both.
+    """
+    out: list[list[Part]] = []
+    open_at: dict[tuple[int, int, str, int], tuple[int, int]] = {}  # bundle, its elements so far
+    for part in parts:
+        if part.numel >= SMALL_NUMEL:
+            out.append([part])
+            continue
+        kind = (part.src, part.dst, part.tensor, part.key)
+        at, numel = open_at.get(kind, (-1, BUNDLE_NUMEL))
+        if numel + part.numel > BUNDLE_NUMEL:
+            at, numel = len(out), 0
+            out.append([])
+        out[at].append(part)
+        open_at[kind] = (at, numel + part.numel)
+    return out
 
 
 def windows(transfers: Sequence[Transfer]) -> Iterator[list[Piece]]:
     """Bounded lists of pieces that travel together, round after round; the same on every rank."""
     for _, group in itertools.groupby(enumerate(transfers), key=lambda nt: nt[1].round):
         window: list[Piece] = []
-        load: dict[tuple[str, int], int] = {}
+        out: dict[int, int] = {}  # rank -> elements that it sends
+        into: dict[int, int] = {}
         for piece in _by_turns(list(group)):
             t, n = transfers[piece.transfer], piece.stop - piece.start
-            ends = (("out", t.src), ("in", t.dst))
-            if window and any(load.get(end, 0) + n > WINDOW_NUMEL for end in ends):
+            if window and max(out.get(t.src, 0), into.get(t.dst, 0)) + n > WINDOW_NUMEL:
                 yield window
-                window, load = [], {}
+                window, out, into = [], {}, {}
             window.append(piece)
-            for end in ends:
-                load[end] = load.get(end, 0) + n
+            out[t.src] = out.get(t.src, 0) + n
+            into[t.dst] = into.get(t.dst, 0) + n
         if window:
             yield window
 

@@ -20,6 +20,7 @@ from orchestrator.core.supervisor.events import (
     ScaleRequested,
 )
 from orchestrator.core.supervisor.state import State
+from orchestrator.core.supervisor.wishes import scaled
 from orchestrator.runtime.control import BadRequestError, Decided, NotPossibleError
 from orchestrator.runtime.entry import Entry, node_of, worker_of
 
@@ -51,19 +52,22 @@ async def scale(entry: Entry, *, nodes: int, layers_per_stage: tuple[int, ...], 
         raise BadRequestError("nodes are not negative, and every pipeline stage has at least one layer")
     if not nodes and not layers_per_stage:
         raise BadRequestError("say what is to change: the number of nodes, the layers of each stage, or both")
-    return await _decided(entry, ScaleRequested(0, nodes, layers_per_stage, who))
+    return await _decided(
+        entry,
+        ScaleRequested(0, nodes, layers_per_stage, who),
+        already=lambda s: scaled(s, nodes=nodes, layers_per_stage=layers_per_stage) == s.goal,
+    )
 
 
 async def replace_worker(entry: Entry, *, worker_id: str, rank: int | None, who: str) -> Decided:
     """Have a worker give its rank to a spare."""
-    return await _decided(entry, ReplaceRequested(0, worker_of(entry, worker_id=worker_id, rank=rank), who))
+    chosen = worker_of(entry, worker_id=worker_id, rank=rank)
+    return await _decided(entry, ReplaceRequested(0, chosen, who), already=lambda s: bool(s.workers[chosen].unwanted))
 
 
 async def take_checkpoint(entry: Entry, *, who: str) -> Decided:
-    """Have a durable checkpoint written after the step under way."""
-    if not entry.job.checkpoint.uri:
-        raise NotPossibleError(f"job {entry.job.name} has no place for checkpoints: its file sets no checkpoint.uri")
-    return await _decided(entry, CheckpointRequested(0, who))
+    """Have a durable checkpoint written after the step under way, or as soon as an epoch runs."""
+    return await _decided(entry, CheckpointRequested(0, who), already=lambda s: s.checkpoint_wish == s.committed_step)
 
 
 async def _decided(entry: Entry, event: Event, *, already: Callable[[State], bool] = lambda _: False) -> Decided:

@@ -71,12 +71,17 @@ def model_at(path: Path) -> type[BaseModel] | None:
     """The model of the section at `path`, None where there is a plain field or nothing."""
     model: type[BaseModel] = JobSpec
     for part in path:
-        field = model.model_fields.get(str(part))
+        field = fields_of(model).get(str(part))
         inner = _model_in(field.annotation) if field else None
         if inner is None:
             return None
         model = inner
     return model
+
+
+def fields_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """A section's fields by their keys in the file."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def _at(
@@ -124,7 +129,7 @@ def _missing(path: Path, document: Document) -> Problem:
 
 def _unknown_key(path: Path, document: Document) -> Problem:
     key, model = str(path[-1]), model_at(path[:-1])
-    siblings = tuple(model.model_fields) if model else ()
+    siblings = tuple(fields_of(model)) if model else ()
     elsewhere = [known for known in _all_paths(JobSpec, ()) if known[-1] == key]
     if len(elsewhere) == 1:
         target = dotted(elsewhere[0])
@@ -150,7 +155,7 @@ def _unknown_key(path: Path, document: Document) -> Problem:
 
 
 def _all_paths(model: type[BaseModel], above: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    for name, field in model.model_fields.items():
+    for name, field in fields_of(model).items():
         yield (*above, name)
         inner = _model_in(field.annotation)
         if inner is not None:
@@ -169,7 +174,7 @@ def _allowed(path: Path) -> tuple[str, ...]:
     index = path[-1] if path and isinstance(path[-1], int) else None
     place = path if index is None else path[:-1]
     model = model_at(place[:-1]) if place else None
-    field = model.model_fields.get(str(place[-1])) if model else None
+    field = fields_of(model).get(str(place[-1])) if model else None
     if field is None:
         return ()
     found: dict[str, float] = {}
@@ -187,7 +192,7 @@ def _limits(field: FieldInfo, index: int | None) -> Iterator[Any]:
     """The constraints of a field, of the number in `int | None`, or of item `index` of a tuple."""
     options = typing.get_args(field.annotation)
     if index is not None:
-        options = options[index : index + 1]
+        options = options[:1] if options[-1:] == (...,) else options[index : index + 1]
     elif typing.get_origin(field.annotation) is tuple:
         options = ()
     yield from field.metadata

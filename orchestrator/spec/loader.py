@@ -136,7 +136,8 @@ def _without(broken: set[Path], root: dict[str, Tree]) -> JobSpec | None:
             section, depth = inner, depth + 1
         if depth < len(bad):
             section.pop(str(bad[depth]), None)
-    for name in ("task", "checkpoint"):  # no rule reads them, and they may lack a key of their own
-        root.pop(name, None)
+    for name in ("task", "checkpoint"):  # a broken one may lack a key of its own
+        if any(bad[:1] == (name,) for bad in broken):
+            root.pop(name, None)
     root.setdefault("name", _PLACEHOLDER_NAME)
     return _validated(root)[0]

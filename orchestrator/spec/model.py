@@ -6,17 +6,20 @@ What one field alone cannot tell (that there are at least as many micro-batches 
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
-from orchestrator.core.job import Consistency, DeviceKind, Precision
+from orchestrator.core.job import Action, BadStep, Consistency, DeviceKind, FailureClass, Precision
+from orchestrator.core.plan.plan import PipelineSchedule
+from orchestrator.spec.policies import checked_actions
 from orchestrator.spec.values import DetectWithin, JobName, Target, Uri
 
 NODES_MAX = 10_000
 SLOTS_MAX = 64
 STEPS_MAX = 1_000_000_000
 MICRO_BATCHES_MAX = 65_536
+LAYERS_MAX = 10_000
 
 
 class Section(BaseModel):
@@ -89,21 +92,47 @@ class TrainSpec(Section):
 
 
 class ParallelSpec(Section):
-    """How the state is cut over ranks."""
+    """How the model and its state are cut over pipeline x data x tensor ranks."""
 
     data: Annotated[int, Field(ge=1, le=NODES_MAX * SLOTS_MAX)] | None = Field(
         default=None,
-        description="Ranks along the data axis. Absent: cluster.nodes times cluster.slots_per_node.",
+        description="Ranks along the data axis. Absent: the slots of the cluster over pipeline times tensor.",
     )
     zero: int = Field(
         default=0,
         ge=0,
-        le=1,
-        description="0: every rank holds everything. 1: optimizer state is sharded along the data axis.",
+        le=3,
+        description="What is sharded along the data axis. 0: nothing. 1: optimizer state. 2: gradients too. 3: parameters too.",
+    )
+    shard: Annotated[int, Field(ge=2, le=NODES_MAX * SLOTS_MAX)] | None = Field(
+        default=None,
+        description="Ranks that a sharded state is spread over, replicated beyond them; divides data. Absent: all data ranks.",
+    )
+    tensor: int = Field(
+        default=1,
+        ge=1,
+        le=SLOTS_MAX,
+        description="Ranks that each layer's matrices are cut over. It stays while the job runs: it changes the order of sums.",
+    )
+    pipeline: int = Field(default=1, ge=1, le=LAYERS_MAX, description="Ranks that the layers are cut over.")
+    stages_per_rank: int = Field(
+        default=1, ge=1, le=LAYERS_MAX, description="Pipeline stages on each rank; more than 1 is the interleaved schedule."
+    )
+    layers_per_stage: tuple[Annotated[int, Field(ge=1, le=LAYERS_MAX)], ...] = Field(
+        default=(),
+        max_length=LAYERS_MAX,
+        description="Layers of each pipeline stage in forward order. Absent: balanced by parameters.",
+    )
+    schedule: PipelineSchedule | None = Field(
+        default=None,
+        description="Order of passes in a pipeline. Absent: interleaved with several stages per rank, else 1f1b.",
+    )
+    recompute: bool = Field(
+        default=False, description="Compute activations again in the backward pass instead of keeping them: less memory."
     )
     copies: Annotated[int, Field(ge=0, le=1)] | None = Field(
         default=None,
-        description="Further holders of each shard, on other nodes. Absent: 1 with zero 1 on several nodes, else 0.",
+        description="Further holders, on other nodes, of state that no replica has. Absent: 1 where it helps and fits, else 0.",
     )
 
 
@@ -126,6 +155,34 @@ class CheckpointSpec(Section):
     keep: int = Field(default=3, ge=1, le=1_000, description="How many of the newest are kept.")
 
 
+LossActions: TypeAlias = Annotated[tuple[Action, ...], AfterValidator(checked_actions(FailureClass.NODE_LOST))]
+SlowActions: TypeAlias = Annotated[tuple[Action, ...], AfterValidator(checked_actions(FailureClass.WORKER_SLOW))]
+CorruptActions: TypeAlias = Annotated[tuple[Action, ...], AfterValidator(checked_actions(FailureClass.CORRUPT_STATE))]
+
+
+class PolicySpec(Section):
+    """Ordered actions per class of failure; the first that is possible is taken."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    default: LossActions | None = Field(default=None, description="For the classes below but worker-slow, unless they say more.")
+    worker_exited: LossActions | None = Field(
+        default=None, alias="worker-exited", description="A worker's process ended. Absent: swap, shrink, wait."
+    )
+    node_lost: LossActions | None = Field(
+        default=None, alias="node-lost", description="A node is gone, with its workers. Absent: swap, shrink, wait."
+    )
+    worker_hung: LossActions | None = Field(
+        default=None, alias="worker-hung", description="A worker stands still. Absent: swap, shrink, wait."
+    )
+    worker_slow: SlowActions | None = Field(
+        default=None, alias="worker-slow", description="A worker is slower than its peers for long. Absent: report."
+    )
+    corrupt_state: CorruptActions | None = Field(
+        default=None, alias="corrupt-state", description="Replicas that must be equal differ. Absent: swap, shrink, fail."
+    )
+
+
 class ResilienceSpec(Section):
     """Detection of failures and the policy for them."""
 
@@ -140,7 +197,21 @@ class ResilienceSpec(Section):
         default=2.0,
         gt=1,
         le=1_000,
-        description="A rank this many times slower than its peers' median is reported slow.",
+        description="A rank this many times slower than its peers' median, for long, is slow.",
+    )
+    policy: PolicySpec = Field(default_factory=PolicySpec, description="What to do about each class of failure.")
+    min_ranks: int = Field(
+        default=1, ge=1, le=NODES_MAX * SLOTS_MAX, description="The job waits rather than trains with fewer ranks than this."
+    )
+    grow_after_steps: int = Field(
+        default=10, ge=0, le=STEPS_MAX, description="Steps after a change of size before the job grows back."
+    )
+    on_bad_step: BadStep = Field(
+        default=BadStep.FAIL,
+        description="A loss or gradient that is not finite, or a spike: fail, skip the update, or rollback to a checkpoint.",
+    )
+    loss_spike_factor: float = Field(
+        default=0.0, ge=0, le=1e9, description="A loss this many times the usual one is a bad step; 0: none is."
     )
 
 

@@ -22,6 +22,7 @@ from orchestrator.core.job import (
 )
 from orchestrator.spec import rules
 from orchestrator.spec.model import CheckpointSpec, JobSpec, OptimizerSpec, TaskSpec, TrainSpec
+from orchestrator.spec.policies import policies
 from orchestrator.spec.values import duration_ms, is_url
 
 NO_CHECKPOINTS = CheckpointSettings(uri="", every=0, keep=1)
@@ -36,15 +37,22 @@ def resolve(spec: JobSpec, *, base_dir: str) -> Job:
     if wrong:
         raise ValueError("; ".join(violation.message for violation in wrong))
     folder = os.path.abspath(base_dir)
-    cluster, resilience = spec.cluster, spec.resilience
+    parallel, cluster, resilience = spec.parallel, spec.cluster, spec.resilience
     return Job(
         name=spec.name,
         task=_task(spec.task, folder),
         train=_train(spec.train, _optimizer(spec.train.optimizer, warmup_steps=rules.warmup_steps(spec))),
         parallel=ParallelSettings(
             data=rules.data_ranks(spec),
-            zero_stage=spec.parallel.zero,
+            zero_stage=parallel.zero,
+            shard=rules.shard(spec),
             copies=rules.copies(spec),
+            tensor=parallel.tensor,
+            pipeline=parallel.pipeline,
+            stages_per_rank=parallel.stages_per_rank,
+            layers_per_stage=parallel.layers_per_stage,
+            schedule=rules.schedule(spec),
+            recompute=parallel.recompute,
         ),
         cluster=ClusterSettings(
             nodes=cluster.nodes,
@@ -58,6 +66,11 @@ def resolve(spec: JobSpec, *, base_dir: str) -> Job:
             failure_budget=resilience.failures,
             budget_refill_steps=resilience.refill_after_steps,
             slow_factor=resilience.slow_factor,
+            policies=policies(rules.actions(spec)),
+            ranks_min=resilience.min_ranks,
+            grow_after_steps=resilience.grow_after_steps,
+            on_bad_step=resilience.on_bad_step,
+            loss_spike_factor=resilience.loss_spike_factor,
         ),
     )
 

@@ -48,9 +48,16 @@ cluster:
   # device: cpu          # cpu or cuda
 
 parallel:
-  zero: 1                # 1: optimizer state sharded over the data ranks; 0: every rank holds everything
-  # data: 4              # ranks; absent: one for each slot of the cluster
-  # copies: 1            # second holders of each shard, on another node; absent: 1 with zero 1 on several nodes
+  zero: 1                # sharded over the data ranks: 0 nothing, 1 optimizer state, 2 gradients too, 3 parameters too
+  # data: 4              # ranks that take turns on the micro-batches; absent: what pipeline and tensor leave of the slots
+  # shard: 4             # ranks that a sharded state is spread over, a divisor of data; absent: all of them
+  # copies: 1            # second holders, on other nodes, of state that no replica has; absent: 1 where it helps and fits
+  # pipeline: 1          # ranks that the layers are cut over
+  # stages_per_rank: 1   # more than 1: interleaved
+  # layers_per_stage: []  # such as [3, 5]; absent: balanced by parameters
+  # schedule: 1f1b       # 1f1b, interleaved or zero-bubble
+  # tensor: 1            # ranks that each layer's matrices are cut over
+  # recompute: false     # true: activations are computed again instead of kept
 
 checkpoint:              # durable checkpoints; without this section there are none
   uri: ./checkpoints     # a folder beside this file, or a URL such as s3://bucket/run
@@ -61,7 +68,18 @@ checkpoint:              # durable checkpoints; without this section there are n
   # detect_within: 4s    # a hang is detected within this; every other time-out is derived from it
   # failures: 5          # tolerated without progress between them
   # refill_after_steps: 50  # committed steps that give one of them back
-  # slow_factor: 2.0     # a rank this many times slower than its peers' median is reported
+  # slow_factor: 2.0     # a rank this many times slower than its peers' median, for long, is slow
+  # min_ranks: 1         # the job waits rather than trains with fewer
+  # grow_after_steps: 10  # steps after a change of size before the job grows back
+  # on_bad_step: fail    # a loss that is not finite, or a spike: fail, skip (its update) or rollback (to a checkpoint)
+  # loss_spike_factor: 0  # a loss this many times the usual one is a bad step; 0: none is
+  # policy:              # what to do about each class of failure: the first action that is possible
+    # default: [swap, shrink, wait]       # for the classes below but worker-slow, where they say no more
+    # worker-exited: [swap, shrink, wait]
+    # node-lost: [swap, shrink, wait]
+    # worker-hung: [swap, shrink, wait]
+    # worker-slow: [report]               # or swap, shrink, recut (the pipeline), fail
+    # corrupt-state: [swap, shrink, fail]  # or rollback (to a checkpoint)
 """
 
 

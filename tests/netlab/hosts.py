@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,8 @@ from orchestrator.adapters.files.home import Home
 from orchestrator.adapters.files.journal import SqliteJournal
 from orchestrator.adapters.ray.settings import CLUSTER_SETTINGS, THREAD_SETTINGS, head_storage
 from orchestrator.core.job import Job
+from orchestrator.core.supervisor.commands import RunEpoch
+from orchestrator.core.supervisor.events import ClusterChanged, WorkerHello
 from orchestrator.runtime.ports import Record
 from orchestrator.runtime.replay import replay, story
 from tests.netlab.lab import Lab, LabError, Node
@@ -30,6 +33,15 @@ LIMIT_S: Final = 90.0
 POLL_S: Final = 0.05
 STORE_BYTES: Final = 80 * 2**20
 OVER: Final = ("succeeded", "failed", "cancelled")
+
+
+@dataclass(frozen=True, slots=True)
+class Seated:
+    """A worker with a rank."""
+
+    worker_id: str
+    machine: Node
+    pid: int  # as this machine's kernel numbers it
 
 
 class Hosts:
@@ -80,13 +92,6 @@ class Hosts:
     def _log(self, index: int) -> Path:
         return self.lab.root / f"start-{index}.log"
 
-    def machine_of(self, job: Job, rank: int) -> Node:
-        """On which machine a rank of the newest epoch runs."""
-        status = self.status(job)
-        node_id = next(w["node_id"] for w in status["workers"] if w["rank"] == rank)
-        address = next(n["address"] for n in status["nodes"] if n["node_id"] == node_id)
-        return next(n for n in self.lab.nodes.values() if n.address == address)
-
     # ---- jobs
 
     def orchestrator(self, *argv: str, limit_s: float = 60.0) -> str:
@@ -103,10 +108,16 @@ class Hosts:
         file.write_text(json.dumps(document))
         self.orchestrator("launch", str(file), "--address", self.address, "--detach", "--json")
 
-    def status(self, job: Job) -> dict[str, Any]:
-        """As `orchestrator status --json` tells it."""
-        told: dict[str, Any] = json.loads(self.orchestrator("status", job.name, "--json"))
-        return told
+    def seated(self, job: Job, rank: int) -> Seated:
+        """Who has a rank in the newest epoch, as the journal tells it."""
+        records = self.records(job)
+        plan = [c.plan for r in records for c in r.commands if isinstance(c, RunEpoch)][-1]
+        seat = next(s for s in plan.seats if s.rank == rank)
+        pid = next(r.event.pid for r in records if isinstance(r.event, WorkerHello) and r.event.worker_id == seat.worker_id)
+        views = [r.event.view for r in records if isinstance(r.event, ClusterChanged)]
+        address = next(n.address for view in views for n in view.nodes if n.node_id == seat.node_id)
+        machine = next(n for n in self.lab.nodes.values() if n.address == address)
+        return Seated(seat.worker_id, machine, machine.outer_pid(pid))
 
     def records(self, job: Job) -> list[Record]:
         """The journal so far."""

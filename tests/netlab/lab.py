@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -57,6 +58,7 @@ class Node:
         self._root = root
         self._init = init
         self._init_pid = init_pid
+        self._started: list[subprocess.Popen[bytes]] = []
 
     @property
     def on(self) -> bool:
@@ -79,12 +81,15 @@ class Node:
         )
 
     def start(
-        self, argv: Sequence[str], *, env: Mapping[str, str], output: IO[bytes], cwd: Path = Path("/")
+        self, argv: Sequence[str], *, env: Mapping[str, str], output: IO[bytes] | int, cwd: Path = Path("/")
     ) -> subprocess.Popen[bytes]:
-        """Start a program; the end of the machine ends it."""
-        return subprocess.Popen(
-            self.command(argv, env=env, cwd=cwd), stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        """Start a program, whose output goes to a file (or subprocess.PIPE); the end of the machine ends it."""
+        command = self.command(argv, env=env, cwd=cwd)
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
+        self._started.append(process)
+        return process
 
     def processes(self) -> list[psutil.Process]:
         """All that runs on it, as this machine's kernel numbers them; without the init."""
@@ -112,8 +117,10 @@ class Node:
     def end(self) -> None:
         """Kill its init, and with it everything on it; idempotent."""
         if self.on:
-            self._init.kill()  # unshare, which takes its child along
+            os.kill(self._init_pid, signal.SIGKILL)  # the kernel ends the others before the init counts as ended
         self._init.wait(LIMIT_S)
+        for process in self._started:
+            process.wait(LIMIT_S)
 
 
 class Lab:
@@ -182,19 +189,21 @@ class Lab:
             f" && hostname node-{index} && echo up && exec bash -c '{_INIT}'"
         )
         isolate = ["unshare", "--mount", "--pid", "--uts", "--ipc", "--fork", "--mount-proc", "--kill-child=SIGKILL"]
-        init = subprocess.Popen(
-            ["setpriv", "--pdeathsig=KILL", "ip", "netns", "exec", namespace, *isolate, "bash", "-c", prepare],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-        )
+        with (self.root / f"init-{index}.log").open("wb") as log:
+            init = subprocess.Popen(
+                ["setpriv", "--pdeathsig=KILL", "ip", "netns", "exec", namespace, *isolate, "bash", "-c", prepare],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+            )
         assert init.stdout is not None
         said = init.stdout.readline()
         init.stdout.close()
         if said != b"up\n":
             init.kill()
             init.wait()
-            raise LabError(f"node {index} did not come up")
+            raise LabError(f"node {index} did not come up: {(self.root / f'init-{index}.log').read_text()}")
         (init_pid,) = [c.pid for c in psutil.Process(init.pid).children()]
         self.nodes[index] = Node(index=index, namespace=namespace, root=self.root, init=init, init_pid=init_pid)
         return self.nodes[index]

@@ -21,6 +21,7 @@ MEANINGS = {
     "lost_ms": "silence or standstill after which it is declared lost",
     "form_ms": "forming the process groups of an epoch",
     "prove_ms": "start of an epoch until every rank has its state",
+    "leave_ms": "asking an epoch's ranks to leave after a step until they are made to",
     "spawn_ms": "asking for a worker until it says hello",
     "first_step_ms": "standstill in a phase that was never timed before",
     "orphan_ms": "a worker that hears of no supervisor ends itself",

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 
 from orchestrator.core.graph.view import GraphView, LayerView, TensorView
 from orchestrator.core.plan.layout import Interval, Intervals, merge
@@ -106,10 +107,23 @@ def lay_out(shapes: Sequence[Shape], *, layers: int, block: int, degree: int) ->
 
 
 def graph_view(shapes: Sequence[Shape], *, layer_names: Sequence[str], fingerprint: str) -> GraphView:
-    """The view of an uncut model. `shapes` grouped by layer in forward order, parameters before buffers."""
+    """The view of an uncut model. `shapes` grouped by layer in forward order, parameters before buffers.
+
+    Raises ValueError where they are not, and where a twin is not tied to an equal tensor before it that is no twin itself.
+    """
     ordered = [s for layer in range(len(layer_names)) for s in shapes if s.layer == layer]
     if [s.name for s in ordered] != [s.name for s in shapes]:
         raise ValueError("tensors must come layer by layer")
+    if any(a.layer == b.layer and b.trainable and not a.trainable for a, b in pairwise(shapes)):
+        raise ValueError("a layer's buffers must come after its parameters")
+    seen: dict[str, Shape] = {}
+    for s in shapes:
+        if s.name in seen:
+            raise ValueError(f"two tensors are called {s.name}")
+        first = seen.get(s.twin)
+        if s.twin and (first is None or replace(s, name=first.name, layer=first.layer, twin="") != first):
+            raise ValueError(f"{s.name} is tied to {s.twin}, which is no equal tensor before it")
+        seen[s.name] = s
     numel = sum(math.prod(s.shape) for s in shapes)
     block = block_size(numel)
     space = lay_out(shapes, layers=len(layer_names), block=block, degree=1)
@@ -152,9 +166,9 @@ def twins(graph: GraphView, degree: int) -> tuple[tuple[Interval, Interval], ...
     by_name = {t.name: p for t, p in zip(graph.tensors, space.places, strict=True)}
     out = []
     for t in graph.tensors:
-        if t.twin:
+        a, b = by_name.get(t.twin), by_name[t.name]
+        if a is not None and a.start < a.stop:
             for base in range(0, space.numel, space.section):
-                a, b = by_name[t.twin], by_name[t.name]
                 out.append((Interval(base + a.start, base + a.stop), Interval(base + b.start, base + b.stop)))
     return tuple(out)
 

@@ -2,8 +2,8 @@
 
 A stage's forward pass of a micro-batch needs the stage before, its backward pass the stage after. Every rank follows a list
 made by rule, without asking anybody; the lists are right if all ranks can execute them together, which `simulate` does in
-virtual time. In all schedules a stage sees its micro-batches in ascending order, forward, backward and weights alike, so that gradients
-are added in one order whatever the schedule.
+virtual time. In all schedules a stage sees its micro-batches in ascending order, forward, backward and weights alike, so that
+gradients are added in one order whatever the schedule.
 
 One rule covers the three schedules. A rank starts with some forward passes (the warm-up, longer the further from the loss it is),
 then goes on with one backward pass after each forward pass, and ends with the backward passes that are left. With several
@@ -36,12 +36,12 @@ def actions(schedule: PipelineSchedule, *, pipeline: int, stages: int, rank: int
     """What pipeline rank `rank` of `pipeline` does in a step, in order. Stage s is run by rank s modulo `pipeline`.
 
     1F1B: Narayanan et al., arXiv 2006.09503; interleaved: arXiv 2104.04473 section 2.2, here for any number of micro-batches;
-    zero bubble: ZB-H1 of arXiv 2401.10241 section 2.2. Raises ValueError for stages that are no multiple of the ranks.
+    zero bubble: ZB-H1 of arXiv 2401.10241 section 2.2; one rank has no bubble and does its backward passes in one. Raises ValueError for stages that are no multiple of the ranks.
     """
     if stages % pipeline or not 0 <= rank < pipeline:
         raise ValueError(f"{stages} stages do not lie evenly on {pipeline} ranks, or there is no rank {rank}")
     local, total = stages // pipeline, stages // pipeline * micro_batches
-    halves = schedule is PipelineSchedule.ZERO_BUBBLE
+    halves = schedule is PipelineSchedule.ZERO_BUBBLE and pipeline > 1
     rounds = _rounds(micro_batches, pipeline)
     ahead = [(c, i) for r in rounds for c in range(local) for i in r]
     back = [(c, i) for r in rounds for c in reversed(range(local)) for i in r]

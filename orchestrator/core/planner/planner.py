@@ -94,7 +94,7 @@ def replan(
     survivors hold. Without `layers_per_stage` the stages stay as they are when there are as many of them, else they are the job's
     or balanced. Where all ranks end up on one node the plan has no copies. Raises PlanError for a shape that does not fit.
     """
-    tensor = parent.axis(TENSOR)
+    tensor = job.parallel.tensor
     need = pipeline * data * tensor
     if len(workers) < need:
         raise PlanError(f"{need} ranks need {need} workers, {len(workers)} are there")
@@ -110,10 +110,8 @@ def replan(
         data=data,
         tensor=tensor,
         shard=shard_for(job, data),
-        value=_values(job, parent, stages, state, pipeline=pipeline, data=data),
-        overlap=lambda a, b: (
-            total(intersect(state[a[0]].optimizer, state[b[0]].optimizer)) if {a[0], b[0]} <= state.keys() else 0
-        ),
+        value=_values(job, graph, stages, state, pipeline=pipeline, data=data),
+        overlap=lambda a, b: total(intersect(optimizer.get(a[0], ()), optimizer.get(b[0], ()))),
         parent=parent,
     )
     plan = _draft(
@@ -179,24 +177,24 @@ def _stages(job: Job, graph: GraphView, parent: Plan, *, pipeline: int, layers_p
     per_rank = stages_per_rank_for(job, graph, pipeline)
     if layers_per_stage:
         per_rank = max(1, len(layers_per_stage) // pipeline)
-    elif len(parent.stages) == pipeline * per_rank:
+    elif len(parent.stages) == pipeline * per_rank and parent.axis(TENSOR) == job.parallel.tensor:
         return parent.stages
     elif len(job.parallel.layers_per_stage) == pipeline * per_rank:
         layers_per_stage = job.parallel.layers_per_stage
     return make_stages(
-        graph, tensor=parent.axis(TENSOR), pipeline=pipeline, stages_per_rank=per_rank, layers_per_stage=layers_per_stage
+        graph, tensor=job.parallel.tensor, pipeline=pipeline, stages_per_rank=per_rank, layers_per_stage=layers_per_stage
     )
 
 
 def _values(
-    job: Job, parent: Plan, stages: Sequence[Stage], state: Mapping[str, Held], *, pipeline: int, data: int
+    job: Job, graph: GraphView, stages: Sequence[Stage], state: Mapping[str, Held], *, pipeline: int, data: int
 ) -> dict[str, dict[Section, int]]:
     """For each holder the elements of parameters and moments that each section's places need and that it has."""
     p = job.parallel
     out: dict[str, dict[Section, int]] = {w: {} for w in state}
     for pipe in range(pipeline):
-        for coordinate in range(parent.axis(TENSOR)):
-            base = coordinate * parent.section
+        for coordinate in range(p.tensor):
+            base = coordinate * space_of(graph, p.tensor).section
             section = merge(Interval(base + s.start, base + s.stop) for s in stages[pipe::pipeline])
             share = -(-total(section) // shard_for(job, data)) * (1 + (p.copies if p.zero_stage else 0))
             for worker, h in state.items():

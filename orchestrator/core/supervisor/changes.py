@@ -1,8 +1,8 @@
 """Planned changes of a running job: nothing went wrong, and nothing is lost.
 
-While an epoch runs, what it is is compared with what it should be: full strength, no rank on a drained node or a slow worker, the
-pipeline cut as it should be. The first difference that can be mended now becomes a change: the ranks are asked to leave at the end
-of a step, and `choice` makes the plan. What cannot be mended yet waits, and is looked at again after every event.
+While an epoch runs, its plan is compared with what should be: full strength, no rank on a drained node or a slow worker, the
+pipeline cut as it should be. The first difference that can be mended now becomes a change: the ranks are asked to leave at the
+end of a step, and `choice` makes the plan. What cannot be mended yet waits, and is looked at again after every event.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from orchestrator.core.job import FailureClass
 from orchestrator.core.plan.plan import DATA, PIPELINE, TENSOR
 from orchestrator.core.planner.shape import shape_for
-from orchestrator.core.supervisor.choice import goal_job
+from orchestrator.core.supervisor.choice import goal_job, usual_cut
 from orchestrator.core.supervisor.commands import LeaveEpoch
 from orchestrator.core.supervisor.epochs import fence
 from orchestrator.core.supervisor.handover import missing
@@ -64,7 +64,8 @@ def _mark_surplus(turn: Turn) -> None:
     if surplus <= 0:
         return
     order = {node: i for i, node in enumerate(dict.fromkeys(w.node_id for w in members))}
-    for w in sorted(reversed(members), key=lambda w: -order[w.node_id])[:surplus]:
+    last_first = sorted(members, key=lambda w: (-order[w.node_id], -members.index(w)))
+    for w in last_first[:surplus]:
         turn.worker(w.worker_id, unwanted=SCALED, without=True)
 
 
@@ -77,10 +78,11 @@ def _move(turn: Turn) -> Change | None:
     assert state.graph is not None
     stay = [w for w in members if w not in going]
     if not replacements(turn, going, members):
-        if coming(state) and plan.size <= state.goal.ranks:
-            return None  # a spare will be here soon: better than to shrink and to grow again
-        if not all(without(state, w) for w in going):
-            return None
+        if plan.size - len(going) < state.goal.ranks:
+            if coming(state):
+                return None  # a spare will be here soon: better than to shrink and to grow again
+            if not all(without(state, w) for w in going):
+                return None
         shape = shape_for(goal_job(state), state.graph, min(len(stay) + len(available(turn)), plan.size))
         if shape is None:
             return None
@@ -100,18 +102,20 @@ def _reshape(turn: Turn) -> Change | None:
     """As many ranks as it should have, in another arrangement; or its pipeline cut as it should be again."""
     state, plan = turn.state, turn.plan()
     goal = state.goal
-    if plan.size != goal.ranks or any(w.slow_since_ms >= 0 for w in turn.members()):
+    if plan.size != goal.ranks:
         return None
     if (plan.axis(PIPELINE), plan.axis(DATA)) != (goal.pipeline, goal.data):
         shape = f"pipeline {goal.pipeline} x data {goal.data}"
         return Change(ChangeKind.RESHAPE, f"{shape}, as somebody asked for", turn.at_ms)
     layers = tuple(s.last - s.first for s in plan.stages)
-    wanted = state.recut or goal.layers_per_stage
-    if wanted and layers != wanted and len(layers) == len(wanted):
-        why = f"the layers are cut {'-'.join(map(str, wanted))}, as somebody asked for"
-        return Change(ChangeKind.RECUT, why, turn.at_ms, wanted if state.recut else ())
-    if state.recut and _settled(turn):
-        return Change(ChangeKind.RECUT, "no rank is slow any more: the pipeline is cut as before", turn.at_ms)
+    usual = usual_cut(state)
+    if layers == usual or len(layers) != len(usual):
+        return None
+    cut = "-".join(map(str, usual))
+    if not state.recut:
+        return Change(ChangeKind.RECUT, f"the layers are cut {cut}, as somebody asked for", turn.at_ms, usual)
+    if _settled(turn) and all(w.slow_since_ms < 0 for w in turn.members()):
+        return Change(ChangeKind.RECUT, f"no rank is slow any more: the layers are cut {cut} again", turn.at_ms, usual)
     return None
 
 
@@ -122,24 +126,22 @@ def _settled(turn: Turn) -> bool:
 
 
 def _grow(turn: Turn) -> Change | None:
+    """More ranks when there are spares for them; peer copies again when there is a second node for them."""
     state, plan = turn.state, turn.plan()
-    spares = available(turn)
-    small = plan.size < state.goal.ranks
-    if not spares or not (small or plan.copies < state.goal.copies) or not _settled(turn):
+    members, spares = turn.members(), available(turn)
+    if not _settled(turn) or any(going_why(state, w) for w in members):
         return None
-    members = turn.members()
-    if any(going_why(state, w) for w in members):
-        return None
-    nodes = {w.node_id for w in members} | {node for _, node in spares}
-    if small:
+    if plan.size < state.goal.ranks:
         assert state.graph is not None
-        shape = shape_for(goal_job(state), state.graph, plan.size + len(spares))
-        if shape is None or shape[0] * shape[1] * plan.axis(TENSOR) <= plan.size:
-            return None
-        ranks = shape[0] * shape[1] * plan.axis(TENSOR)
-        if coming(state) and ranks < state.goal.ranks:
-            return None  # more workers will be here soon: one change instead of two
+        shape = shape_for(goal_job(state), state.graph, plan.size + len(spares)) if spares else None
+        ranks = shape[0] * shape[1] * plan.axis(TENSOR) if shape else 0
+        if ranks <= plan.size or (coming(state) and ranks < state.goal.ranks):
+            return None  # when more workers will be here soon: one change instead of two
         return Change(ChangeKind.GROW, f"{len(spares)} spare(s) are ready: from {plan.size} to {ranks} ranks", turn.at_ms)
-    if len(nodes) < 2:
-        return None
-    return Change(ChangeKind.GROW, "a worker on a second node is ready: peer copies are possible again", turn.at_ms)
+    homes = {w.node_id for w in members}
+    if plan.copies < state.goal.copies and len(homes) > 1:
+        return Change(ChangeKind.GROW, "the ranks are on two nodes: peer copies are possible again", turn.at_ms)
+    if plan.copies < state.goal.copies and any(node not in homes for _, node in spares) and plan.size > 1:
+        turn.worker(members[-1].worker_id, unwanted="peer copies need a second node", without=False)
+        return _move(turn)
+    return None

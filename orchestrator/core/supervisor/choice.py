@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import assert_never
 
 from orchestrator.core.job import Action, FailureClass, Job
 from orchestrator.core.plan.plan import DATA, PIPELINE, TENSOR, Plan
 from orchestrator.core.planner.planner import PlanError, first_plan, replan, swap_plan
-from orchestrator.core.planner.shape import shape_for
+from orchestrator.core.planner.shape import shape_for, stages_per_rank_for
+from orchestrator.core.planner.stages import make_stages
 from orchestrator.core.reshard.recovery import Unrecoverable
 from orchestrator.core.supervisor.epochs import end, start, touch
 from orchestrator.core.supervisor.handover import handover
@@ -40,6 +42,17 @@ def actions_of(state: State, failure: FailureClass) -> tuple[Action, ...]:
 def goal_job(state: State) -> Job:
     """The job at its present full strength."""
     return replace(state.job, parallel=state.goal)
+
+
+def usual_cut(state: State) -> tuple[int, ...]:
+    """Layers per stage at full strength when no rank is slow."""
+    assert state.graph is not None
+    goal = state.goal
+    if goal.layers_per_stage:
+        return goal.layers_per_stage
+    per_rank = stages_per_rank_for(state.job, state.graph, goal.pipeline)
+    stages = make_stages(state.graph, tensor=goal.tensor, pipeline=goal.pipeline, stages_per_rank=per_rank)
+    return tuple(s.last - s.first for s in stages)
 
 
 def first_epoch(turn: Turn) -> None:
@@ -221,7 +234,7 @@ def _begin(turn: Turn, plan: Plan, actions: tuple[Action, ...]) -> None:
         end(turn, JobPhase.FAILED, Outcome.CORRUPT_STATE if corrupt else Outcome.UNRECOVERABLE, str(e))
         return
     touch(turn, planned_ms=turn.at_ms)
-    if turn.state.recut and (plan.axis(PIPELINE), plan.size) != (turn.plan().axis(PIPELINE), turn.plan().size):
+    if turn.state.recut and len(plan.stages) != len(turn.plan().stages):
         turn.set(recut=())  # another pipeline: the cut that spared a slow rank went with it
     start(turn, plan, resume)
 
@@ -233,6 +246,9 @@ def _change(turn: Turn, change: Change) -> None:
     """What the ranks left for, or the epoch as it was when that is not possible any more."""
     troubles: list[str] = []
     plan = _changed(turn, change, troubles)
+    if change.kind is ChangeKind.MOVE and not (plan and _in_memory(turn, plan)):
+        change = replace(change, kind=ChangeKind.HANDOVER)  # more have to go than when it was asked for
+        plan = _changed(turn, change, troubles)
     if plan is not None and not _in_memory(turn, plan):
         troubles.append("its ranks would not hold the whole state")
         plan = None
@@ -242,7 +258,8 @@ def _change(turn: Turn, change: Change) -> None:
         reason = f"the {change.kind} came to nothing: same workers"
         plan = swap_plan(turn.plan(), epoch=turn.state.epoch + 1, replacements={}, reason=reason)
     elif change.kind is ChangeKind.RECUT:
-        turn.set(recut=change.layers_per_stage, sized_step=turn.state.committed_step)
+        usual = change.layers_per_stage == usual_cut(turn.state)
+        turn.set(recut=() if usual else change.layers_per_stage, sized_step=turn.state.committed_step)
     _begin(turn, plan, ())
 
 
@@ -255,7 +272,10 @@ def _changed(turn: Turn, change: Change, troubles: list[str]) -> Plan | None:
     match change.kind:
         case ChangeKind.HANDOVER:
             going = movers(state, left)
-            base: Plan | None = old
+            if not going:
+                troubles.append("nobody has to go any more")
+                return None
+            base: Plan | None
             if len(going) == old.size:  # nobody stays: another replica of all of it, on spares
                 shape = (old.axis(PIPELINE), old.axis(DATA) + 1)
                 base = _replanned(turn, left, spares, shape=shape, reason=reason, troubles=troubles)
@@ -276,16 +296,22 @@ def _changed(turn: Turn, change: Change, troubles: list[str]) -> Plan | None:
                     troubles.append(str(e))
                     return None
             stay = [w for w in left if w not in going]
-            shape_ = shape_for(job, state.graph, min(len(stay) + len(spares), old.size))
+            room = min(len(stay) + len(spares), old.size)
         case ChangeKind.RECUT:
             shape = (old.axis(PIPELINE), old.axis(DATA))
-            return _replanned(
-                turn, left, [], shape=shape, reason=reason, troubles=troubles, layers=change.layers_per_stage
-            )
+            return _replanned(turn, left, [], shape=shape, reason=reason, troubles=troubles, layers=change.layers_per_stage)
         case ChangeKind.GROW | ChangeKind.RESHAPE:
-            stay = left
-            shape_ = shape_for(job, state.graph, len(left) + len(spares))
-    if shape_ is None:
+            stay, room = left, len(left) + len(spares)
+        case _:
+            assert_never(change.kind)
+    best = shape_for(job, state.graph, room)
+    if best is None:
         troubles.append("too few workers stay")
         return None
-    return _replanned(turn, stay, spares, shape=shape_, reason=reason, troubles=troubles)
+    goal = state.goal
+    asked = goal.layers_per_stage if best[0] == goal.pipeline and not state.recut else ()
+    plan = _replanned(turn, stay, spares, shape=best, reason=reason, troubles=troubles, layers=asked)
+    if plan is not None and change.kind is ChangeKind.GROW and (plan.size, plan.copies) <= (old.size, old.copies):
+        troubles.append("the workers that it was for are gone")
+        return None
+    return plan

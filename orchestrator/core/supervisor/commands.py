@@ -57,7 +57,7 @@ class FenceEpoch:
 class LeaveEpoch:
     """Ask a worker that all ranks leave this epoch at the end of the step under way, nothing lost: for planned changes.
 
-    The ranks agree in the commit exchange, so one that hears of it is enough. It is a wish: FenceEpoch follows when it takes long.
+    The ranks agree in the commit exchange, so one that hears of it is enough. A wish: FenceEpoch follows when it takes long.
     """
 
     worker_id: str

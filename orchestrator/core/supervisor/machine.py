@@ -6,28 +6,23 @@ every command says what is wanted. An event that changes nothing returns the sam
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from orchestrator.core.job import FailureClass, Job
-from orchestrator.core.reshard.recovery import Commit, Held
 from orchestrator.core.supervisor import events as ev
+from orchestrator.core.supervisor import reports, wishes
+from orchestrator.core.supervisor.changes import consider
+from orchestrator.core.supervisor.choice import first_epoch, next_epoch
 from orchestrator.core.supervisor.commands import (
     ExitWorker,
     FenceEpoch,
     KillWorker,
+    LeaveEpoch,
     ProbeWorker,
     SpawnWorker,
+    TakeCheckpoint,
 )
-from orchestrator.core.supervisor.epochs import (
-    advance,
-    end,
-    fence,
-    give_up,
-    lose,
-    run_epoch,
-    running,
-    sole_holder,
-    stepped,
-    strike,
-)
+from orchestrator.core.supervisor.epochs import end, give_up, lose, run_epoch, touch
 from orchestrator.core.supervisor.staff import back_off, forget, staff
 from orchestrator.core.supervisor.state import (
     CheckpointRef,
@@ -35,7 +30,6 @@ from orchestrator.core.supervisor.state import (
     JobPhase,
     Outcome,
     State,
-    Worker,
     WorkerPhase,
 )
 from orchestrator.core.supervisor.turn import Turn
@@ -51,6 +45,8 @@ def initial(job: Job, *, checkpoint: CheckpointRef | None, now_ms: int) -> State
         budget=job.resilience.failure_budget,
         budget_step=step_,
         committed_step=step_,
+        sized_step=step_,
+        grow_pause=job.resilience.grow_after_steps,
         checkpoint=checkpoint,
     )
 
@@ -74,9 +70,21 @@ def step(state: State, event: ev.Event) -> Decision:
         _handle(turn, event)
         if not turn.state.phase.terminal:
             staff(turn)
-            advance(turn)
+            _advance(turn)
             forget(turn)
     return turn.decision()
+
+
+def _advance(turn: Turn) -> None:
+    """Do whatever the phase allows now: start the first epoch, finish a fence, use a spare, begin a planned change."""
+    phase = turn.state.phase
+    if phase is JobPhase.RUNNING:
+        consider(turn)
+    elif phase is JobPhase.FENCING and not turn.members():
+        touch(turn, fenced_ms=turn.at_ms)
+        next_epoch(turn)
+    elif phase is JobPhase.WAITING:
+        next_epoch(turn) if turn.state.plan else first_epoch(turn)
 
 
 def _handle(turn: Turn, event: ev.Event) -> None:
@@ -84,7 +92,7 @@ def _handle(turn: Turn, event: ev.Event) -> None:
         case ev.Tick():
             tick(turn, event)
         case ev.StepCommitted():
-            _step_committed(turn, event)
+            reports.step_committed(turn, event)
         case ev.ClusterChanged():
             _cluster_changed(turn, event)
         case ev.WorkerHello():
@@ -92,55 +100,41 @@ def _handle(turn: Turn, event: ev.Event) -> None:
         case ev.WorkerDisconnected():
             _disconnected(turn, event)
         case ev.WorkerGone():
-            worker = turn.state.workers.get(event.worker_id)
-            if worker is not None and worker.phase.alive:
-                node = turn.state.cluster.node(worker.node_id) if turn.state.cluster else None
-                lost_node = node is None or not node.healthy
-                lose(turn, worker, FailureClass.NODE_LOST if lost_node else FailureClass.WORKER_EXITED, event.evidence)
-                if worker.phase is WorkerPhase.REQUESTED:
-                    back_off(turn)
-                    if not lost_node:
-                        give_up(turn, event.evidence)
+            _gone(turn, event)
         case ev.SpawnFailed():
-            worker = turn.state.workers.get(event.worker_id)
-            if worker is not None and worker.phase is WorkerPhase.REQUESTED:
-                turn.worker(event.worker_id, WorkerPhase.ENDED, cause=event.why)
-                turn.say(f"{event.worker_id} could not be started: {event.why}")
-                turn.do(KillWorker(event.worker_id, event.why))
-                back_off(turn)
-                give_up(turn, event.why)
+            _spawn_failed(turn, event)
         case ev.LeftEpoch():
-            _left(turn, event)
+            reports.left(turn, event)
         case ev.EpochReady():
-            _ready(turn, event)
+            reports.ready(turn, event)
         case ev.EvalReported():
-            if event.step > turn.state.eval_step:
-                turn.set(eval_step=event.step, eval_loss=event.loss)
-                turn.say(f"held-out loss {event.loss:.4f} after step {event.step}")
+            reports.evaluated(turn, event)
         case ev.DigestReported():
-            _digest(turn, event)
+            reports.digest(turn, event)
         case ev.CheckpointReported():
-            _checkpoint(turn, event)
+            reports.checkpointed(turn, event)
         case ev.TaskFailed():
-            _task_failed(turn, event)
+            reports.task_failed(turn, event)
         case ev.RankFinished():
-            _finished(turn, event)
+            reports.finished(turn, event)
+        case ev.CorruptionFound():
+            reports.corruption(turn, event)
+        case ev.BadStepFound():
+            reports.bad_step(turn, event)
         case ev.CancelRequested():
             end(turn, JobPhase.CANCELLED, Outcome.CANCELLED, f"cancelled by {event.who}")
         case ev.DrainRequested():
-            _drain(turn, event)
+            wishes.drain(turn, event)
+        case ev.ScaleRequested():
+            wishes.scale(turn, event)
+        case ev.ReplaceRequested():
+            wishes.replace_worker(turn, event)
+        case ev.CheckpointRequested():
+            wishes.checkpoint(turn, event)
         case ev.FaultRequested():
-            _fault(turn, event)
+            wishes.fault(turn, event)
         case ev.SupervisorRestarted():
             _restarted(turn)
-
-
-def _current(turn: Turn, worker_id: str, epoch: int) -> Worker | None:
-    """The worker when it is a member speaking of the current epoch."""
-    worker = turn.state.workers.get(worker_id)
-    if worker is None or worker.phase is not WorkerPhase.MEMBER or epoch != turn.state.epoch:
-        return None
-    return worker
 
 
 def _cluster_changed(turn: Turn, event: ev.ClusterChanged) -> None:
@@ -186,13 +180,39 @@ def _hello(turn: Turn, event: ev.WorkerHello) -> None:
             if turn.state.phase is JobPhase.FORMING:
                 turn.do(run_epoch(turn, worker.worker_id))
             else:
-                _leave(turn, worker, event.held, "it never began the epoch")
+                reports.leave(turn, worker, event.held, "what it never began", fenced=False)
         elif not event.running and worker.worker_id not in turn.state.finished:
-            _leave(turn, worker, event.held, "it left the epoch while the stream was broken")
+            reports.leave(turn, worker, event.held, "the epoch while its stream was broken", fenced=False)
         elif turn.state.phase is JobPhase.FENCING:
             turn.do(FenceEpoch(worker.worker_id, turn.state.epoch))
+        elif turn.state.phase is JobPhase.RUNNING:
+            _wish_again(turn, worker.worker_id)
     elif worker.phase is WorkerPhase.LEFT and event.held is not None:
         turn.worker(worker.worker_id, held=event.held)
+
+
+def _gone(turn: Turn, event: ev.WorkerGone) -> None:
+    worker = turn.state.workers.get(event.worker_id)
+    if worker is None or not worker.phase.alive:
+        return
+    node = turn.state.cluster.node(worker.node_id) if turn.state.cluster else None
+    lost_node = node is None or not node.healthy
+    lose(turn, worker, FailureClass.NODE_LOST if lost_node else FailureClass.WORKER_EXITED, event.evidence)
+    if worker.phase is WorkerPhase.REQUESTED:
+        back_off(turn)
+        if not lost_node:
+            give_up(turn, event.evidence)
+
+
+def _spawn_failed(turn: Turn, event: ev.SpawnFailed) -> None:
+    worker = turn.state.workers.get(event.worker_id)
+    if worker is None or worker.phase is not WorkerPhase.REQUESTED:
+        return
+    turn.worker(event.worker_id, WorkerPhase.ENDED, cause=event.why)
+    turn.say(f"{event.worker_id} could not be started: {event.why}")
+    turn.do(KillWorker(event.worker_id, event.why))
+    back_off(turn)
+    give_up(turn, event.why)
 
 
 def _disconnected(turn: Turn, event: ev.WorkerDisconnected) -> None:
@@ -204,158 +224,26 @@ def _disconnected(turn: Turn, event: ev.WorkerDisconnected) -> None:
     turn.do(ProbeWorker(worker.worker_id, worker.endpoint))
 
 
-def _left(turn: Turn, event: ev.LeftEpoch) -> None:
-    worker = _current(turn, event.worker_id, event.epoch)
-    if worker is not None:
-        how = "was told to leave" if event.fenced else "broke out of"
-        _leave(turn, worker, event.held, f"it {how} epoch {event.epoch}: {event.detail}")
-
-
-def _leave(turn: Turn, worker: Worker, held: Held | None, why: str) -> None:
-    turn.worker(worker.worker_id, WorkerPhase.LEFT, held=held, left_epoch=turn.state.epoch)
-    at = f"holds step {held.applied_step}" if held is not None else "holds no state"
-    turn.say(f"{turn.name(worker)} {at}: {why}")
-    fence(turn, FailureClass.COLLECTIVE_BROKEN, f"{turn.name(worker)} left: {why}")  # nothing new where it is fenced already
-
-
-def _ready(turn: Turn, event: ev.EpochReady) -> None:
-    worker = _current(turn, event.worker_id, event.epoch)
-    if worker is None or worker.ready_epoch == event.epoch:
-        return
-    turn.worker(worker.worker_id, ready_epoch=event.epoch)
-    if turn.state.phase is JobPhase.FORMING and all(w.ready_epoch == turn.state.epoch for w in turn.seated()):
-        running(turn)
-
-
-def _step_committed(turn: Turn, event: ev.StepCommitted) -> None:
-    state = turn.state
-    worker = state.workers.get(event.worker_id)
-    if worker is None or not worker.phase.alive or event.step <= state.committed_step or event.epoch > state.epoch:
-        return
-    if event.epoch < state.epoch and state.resume is not None and event.step > state.resume.step:
-        return  # said again after a break, of steps that were lost since: this epoch began before them
-    if event.step != state.committed_step + 1:
-        turn.say(f"steps {state.committed_step + 1} to {event.step - 1} were committed while nobody was told")
-    if state.phase is JobPhase.FORMING and event.epoch == state.epoch:
-        running(turn)
-    budget, budget_step = state.budget, state.budget_step
-    refill = state.job.resilience.budget_refill_steps
-    if budget < state.job.resilience.failure_budget and event.step - budget_step >= refill:
-        budget, budget_step = budget + 1, event.step
-        turn.say(f"{refill} steps without a failure: budget {budget} of {state.job.resilience.failure_budget}")
-    turn.set(
-        committed_step=event.step,
-        commit=Commit(event.step, event.loss, event.grad_norm, event.scale),
-        loss=event.loss,
-        budget=budget,
-        budget_step=budget_step,
-    )
-    stepped(turn)
-
-
-def _digest(turn: Turn, event: ev.DigestReported) -> None:
-    worker = _current(turn, event.worker_id, event.epoch)
-    if worker is None or event.step < turn.state.digest_step:
-        return
-    digests = dict(turn.state.digests) if event.step == turn.state.digest_step else {}
-    digests[event.worker_id] = event.digest
-    turn.set(digests=digests, digest_step=event.step)
-    if len(set(digests.values())) > 1:
-        told = ", ".join(f"{w}: {d[:12]}" for w, d in sorted(digests.items()))
-        why = f"the ranks' digests of step {event.step} differ, so at least one holds corrupt state: {told}"
-        end(turn, JobPhase.FAILED, Outcome.CORRUPT_STATE, why)
-    elif len(digests) == turn.plan().size:
-        turn.say(f"digest of step {event.step} is equal on all {len(digests)} ranks: {event.digest[:12]}")
-
-
-def _checkpoint(turn: Turn, event: ev.CheckpointReported) -> None:
-    known = turn.state.checkpoint
-    worker = turn.state.workers.get(event.worker_id)
-    if worker is None or not worker.phase.alive or (event.ok and known is not None and event.step <= known.step):
-        return
-    resume = turn.state.resume
-    if event.ok:
-        older = (known, *turn.state.older_checkpoints) if known is not None else ()
-        kept = older[: turn.state.job.checkpoint.keep - 1]
-        turn.set(checkpoint=CheckpointRef(event.step, event.uri, event.detail), older_checkpoints=kept)
-        turn.say(f"checkpoint of step {event.step} is durable at {event.uri}")
-    elif resume is not None and resume.checkpoint_uri == event.uri and event.epoch == turn.state.epoch:
-        turn.say(f"checkpoint of step {event.step} cannot be used: {event.detail}")
-        if known is not None and known.uri == event.uri:
-            older = turn.state.older_checkpoints
-            turn.set(checkpoint=older[0] if older else None, older_checkpoints=older[1:])
-            turn.say(f"falling back to that of step {older[0].step}" if older else "there is no older one")
-    else:
-        turn.say(f"checkpoint of step {event.step} failed, training goes on: {event.detail}")
-
-
-def _task_failed(turn: Turn, event: ev.TaskFailed) -> None:
-    worker = _current(turn, event.worker_id, event.epoch)
-    if worker is None:
-        return
-    outcome = Outcome.CORRUPT_STATE if event.fatal_check else Outcome.USER_ERROR
-    what = "a check failed" if event.fatal_check else "the task's own code raised"
-    turn.say(f"{FailureClass.CORRUPT_STATE if event.fatal_check else FailureClass.USER_ERROR}: retrying would not help")
-    end(turn, JobPhase.FAILED, outcome, f"{what} on {turn.name(worker)} in step {event.step}:\n{event.traceback}")
-
-
-def _finished(turn: Turn, event: ev.RankFinished) -> None:
-    worker = _current(turn, event.worker_id, event.epoch)
-    if worker is None or turn.state.phase is JobPhase.FENCING:
-        return
-    if turn.state.phase is JobPhase.FORMING:
-        running(turn)
-    finished = {**turn.state.finished, event.worker_id: event.digest}
-    turn.set(finished=finished)
-    if len(finished) < turn.plan().size:
-        return
-    digests = set(finished.values())
-    if len(digests) > 1:
-        end(turn, JobPhase.FAILED, Outcome.CORRUPT_STATE, f"the ranks' final digests differ: {sorted(finished.items())}")
-    else:
-        end(turn, JobPhase.SUCCEEDED, Outcome.COMPLETED, f"step {event.step} of {turn.state.job.train.steps} is done")
-
-
-def _drain(turn: Turn, event: ev.DrainRequested) -> None:
-    state = turn.state
-    if event.node_id in state.drained or state.cluster is None or state.cluster.node(event.node_id) is None:
-        turn.say(f"drain of {event.node_id} by {event.who}: nothing to do")
-        return
-    alone = (
-        [s.rank for s in state.plan.seats if s.node_id == event.node_id and sole_holder(state.plan, s.rank)] if state.plan else []
-    )
-    if alone:
-        ranks = ", ".join(str(r) for r in alone)
-        turn.say(f"drain of {event.node_id} by {event.who} refused: nobody else holds the state of rank(s) {ranks}")
-        return
-    turn.set(drained=(*state.drained, event.node_id))
-    turn.say(f"node {event.node_id[:12]} is to be drained, says {event.who}: its ranks move as soon as spares are ready")
-    for w in list(state.workers.values()):
-        if w.node_id == event.node_id and w.phase in (WorkerPhase.SPARE, WorkerPhase.REQUESTED):
-            turn.worker(w.worker_id, WorkerPhase.ENDED, cause="its node is drained")
-            turn.do(ExitWorker(w.worker_id, "your node is drained"))
-
-
-def _fault(turn: Turn, event: ev.FaultRequested) -> None:
-    if event.fault.at_step and event.fault.at_step <= turn.state.committed_step:
-        turn.say(f"chaos by {event.who}: {event.fault.kind} refused, step {event.fault.at_step} is done already")
-    elif turn.state.phase is JobPhase.RUNNING:
-        turn.say(f"chaos by {event.who}")
-        strike(turn, event.fault)
-    else:
-        turn.set(faults=(*turn.state.faults, event.fault))
-        turn.say(f"chaos by {event.who}: {event.fault.kind} waits until an epoch runs")
+def _wish_again(turn: Turn, worker_id: str) -> None:
+    """What was asked of a member may be lost with its stream."""
+    if turn.state.change is not None:
+        turn.say("it is asked again to leave after the step under way")
+        turn.do(LeaveEpoch(worker_id, turn.state.epoch))
+    if turn.state.checkpoint_wish >= 0:
+        turn.say("it is asked again for a checkpoint")
+        turn.do(TakeCheckpoint(worker_id, turn.state.epoch))
 
 
 def _restarted(turn: Turn) -> None:
     """Another process takes over: clocks start anew, and whatever may not have been carried out is repeated."""
-    turn.set(phase_since_ms=turn.at_ms, retry_spawn_ms=0)
+    change = turn.state.change
+    turn.set(phase_since_ms=turn.at_ms, retry_spawn_ms=0, change=replace(change, asked_ms=turn.at_ms) if change else None)
     back = 0
     for w in list(turn.state.workers.values()):
         if not w.phase.alive:  # also those that were only told to end: a process or a slot of theirs may be left
             turn.do(KillWorker(w.worker_id, w.cause))
             continue
-        turn.worker(w.worker_id, connected=False, since_ms=turn.at_ms)
+        turn.worker(w.worker_id, connected=False, since_ms=turn.at_ms, slow_since_ms=-1)
         if w.phase is WorkerPhase.REQUESTED:
             turn.do(SpawnWorker(w.worker_id, w.node_id))
         else:

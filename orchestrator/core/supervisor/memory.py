@@ -49,17 +49,22 @@ def from_memory(turn: Turn, plan: Plan) -> Resume:
     state = turn.state
     if state.cold:
         raise Unrecoverable(state.cold)
+    for found, resume in turn.resumes:
+        if found is plan:
+            return resume
     held = trusted(turn)
     # A survivor that told of a commit may be gone by now; what was resumed by it is known all the same.
     told = [c for c in (state.commit, state.resume.commit if state.resume else None) if c is not None]
     known: Commit | None = max(told, key=lambda c: c.step, default=None)
-    return resolve(
+    resume = resolve(
         new=plan,
         held={s.rank: held[s.worker_id] for s in plan.seats if s.worker_id in held},
         known=known,
         graph=state.graph,
         skip_steps=state.skip_steps,
     )
+    turn.resumes.append((plan, resume))
+    return resume
 
 
 def from_disk(turn: Turn, plan: Plan) -> Resume:
@@ -84,9 +89,7 @@ def resume_for(turn: Turn, plan: Plan, actions: tuple[Action, ...]) -> Resume:
     except Unrecoverable as e:
         trained = state.committed_step != (state.checkpoint.step if state.checkpoint else 0)
         if state.checkpoint is None and (trained or state.cold):
-            raise Hopeless(
-                f"the state of step {state.committed_step} is gone ({e}) and there is no durable checkpoint"
-            ) from None
+            raise Hopeless(f"the state of step {state.committed_step} is gone ({e}) and there is no durable checkpoint") from None
         corrupt = bool(state.recoveries) and state.recoveries[-1].failure is FailureClass.CORRUPT_STATE
         if corrupt and trained and not state.cold and Action.ROLLBACK not in actions:
             raise Hopeless(

@@ -13,7 +13,7 @@ SLOW = "it is slow"  # how the reason begins for which a slow worker gives its r
 
 
 def movers(state: State, present: Sequence[Worker]) -> list[Worker]:
-    """Those that are to give their rank away. One of several stays for now when all of them are: somebody must hand the state on."""
+    """Those that are to give their rank away. When all of several are, one stays for now: somebody must hand the state on."""
     going = [w for w in present if going_why(state, w)]
     return going[:-1] if len(going) == len(present) > 1 else going
 

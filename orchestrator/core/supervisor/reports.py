@@ -73,8 +73,8 @@ def step_committed(turn: Turn, event: ev.StepCommitted) -> None:
         return
     if event.epoch < state.epoch and state.resume is not None and event.step > state.resume.step:
         return  # said again after a break, of steps that were lost since: this epoch began before them
-    if state.cold:
-        return  # of the past that is given up, or not yet of the next
+    if state.cold and state.phase in (JobPhase.FENCING, JobPhase.WAITING):
+        return  # of a past that is given up
     if event.step != state.committed_step + 1:
         turn.say(f"steps {state.committed_step + 1} to {event.step - 1} were committed while nobody was told")
     if state.phase is JobPhase.FORMING and event.epoch == state.epoch:
@@ -85,7 +85,9 @@ def step_committed(turn: Turn, event: ev.StepCommitted) -> None:
         budget, budget_step = budget + 1, event.step
         turn.say(f"{refill} steps without a failure: budget {budget} of {state.job.resilience.failure_budget}")
     if event.skipped:
-        turn.say(f"step {event.step} (loss {event.loss:.4g}, gradient norm {event.grad_norm:.4g}) was skipped: no update was applied")
+        turn.say(
+            f"step {event.step} (loss {event.loss:.4g}, gradient norm {event.grad_norm:.4g}) was skipped: no update was applied"
+        )
     turn.set(
         committed_step=event.step,
         commit=Commit(event.step, event.loss, event.grad_norm, event.scale, event.skipped, event.usual_loss),

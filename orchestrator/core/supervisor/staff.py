@@ -93,11 +93,7 @@ def available(turn: Turn) -> list[tuple[str, str]]:
     spares = [
         w
         for w in state.workers.values()
-        if w.phase is WorkerPhase.SPARE
-        and w.connected
-        and not w.suspect
-        and w.node_id in usable
-        and not going_why(state, w)
+        if w.phase is WorkerPhase.SPARE and w.connected and not w.suspect and w.node_id in usable and not going_why(state, w)
     ]
     out: list[tuple[str, str]] = []
     while spares:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from orchestrator.core.plan.plan import Plan
+from orchestrator.core.reshard.recovery import Resume
 from orchestrator.core.supervisor import table
 from orchestrator.core.supervisor.commands import Command
 from orchestrator.core.supervisor.state import Decision, JobPhase, State, Worker, WorkerPhase
@@ -27,6 +28,7 @@ class Turn:
         self.at_ms = at_ms
         self.commands: list[Command] = []
         self.reasons: list[str] = []
+        self.resumes: list[tuple[Plan, Resume]] = []  # found out in this turn: a large one takes seconds
 
     def decision(self) -> Decision:
         """The frozen result."""

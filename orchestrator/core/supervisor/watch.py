@@ -7,12 +7,12 @@ for standing still: somebody else is.
 
 from __future__ import annotations
 
-from statistics import median_low
-
 from orchestrator.core.job import FailureClass
+from orchestrator.core.supervisor.changes import hurry
 from orchestrator.core.supervisor.commands import DumpStacks, FenceEpoch, KillWorker
 from orchestrator.core.supervisor.epochs import fence, give_up, lose
 from orchestrator.core.supervisor.events import Observation, Tick
+from orchestrator.core.supervisor.pace import judge_pace
 from orchestrator.core.supervisor.staff import back_off
 from orchestrator.core.supervisor.state import JobPhase, Worker, WorkerPhase
 from orchestrator.core.supervisor.turn import Turn
@@ -33,7 +33,7 @@ def tick(turn: Turn, event: Tick) -> None:
         return
     _judge_epoch(turn, seen, limits)
     if turn.state.phase is JobPhase.RUNNING:
-        _judge_pace(turn, seen)
+        judge_pace(turn, seen, limits)
 
 
 def _judge(turn: Turn, worker: Worker, o: Observation, limits: Timeouts) -> None:
@@ -113,20 +113,5 @@ def _judge_epoch(turn: Turn, seen: dict[str, Observation], limits: Timeouts) -> 
                 FailureClass.COLLECTIVE_BROKEN,
                 f"every rank waits inside a collective for {2 * limits.lost_ms} ms",
             )
-
-
-def _judge_pace(turn: Turn, seen: dict[str, Observation]) -> None:
-    members = turn.members()
-    paces = {w.worker_id: seen[w.worker_id].micro_batch_ms for w in members if w.worker_id in seen}
-    if len(paces) < 3 or min(paces.values()) <= 0:
-        return
-    for w in members:
-        others = [p for i, p in paces.items() if i != w.worker_id]
-        usual, mine = median_low(sorted(others)), paces.get(w.worker_id, 0)
-        factor = turn.state.job.resilience.slow_factor
-        if not w.suspect and mine > factor * usual:
-            turn.worker(w.worker_id, suspect=f"slow: {mine} ms per micro-batch, its peers {usual} ms")
-            turn.say(f"{turn.name(w)} is slow, {FailureClass.WORKER_SLOW}: {mine} ms per micro-batch, its peers {usual} ms")
-        elif w.suspect.startswith("slow") and mine < 0.8 * factor * usual:
-            turn.worker(w.worker_id, suspect="")
-            turn.say(f"{turn.name(w)} is no longer slow")
+        elif state.change is not None and turn.at_ms - state.change.asked_ms >= limits.leave_ms:
+            hurry(turn, limits.leave_ms)

@@ -1,7 +1,7 @@
 """What people (and those who watch machines) ask for: to drain, scale, replace, save, cancel, or to break something on purpose.
 
-A wish becomes a mark in the state that says what should be; `changes` makes it so when it can. The reason tells who asked and what
-stands in the way.
+A wish becomes a mark in the state that says what should be; `changes` makes it so when it can. The reason tells who asked and
+what stands in the way.
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def test_plan_shows_ranks_and_their_shares(tmp_path: Path, monkeypatch: pytest.M
     assert "ZeRO-1" in result.stdout
     rows = [line.split() for line in result.stdout.splitlines() if line[:1].isdigit()]
     assert [row[0] for row in rows] == ["0", "1", "2", "3"]
-    assert rows[3][2] == "6-7"  # eight micro-batches over four ranks
+    assert rows[3][2:4] == ["0", "6-7"]  # the only layer; eight micro-batches over four ranks
 
 
 def test_plan_json_holds_plan_graph_and_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

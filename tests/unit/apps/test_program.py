@@ -14,8 +14,9 @@ from tests.unit.apps.world import EXAMPLE, cli
 
 COMMANDS = (
     *("init", "validate", "plan", "run", "launch", "status", "logs", "events"),
-    *("explain", "list", "chaos", "drain", "cancel", "doctor", "down"),
+    *("explain", "list", "scale", "drain", "replace", "chaos", "cancel", "doctor", "down"),
 )
+CHECKPOINT = ("now", "list", "verify", "export")
 HEAVY = ("torch", "ray", "numpy")
 _RUN = """
 import json, sys
@@ -36,6 +37,18 @@ def test_the_commands_are_those_of_the_issue() -> None:
     assert sorted(names) == sorted(COMMANDS)
 
 
+def test_checkpoint_is_a_group(tmp_path: Path) -> None:
+    (group,) = app.registered_groups
+    assert group.typer_instance is not None
+    commands = group.typer_instance.registered_commands
+    assert [c.name or getattr(c.callback, "__name__", "") for c in commands] == list(CHECKPOINT)
+    for name in CHECKPOINT:
+        result = cli("checkpoint", name, "--help", home=tmp_path)
+        assert result.exit_code == 0
+        assert f"checkpoint {name}" in result.stdout
+    assert cli("checkpoint", home=tmp_path).exit_code == 2
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(tmp_path: Path, command: str) -> None:
     result = cli(command, "--help", home=tmp_path)
@@ -51,7 +64,7 @@ def test_the_program_explains_its_exit_codes(tmp_path: Path) -> None:
     result = cli("--help", home=tmp_path)
     assert result.exit_code == 0
     assert "130 interrupted" in " ".join(result.stdout.split())
-    for command in COMMANDS:
+    for command in (*COMMANDS, "checkpoint"):
         assert f" {command} " in result.stdout
 
 
@@ -71,6 +84,8 @@ def test_usage_errors_are_bad_input(tmp_path: Path, arguments: tuple[str, ...]) 
     [
         (("--help",), 0),
         (("run", "--help"), 0),
+        (("checkpoint", "--help"), 0),
+        (("checkpoint", "list", "j", "--home", "."), 3),
         (("validate", str(EXAMPLE)), 0),
         (("validate", "none.yaml"), 2),
         (("status", "--home", "."), 3),

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from orchestrator.apps import report_facts as facts
 from orchestrator.apps.report import DECISIONS_MAX, render_report, write_report
 from orchestrator.apps.report_svg import loss_chart, nice_ticks, thin
-from orchestrator.core.supervisor.events import CancelRequested, StepCommitted, WorkerGone
+from orchestrator.core.job import Action, FailureClass
+from orchestrator.core.supervisor.events import CancelRequested, DrainRequested, StepCommitted, WorkerGone
+from orchestrator.spec.policies import policies
 from tests.scenarios.story import make_job
 from tests.unit.apps.world import HTML_IN_REASON, Recorded, losses, story
 
@@ -158,7 +160,9 @@ def test_the_timeline_of_a_failure() -> None:
 
 
 def test_a_failure_that_waits_for_a_spare_and_one_without_an_end() -> None:
-    told = Recorded(make_job(spares=0))
+    job = make_job(spares=0)
+    waiting = policies({FailureClass.WORKER_EXITED: (Action.SWAP, Action.WAIT)})
+    told = Recorded(replace(job, resilience=replace(job.resilience, policies=waiting)))
     told.launch(4)
     told.ready()
     told.commit(1)
@@ -170,6 +174,37 @@ def test_a_failure_that_waits_for_a_spare_and_one_without_an_end() -> None:
     assert failure.ms("fenced") == 30
     assert failure.ms("planned") is None
     assert "no new step followed" in page(told).text
+
+
+def test_a_planned_change_is_told_from_a_failure() -> None:
+    told = Recorded(make_job(steps=20))
+    told.launch(5)
+    told.ready()
+    told.commit(1)
+    told.tell(DrainRequested(0, told.plan.seats[2].node_id, "me", "maintenance"))
+    told.commit(2)
+    told.leave_all(2)
+    told.ready()
+    told.commit(3)
+    told.loses(1, at=3)
+    first, second = facts.failures(told.records)
+    assert (first.planned, first.epoch, first.at_step, first.over) == (True, 1, 2, True)
+    assert (second.planned, second.epoch, second.at_step) == (False, 2, 3)
+    text = page(told).text
+    assert "Planned change 1: epoch 1 was left after step 2" in text
+    assert "Failure 2: epoch 2 broke after step 3" in text
+
+
+def test_a_planned_change_during_which_a_worker_dies_is_a_failure() -> None:
+    told = Recorded(make_job(steps=20, spares=2))
+    told.launch(6)
+    told.ready()
+    told.commit(1)
+    told.tell(DrainRequested(0, told.plan.seats[2].node_id, "me", ""))
+    lost = told.plan.seats[1].worker_id
+    told.tell(WorkerGone(0, lost, "exited"))
+    told.leave_all(1, but=(lost,))
+    assert [f.planned for f in facts.failures(told.records)] == [False]
 
 
 def test_two_failures_one_after_the_other() -> None:

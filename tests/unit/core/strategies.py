@@ -15,9 +15,12 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from orchestrator.core.graph.space import space_of
 from orchestrator.core.plan.layout import Interval
-from orchestrator.core.plan.plan import MeshAxis, Plan, Seat
-from orchestrator.core.planner.planner import make_layouts
+from orchestrator.core.plan.plan import DATA, PIPELINE, TENSOR, MeshAxis, PipelineSchedule, Plan, Seat
+from orchestrator.core.planner.layouts import make_layouts
+from orchestrator.core.planner.stages import make_stages
+from orchestrator.testkit.jobs import make_graph
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=6)
 SIMPLE: dict[Any, st.SearchStrategy[Any]] = {
@@ -55,31 +58,61 @@ def of_hint(hint: Any) -> st.SearchStrategy[Any]:
     return SIMPLE[hint]
 
 
-def make_plan(nodes: Sequence[str], *, numel: int, block: int, zero_stage: int, copies: int, epoch: int = 1) -> Plan:
-    """A plan with worker w0, w1, ... on the given nodes; PlanError where the planner has none."""
-    return Plan(
+def make_plan(
+    nodes: Sequence[str],
+    *,
+    layers: Sequence[int] = (10,),
+    block: int = 4,
+    zero_stage: int = 1,
+    copies: int = 0,
+    shard: int = 0,
+    pipeline: int = 1,
+    tensor: int = 1,
+    epoch: int = 1,
+) -> Plan:
+    """A plan with worker w0, w1, ... on the given nodes, rank by rank; PlanError where the planner has none."""
+    graph = make_graph(*layers, block=block)
+    data = len(nodes) // (pipeline * tensor)
+    draft = Plan(
         job="j",
         epoch=epoch,
         parent=epoch - 1,
-        mesh=(MeshAxis("data", len(nodes)),),
+        mesh=(MeshAxis(PIPELINE, pipeline), MeshAxis(DATA, data), MeshAxis(TENSOR, tensor)),
         zero_stage=zero_stage,
+        shard=(shard or data) if zero_stage else 1,
         copies=copies,
-        micro_batches=len(nodes),
+        micro_batches=data,
         block=block,
+        section=space_of(graph, tensor).section,
+        stages=make_stages(graph, tensor=tensor, pipeline=pipeline),
+        schedule=PipelineSchedule.ONE_F_ONE_B,
+        recompute=False,
         seats=tuple(Seat(r, f"w{r}", node) for r, node in enumerate(nodes)),
-        layouts=make_layouts(numel=numel, block=block, nodes=nodes, zero_stage=zero_stage, copies=copies),
+        layouts=(),
         reason="test",
     )
+    return dataclasses.replace(draft, layouts=make_layouts(draft))
 
 
 @st.composite
 def plans(draw: st.DrawFn, *, with_copies: bool = False) -> Plan:
-    """First plans of 1 to 6 ranks: replicated, sharded, or sharded with copies where there are two nodes (or only the last)."""
-    nodes = draw(st.lists(st.sampled_from("abcd"), min_size=1, max_size=6))
+    """Plans of 1 to 8 ranks on random nodes: every axis, every ZeRO stage, grouped or not, copies where there are two nodes."""
+    pipeline, tensor = draw(st.sampled_from([(1, 1), (1, 1), (2, 1), (3, 1), (1, 2), (2, 2)]))
+    data = draw(st.integers(1, 8 // (pipeline * tensor)))
+    size = pipeline * data * tensor
+    nodes = draw(st.lists(st.sampled_from("abcd"), min_size=size, max_size=size))
+    if with_copies and size == 1:
+        pipeline, data, nodes = 2, 1, ["a", "b"]
     if with_copies and len(set(nodes)) == 1:
-        nodes.append("e")
-    kinds = [(0, 0), (1, 0)] * (not with_copies) + [(1, 1)] * (len(set(nodes)) > 1)
-    zero_stage, copies = draw(st.sampled_from(kinds))
-    block = draw(st.integers(1, 4))
-    numel = block * draw(st.integers(1, 14))
-    return make_plan(nodes, numel=numel, block=block, zero_stage=zero_stage, copies=copies)
+        nodes[-1] = "e"
+    zero_stage = draw(st.integers(0, 3))
+    return make_plan(
+        nodes,
+        layers=draw(st.lists(st.integers(1, 40), min_size=pipeline, max_size=5)),
+        block=draw(st.sampled_from([1, 4, 16])),
+        zero_stage=zero_stage,
+        copies=draw(st.integers(int(with_copies), int(len(set(nodes)) > 1))),
+        shard=draw(st.sampled_from([s for s in range(1, data + 1) if data % s == 0])),
+        pipeline=pipeline,
+        tensor=tensor,
+    )

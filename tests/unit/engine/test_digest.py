@@ -1,76 +1,150 @@
-"""A digest that does not depend on the layout and tells who holds the wrong bits."""
+"""A digest that does not depend on the layout, and a vote on who holds the wrong bits."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import pytest
 import torch
 
-from orchestrator.core.plan.plan import OPTIMIZER, MeshAxis, Plan, Seat
-from orchestrator.core.planner.planner import make_layouts
-from orchestrator.engine.digest import CopiesDiffer, Digester, word_sum
+from orchestrator.core.plan.layout import Interval
+from orchestrator.core.plan.plan import OPTIMIZER, PARAMS, Plan
+from orchestrator.engine import digest
+from orchestrator.engine.digest import CopiesDiffer, Digester, fill, serial_digest
+from orchestrator.engine.extents import Extents
 from orchestrator.engine.groups import EpochGroup
-from orchestrator.engine.optim import Regions
 from tests.unit.engine.groups_world import run_ranks
+from tests.unit.engine.state_world import KEYS, Rank, cut_up, new_state, plan_of, whole_vector
 
-BLOCK, BLOCKS = 1024, 7
+
+def digests(plan: Plan, *, flips: Sequence[tuple[int, str, int]] = (), step: int = 5) -> list[str]:
+    """`flips`: (rank, tensor, element) of what is changed."""
+
+    def work(group: EpochGroup) -> str:
+        rank = Rank(plan, group.rank)
+        for who, name, at in flips:
+            if who == group.rank:
+                extents = rank.params if name == PARAMS else rank.moments[name]
+                extents.view(at, at + 1).add_(1.0)
+        digester = Digester(plan=plan, group=group, keys=KEYS)
+        return digester.compute(step=step, params=rank.params, moments=rank.moments)
+
+    return run_ranks(plan.size, work)
 
 
-def _plan(size: int, zero: int) -> Plan:
-    nodes = [f"n{r}" for r in range(size)]
-    copies = 1 if zero and size > 1 else 0
-    return Plan(
-        job="j",
-        epoch=1,
-        parent=0,
-        mesh=(MeshAxis("data", size),),
-        zero_stage=zero,
-        copies=copies,
-        micro_batches=8,
-        block=BLOCK,
-        seats=tuple(Seat(r, f"w{r}", n) for r, n in enumerate(nodes)),
-        layouts=make_layouts(numel=BLOCK * BLOCKS, block=BLOCK, nodes=nodes, zero_stage=zero, copies=copies),
-        reason="test",
+def accused(plan: Plan, *flips: tuple[int, str, int]) -> tuple[tuple[int, ...], str]:
+    with pytest.raises(CopiesDiffer) as caught:
+        digests(plan, flips=flips)
+    return caught.value.accused, str(caught.value)
+
+
+def serial(degree: int, *, step: int = 5) -> str:
+    """Of the whole vector of a tensor degree."""
+    state = new_state(degree=degree)
+    parts = [cut_up(whole_vector(state, s, params_only=s > 1), (Interval(0, state.space.numel),), s) for s in (1, 2, 3)]
+    moments = dict(zip(KEYS, parts[1:], strict=True))
+    return serial_digest(step=step, numel=state.space.numel, block=state.block, params=parts[0], moments=moments)
+
+
+@pytest.mark.parametrize("name", ["serial", "zero0", "zero1", "zero3", "groups", "pipeline", "interleaved"])
+def test_every_layout_gives_the_digest_of_the_serial_run(name: str) -> None:
+    plan = plan_of(name)
+    assert digests(plan) == [serial(1)] * plan.size
+    if name == "serial":
+        assert digests(plan, step=6) == [serial(1, step=6)] != [serial(1)]
+
+
+@pytest.mark.parametrize("name", ["tensor2", "all"])
+def test_tensor_sections_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digest, "TABLE_BYTES_MAX", 1000)  # looked at in many pieces
+    plan = plan_of(name)
+    assert digests(plan) == [serial(2)] * plan.size
+
+
+def test_where_memory_is_cut_makes_no_difference() -> None:
+    vector = torch.randn(5 * 1024, generator=torch.Generator().manual_seed(1))
+    tables = []
+    for dtype in (torch.float32, torch.bfloat16):
+        for seed in range(20):
+            table = torch.zeros(2, 5, dtype=torch.int64)
+            fill(table, cut_up(vector.to(dtype), (Interval(0, 5 * 1024),), seed), (Interval(1024, 5 * 1024),), 1024)
+            tables.append(table)
+    assert all(torch.equal(t, tables[0]) for t in tables[:20])
+    assert all(torch.equal(t, tables[20]) for t in tables[20:])
+    assert not torch.equal(tables[0], tables[20])
+    assert not tables[0][:, 0].any()
+    assert tables[0][:, 1:].all()
+
+
+def test_sums_wrap_and_two_words_that_changed_places_are_seen() -> None:
+    top = torch.full((1024,), -1, dtype=torch.int64)
+    swapped = torch.arange(1024)
+    out = []
+    for values in (top, torch.arange(1024), swapped):
+        extents = Extents(torch.int64)
+        extents.add(Interval(0, 1024), values)
+        if values is swapped:
+            swapped[[3, 7]] = swapped[[7, 3]]
+        table = torch.zeros(2, 1, dtype=torch.int64)
+        fill(table, extents, (Interval(0, 1024),), 1024)
+        out.append(table.view(-1).tolist())
+    assert out[0][0] == -1024
+    assert out[1][0] == out[2][0]
+    assert out[1][1] != out[2][1]
+
+
+def test_of_two_copies_that_differ_nobody_is_accused() -> None:
+    plan = plan_of("zero1")
+    owner = next(r for r, h in enumerate(plan.layout(OPTIMIZER).holdings) if h.primary[0].start == 0)
+    keeper = next(r for r, h in enumerate(plan.layout(OPTIMIZER).holdings) for i in h.extra if i.start <= 1029 < i.stop)
+    who, why = accused(plan, (keeper, "exp_avg", 1029))
+    assert who == ()
+    pair = " against ".join(f"rank {r}" for r in sorted((owner, keeper)))
+    assert f"exp_avg, block 1 (elements [1024, 2048)): {pair}, with no majority" in why
+    assert accused(plan, (owner, "exp_avg", 1029)) == (who, why)
+
+
+@pytest.mark.parametrize("liar", [0, 1, 2])
+def test_the_majority_says_who_is_wrong_be_it_the_owner(liar: int) -> None:
+    plan = plan_of("zero0")
+    who, why = accused(plan, (liar, PARAMS, 3))
+    assert who == (liar,)
+    others = ", ".join(str(r) for r in range(3) if r != liar)
+    assert why == (
+        f"after step 5 holders of the same state have different bits: params, block 0 (elements [0, 1024)): "
+        f"rank {liar} against ranks {others}"
     )
 
 
-def _digests(size: int, zero: int, *, flip: tuple[int, int] | None = None, step: int = 5) -> list[str]:
-    """`flip`: (rank, element) of the moment whose copy is changed."""
-    plan = _plan(size, zero)
-    generator = torch.Generator().manual_seed(3)
-    flat, moment = (torch.randn(BLOCK * BLOCKS, generator=generator) for _ in range(2))
-
-    def work(group: EpochGroup) -> str:
-        regions = Regions(plan.layout(OPTIMIZER).holdings[group.rank].everything)
-        mine = torch.cat([moment[i.start : i.stop] for i in regions.intervals]) if regions.intervals else moment[:0]
-        if flip is not None and flip[0] == group.rank:
-            regions.view(mine, flip[1], flip[1] + 1).neg_()
-        digester = Digester(plan=plan, group=group, keys=["exp_avg"])
-        return digester.compute(step=step, flat=flat, regions=regions, moments={"exp_avg": mine})
-
-    return run_ranks(size, work)
+def test_every_block_has_a_vote_of_its_own() -> None:
+    plan = plan_of("zero0")
+    who, why = accused(plan, (1, "exp_avg", 3), (2, "exp_avg_sq", 5000), (1, "exp_avg_sq", 9000))
+    assert who == (1, 2)
+    assert "exp_avg, block 0" in why
+    assert "exp_avg_sq, block 4" in why
+    who, why = accused(plan, (0, PARAMS, 3), (1, PARAMS, 4), (2, PARAMS, 1024 * 7))
+    assert who == (2,)  # block 0 has three versions
+    assert "block 0 (elements [0, 1024)): rank 0 against rank 1 against rank 2, with no majority" in why
 
 
-def test_every_layout_gives_the_same_digest() -> None:
-    (expected,) = _digests(1, 0)
-    for size, zero in ((2, 0), (3, 1), (4, 1)):
-        assert _digests(size, zero) == [expected] * size
-    assert _digests(1, 0, step=6) != [expected]
+def test_every_rank_comes_to_the_same_verdict() -> None:
+    plan = plan_of("groups")
 
+    def work(group: EpochGroup) -> tuple[str, tuple[int, ...]]:
+        rank = Rank(plan, group.rank)
+        if group.rank == 3:
+            for at in range(0, 30 * 1024, 1024):
+                rank.params.view(at, at + 1).neg_()
+        with pytest.raises(CopiesDiffer) as caught:
+            Digester(plan=plan, group=group, keys=KEYS).compute(step=5, params=rank.params, moments=rank.moments)
+        return str(caught.value), caught.value.accused
 
-def test_a_wrong_copy_is_named() -> None:
-    plan = _plan(3, 1)
-    holder = next(r for r, h in enumerate(plan.layout(OPTIMIZER).holdings) for i in h.extra if i.start == 0)
-    with pytest.raises(CopiesDiffer, match=rf"rank {holder} holds other bits of exp_avg .* block 1 .* its owner, rank 0"):
-        _digests(3, 1, flip=(holder, BLOCK + 5))
+    verdicts = run_ranks(plan.size, work)
+    assert len(set(verdicts)) == 1
+    assert verdicts[0][1] == (3,)
+    assert verdicts[0][0].endswith("and 26 more blocks")
 
 
 def test_a_wrong_owner_changes_the_digest_where_there_is_no_copy() -> None:
-    assert _digests(1, 1, flip=(0, 9)) != _digests(1, 1)
-
-
-def test_word_sums_wrap() -> None:
-    ones = torch.full((4,), -1, dtype=torch.int32)
-    assert word_sum(ones) == -2
-    assert word_sum(torch.zeros(8)) == 0
-    top = torch.tensor([1 << 62, 1 << 62], dtype=torch.int64)
-    assert word_sum(top) == -(1 << 63)
+    plan = plan_of("serial")
+    assert digests(plan, flips=[(0, "exp_avg", 9)]) != digests(plan)

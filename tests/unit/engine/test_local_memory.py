@@ -52,23 +52,27 @@ def test_the_bytes_arrive_and_the_end_is_noticed() -> None:
         memory = PeerMemory(words)
         assert memory.reachable()
         into = torch.zeros(numel)
-        memory.pull(address, into)
+        memory.pull([(address, into.nbytes)], into)
         assert torch.equal(into, torch.arange(numel, dtype=torch.float32))
-        memory.pull(address + 400, into[:10])
+        memory.pull([(address + 400, 40)], into[:10])
         assert into[:10].tolist() == list(range(100, 110))
+        runs = [(address + 4 * (at * at % numel), 4 + 4 * (at % 3)) for at in range(2500)]  # more than one call takes
+        memory.pull(runs, into[:4999])
+        expected = [at * at % numel + k for at in range(2500) for k in range(1 + at % 3)]
+        assert into[:4999].tolist() == expected
         with pytest.raises(PeerGone) as freed:  # nothing is mapped there
-            memory.pull(8, into)
+            memory.pull([(8, into.nbytes)], into)
         assert not freed.value.dead
         link.send("leave")
         assert link.recv() == "left"
         assert not memory.reachable()
         with pytest.raises(PeerGone, match="has left") as left:
-            memory.pull(address, into)
+            memory.pull([(address, into.nbytes)], into)
         assert not left.value.dead
         process.kill()
         process.join(LIMIT_S)
         with pytest.raises(PeerGone) as gone:
-            memory.pull(address, into)
+            memory.pull([(address, into.nbytes)], into)
         assert gone.value.dead
 
 

@@ -21,11 +21,13 @@ class FakeTools:
         self.gate = threading.Event()
         self.began = threading.Semaphore(0)
         self.threads: list[str] = []
+        self.places: list[str] = []
         self.error: Exception | None = None
         if open_:
             self.gate.set()
 
     def list(self, uri: str) -> Sequence[CheckpointInfo]:
+        self.places.append(uri)
         self.threads.append(threading.current_thread().name)
         self.began.release()
         assert self.gate.wait(60)
@@ -34,9 +36,11 @@ class FakeTools:
         return ()
 
     def verify(self, uri: str, *, step: int | None) -> CheckpointVerdict:
+        self.places.append(uri)
         raise NotFoundError(f"there is no checkpoint of step {step}")
 
     def export(self, uri: str, *, step: int | None, path: str, dtype: ExportType) -> ExportedModel:
+        self.places.append(uri)
         return ExportedModel(path=path, job="j", step=step or 0, digest="d", tensors=1, size_bytes=4, dtype=dtype)
 
 

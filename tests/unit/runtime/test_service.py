@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,16 @@ import pytest
 
 from orchestrator.adapters.files.journal import SqliteJournal
 from orchestrator.core.job import Job
-from orchestrator.core.supervisor.commands import InjectFault
-from orchestrator.core.supervisor.events import Event, Fault, WorkerGone, WorkerHello
-from orchestrator.core.supervisor.state import CheckpointRef, JobPhase, State
+from orchestrator.core.supervisor.commands import InjectFault, TakeCheckpoint
+from orchestrator.core.supervisor.events import Event, Fault, ScaleRequested, WorkerGone, WorkerHello
+from orchestrator.core.supervisor.machine import initial
+from orchestrator.core.supervisor.state import CheckpointRef, JobPhase, Outcome, State, WorkerPhase
+from orchestrator.runtime.checkpoint_types import ExportType
 from orchestrator.runtime.control import BadRequestError, ControlHandler, NotFoundError, NotPossibleError
 from orchestrator.runtime.driver import JournalFailed
-from orchestrator.runtime.ports import Beat, LogLine, NotReady, Welcome
-from orchestrator.runtime.service import Parts, SupervisorService
+from orchestrator.runtime.ports import Beat, LogLine, NotReady, Record, Welcome
+from orchestrator.runtime.service import RELEASED_FILE, Parts, SupervisorService
+from tests.unit.runtime.test_checkpoints import FakeTools
 from tests.unit.runtime.world import GRAPH, LoopClock, Silent, World, WorldFleet, job, virtually
 
 
@@ -51,6 +54,7 @@ class Place:
         self.folder = folder
         self.worlds: dict[str, World] = {}
         self.checkpoint: CheckpointRef | None = None
+        self.tools = FakeTools()
         self.failures: list[tuple[str, BaseException]] = []
         self.clock = LoopClock()
 
@@ -83,6 +87,7 @@ class Place:
                 make_fleet=lambda made: WorldFleet(self.world(made)),
                 make_telemetry=lambda _: Silent(),
                 newest_checkpoint=newest_checkpoint,
+                checkpoint_tools=lambda: self.tools,
                 workers=AllWorkers(),
                 prober=Prober(),
                 clock=self.clock,
@@ -380,15 +385,137 @@ def test_a_drain_empties_the_node_or_says_why_not(story: Story) -> None:
         world = await place.submitted(service, job())
         await world.until(lambda s: s.committed_step >= 3)
         node = world.rank(0).node_id
-        await service.drain("j", node_id=node, who="me")
+        await service.drain("j", node_id=node, who="me", why="maintenance")
         await world.until(lambda s: s.phase is JobPhase.RUNNING and s.epoch == 2)
         assert world.rank(0).node_id != node
         with pytest.raises(NotFoundError):
-            await service.drain("j", node_id="zz", who="me")
+            await service.drain("j", node_id="zz", who="me", why="")
         assert (await service.finished("j")).steps_lost == 0
         await service.close()
 
     story(main)
+
+
+def test_a_scale_is_decided_on_and_carried_out(story: Story) -> None:
+    async def main(place: Place) -> None:
+        service = place.service()
+        await service.start()
+        world = await place.submitted(service, job(ranks=3, steps=60))
+        await world.until(lambda s: s.committed_step >= 3)
+        decided = await service.scale("j", nodes=2, layers_per_stage=(), who="me")
+        assert "data 2" in decided.reason
+        record = (await collected(service.watch_events("j", after_seq=decided.seq - 1, follow=False)))[0]
+        assert record.event == ScaleRequested(record.at_ms, 2, (), "me")
+        again = await service.scale("j", nodes=2, layers_per_stage=(), who="me")
+        assert "nothing to do" in again.reason, "asking twice is no error"
+        await world.until(lambda s: s.phase is JobPhase.RUNNING and s.epoch == 2)
+        status = await service.get("j")
+        assert [(a.name, a.size) for a in status.target] == [("pipeline", 1), ("data", 2), ("tensor", 1)]
+        assert status.plan is not None
+        assert (status.plan.ranks, status.shrunk) == (2, False)
+        assert (await service.finished("j")).steps_lost == 0
+        await service.close()
+
+    story(main)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "layers", "error", "match"),
+    [
+        (0, (), BadRequestError, "say what is to change"),
+        (-1, (), BadRequestError, "not negative"),
+        (2, (1, 0), BadRequestError, "at least one layer"),
+        (99, (), NotPossibleError, "cannot feed"),
+        (0, (9, 9), NotPossibleError, "do not add up"),
+    ],
+)
+def test_a_scale_that_cannot_be_is_refused(
+    story: Story, nodes: int, layers: tuple[int, ...], error: type[Exception], match: str
+) -> None:
+    async def main(place: Place) -> None:
+        service = place.service()
+        await service.start()
+        world = await place.submitted(service, job())
+        await world.until(lambda s: s.committed_step >= 3)
+        with pytest.raises(error, match=match):
+            await service.scale("j", nodes=nodes, layers_per_stage=layers, who="me")
+        await service.close()
+
+    story(main)
+
+
+@pytest.mark.parametrize("by", ["rank", "name", "number"])
+def test_a_worker_is_replaced_by_a_spare(story: Story, by: str) -> None:
+    async def main(place: Place) -> None:
+        service = place.service()
+        await service.start()
+        world = await place.submitted(service, job(steps=60))
+        await world.until(lambda s: s.committed_step >= 3 and any(w.phase is WorkerPhase.SPARE for w in s.workers.values()))
+        old = world.rank(1).worker_id
+        name = {"rank": "", "name": old, "number": old.rpartition("/")[2]}[by]
+        decided = await service.replace_worker("j", worker_id=name, rank=None if name else 1, who="me")
+        assert "to be replaced, says me" in decided.reason
+        await world.until(lambda s: s.phase is JobPhase.RUNNING and s.epoch == 2)
+        assert world.rank(1).worker_id != old
+        with pytest.raises(NotFoundError, match=f"no worker {old} any more"):
+            await service.replace_worker("j", worker_id=old, rank=None, who="me")
+        with pytest.raises(NotFoundError, match="ranks 0 to 1"):
+            await service.replace_worker("j", worker_id="", rank=7, who="me")
+        with pytest.raises(BadRequestError, match="either a worker or a rank"):
+            await service.replace_worker("j", worker_id=old, rank=1, who="me")
+        assert (await service.finished("j")).steps_lost == 0
+        await service.close()
+
+    story(main)
+
+
+def test_a_checkpoint_is_asked_for_where_there_is_a_place_for_it(story: Story) -> None:
+    async def main(place: Place) -> None:
+        service = place.service()
+        await service.start()
+        world = await place.submitted(service, job(name="without"))
+        await world.until(lambda s: s.committed_step >= 3)
+        with pytest.raises(NotPossibleError, match="no place for checkpoints"):
+            await service.take_checkpoint("without", who="me")
+        with pytest.raises(NotPossibleError, match=r"sets no checkpoint\.uri"):
+            await service.list_checkpoints("without", uri="")
+        made = job(name="with")
+        world = await place.submitted(service, replace(made, checkpoint=replace(made.checkpoint, uri="/c")))
+        await world.until(lambda s: s.committed_step >= 3)
+        decided = await service.take_checkpoint("with", who="me")
+        assert "checkpoint for me" in decided.reason
+        await world.until(lambda s: any(isinstance(c, TakeCheckpoint) for w in world.workers.values() for c in w.commands))
+        await service.close()
+
+    story(main)
+
+
+async def test_checkpoints_are_looked_at_where_the_job_has_them(tmp_path: Path) -> None:
+    """In real time, since storage is real: a job that is over can be looked at too."""
+    place = Place(tmp_path)
+    made = replace(job(name="j"), checkpoint=replace(job().checkpoint, uri="/c"))
+    journal = SqliteJournal(tmp_path / "j")
+    journal.create(made)
+    over = replace(initial(made, checkpoint=None, now_ms=0), phase=JobPhase.CANCELLED, outcome=Outcome.CANCELLED)
+    journal.snapshot(0, over)
+    journal.close()
+    (tmp_path / "j" / RELEASED_FILE).touch()
+    service = place.service()
+    await service.start()
+    assert await service.list_checkpoints("j", uri="") == ()
+    assert place.tools.places == ["/c"]
+    with pytest.raises(NotFoundError, match="no checkpoint of step 7"):
+        await service.verify_checkpoint("j", uri="/d", step=7)
+    with pytest.raises(BadRequestError, match="no absolute path"):
+        await service.export_checkpoint("j", uri="", step=None, path="m.safetensors", dtype=ExportType.FP32)
+    exported = await service.export_checkpoint("j", uri="", step=None, path="/m", dtype=ExportType.BF16)
+    assert (exported.path, exported.dtype) == ("/m", ExportType.BF16)
+    assert place.tools.places == ["/c", "/d", "/c"]
+    await service.close()
+
+
+async def collected(records: AsyncGenerator[Record, None]) -> list[Record]:
+    return [r async for r in records]
 
 
 def test_cancel_returns_when_it_is_journaled_and_after_the_end_it_is_refused(story: Story) -> None:

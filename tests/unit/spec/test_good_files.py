@@ -14,10 +14,14 @@ from pathlib import Path
 import pytest
 
 from orchestrator.core.job import (
+    Action,
+    BadStep,
     CheckpointSettings,
     ClusterSettings,
     Consistency,
     DeviceKind,
+    FailureClass,
+    FailurePolicy,
     Job,
     OptimizerSettings,
     ParallelSettings,
@@ -26,6 +30,7 @@ from orchestrator.core.job import (
     TaskRef,
     TrainSettings,
 )
+from orchestrator.core.plan.plan import PipelineSchedule
 from orchestrator.spec import JobSpec, SpecError, load, load_text, resolve
 from orchestrator.spec.values import duration_ms
 
@@ -61,10 +66,37 @@ def test_a_name_is_enough() -> None:
             eval_every=50,
             eval_micro_batches=4,
         ),
-        parallel=ParallelSettings(data=4, zero_stage=0, copies=0),
+        parallel=ParallelSettings(
+            data=4,
+            zero_stage=0,
+            shard=0,
+            copies=0,
+            tensor=1,
+            pipeline=1,
+            stages_per_rank=1,
+            layers_per_stage=(),
+            schedule=PipelineSchedule.ONE_F_ONE_B,
+            recompute=False,
+        ),
         cluster=ClusterSettings(nodes=4, spares=1, slots_per_node=1, device=DeviceKind.CPU),
         checkpoint=CheckpointSettings(uri="", every=0, keep=1),
-        resilience=ResilienceSettings(detect_within_ms=4000, failure_budget=5, budget_refill_steps=50, slow_factor=2.0),
+        resilience=ResilienceSettings(
+            detect_within_ms=4000,
+            failure_budget=5,
+            budget_refill_steps=50,
+            slow_factor=2.0,
+            policies=(
+                FailurePolicy(FailureClass.WORKER_EXITED, (Action.SWAP, Action.SHRINK, Action.WAIT)),
+                FailurePolicy(FailureClass.NODE_LOST, (Action.SWAP, Action.SHRINK, Action.WAIT)),
+                FailurePolicy(FailureClass.WORKER_HUNG, (Action.SWAP, Action.SHRINK, Action.WAIT)),
+                FailurePolicy(FailureClass.WORKER_SLOW, (Action.REPORT,)),
+                FailurePolicy(FailureClass.CORRUPT_STATE, (Action.SWAP, Action.SHRINK, Action.FAIL)),
+            ),
+            ranks_min=1,
+            grow_after_steps=10,
+            on_bad_step=BadStep.FAIL,
+            loss_spike_factor=0.0,
+        ),
     )
 
 
@@ -96,10 +128,37 @@ def test_every_key_is_heard() -> None:
             eval_every=0,
             eval_micro_batches=1,
         ),
-        parallel=ParallelSettings(data=6, zero_stage=1, copies=0),
-        cluster=ClusterSettings(nodes=3, spares=0, slots_per_node=2, device=DeviceKind.CUDA),
+        parallel=ParallelSettings(
+            data=4,
+            zero_stage=3,
+            shard=2,
+            copies=0,
+            tensor=2,
+            pipeline=2,
+            stages_per_rank=2,
+            layers_per_stage=(3, 1, 1, 2),
+            schedule=PipelineSchedule.INTERLEAVED,
+            recompute=True,
+        ),
+        cluster=ClusterSettings(nodes=8, spares=0, slots_per_node=2, device=DeviceKind.CUDA),
         checkpoint=CheckpointSettings(uri="s3://bucket/run", every=0, keep=1),
-        resilience=ResilienceSettings(detect_within_ms=1500, failure_budget=0, budget_refill_steps=1, slow_factor=1.25),
+        resilience=ResilienceSettings(
+            detect_within_ms=1500,
+            failure_budget=0,
+            budget_refill_steps=1,
+            slow_factor=1.25,
+            policies=(
+                FailurePolicy(FailureClass.WORKER_EXITED, (Action.SHRINK, Action.FAIL)),
+                FailurePolicy(FailureClass.NODE_LOST, (Action.WAIT,)),
+                FailurePolicy(FailureClass.WORKER_HUNG, (Action.FAIL,)),
+                FailurePolicy(FailureClass.WORKER_SLOW, (Action.RECUT, Action.SWAP, Action.REPORT)),
+                FailurePolicy(FailureClass.CORRUPT_STATE, (Action.ROLLBACK, Action.FAIL)),
+            ),
+            ranks_min=8,
+            grow_after_steps=0,
+            on_bad_step=BadStep.ROLLBACK,
+            loss_spike_factor=2.5,
+        ),
     )
 
 
@@ -108,7 +167,7 @@ def test_no_value_of_a_job_has_a_wrong_type() -> None:
     for section in (job.train, job.train.optimizer, job.parallel, job.cluster, job.checkpoint, job.resilience):
         for field in dataclasses.fields(section):
             value = getattr(section, field.name)
-            assert field.type == type(value).__name__, (field.name, value)
+            assert str(field.type).partition("[")[0] == type(value).__name__, (field.name, value)
 
 
 @pytest.mark.parametrize("example", sorted(ROOT.glob("examples/*/job.yaml")), ids=lambda path: path.parent.name)
@@ -119,7 +178,8 @@ def test_the_examples_load(example: Path) -> None:
 def test_the_main_example_is_what_the_main_job_needs() -> None:
     job = load(ROOT / "examples/gpt-docs/job.yaml")
     assert (job.name, job.task.target, job.train.steps, job.train.micro_batches) == ("gpt-docs", "gpt", 60, 8)
-    assert job.parallel == ParallelSettings(data=4, zero_stage=1, copies=1)
+    p = job.parallel
+    assert (p.data, p.zero_stage, p.copies, p.tensor, p.pipeline) == (4, 1, 1, 1, 1)
     assert (job.cluster.nodes, job.cluster.spares) == (4, 1)
     assert json.loads(job.task.options_json)["width"] == 128
 
@@ -133,11 +193,43 @@ def test_the_main_example_is_what_the_main_job_needs() -> None:
         ("parallel: {zero: 1, data: 1}", 1, 0),
         ("parallel: {zero: 1, data: 2}", 2, 1),
         ("parallel: {zero: 1, copies: 0}", 4, 0),
+        ("parallel: {pipeline: 2}", 2, 1),
+        ("parallel: {pipeline: 4}", 1, 1),
+        ("parallel: {tensor: 3}", 1, 1),
+        ("cluster: {nodes: 9}\nparallel: {pipeline: 2, tensor: 2}\nresilience: {min_ranks: 8}", 2, 1),
+        ("cluster: {nodes: 1, slots_per_node: 4}\nparallel: {pipeline: 2}", 2, 0),
     ],
 )
 def test_defaults_that_depend_on_the_cluster(body: str, data: int, copies: int) -> None:
     parallel = job_of(body).parallel
     assert (parallel.data, parallel.copies) == (data, copies)
+
+
+@pytest.mark.parametrize(
+    ("body", "schedule", "shard"),
+    [
+        ("", "1f1b", 0),
+        ("parallel: {pipeline: 2, stages_per_rank: 2}", "interleaved", 0),
+        ("parallel: {pipeline: 2, schedule: zero-bubble}", "zero-bubble", 0),
+        ("parallel: {zero: 3, shard: 4}", "1f1b", 0),
+        ("parallel: {zero: 3, shard: 2}", "1f1b", 2),
+    ],
+)
+def test_defaults_that_depend_on_the_plan(body: str, schedule: str, shard: int) -> None:
+    parallel = job_of(body).parallel
+    assert (parallel.schedule, parallel.shard) == (schedule, shard)
+
+
+def test_a_policy_is_completed() -> None:
+    asked = "resilience:\n  policy:\n    default: [swap]\n    node-lost: [shrink, wait]\n    worker-slow: [swap]\n"
+    settings = job_of(asked).resilience
+    assert settings.actions(FailureClass.WORKER_EXITED) == (Action.SWAP, Action.FAIL), "what is always possible ends a list"
+    assert settings.actions(FailureClass.WORKER_HUNG) == (Action.SWAP, Action.FAIL)
+    assert settings.actions(FailureClass.NODE_LOST) == (Action.SHRINK, Action.WAIT)
+    assert settings.actions(FailureClass.WORKER_SLOW) == (Action.SWAP, Action.REPORT), "a slow worker that must stay is shown"
+    assert settings.actions(FailureClass.CORRUPT_STATE) == (Action.SWAP, Action.FAIL)
+    slow = job_of("resilience: {policy: {default: [fail]}}").resilience.actions(FailureClass.WORKER_SLOW)
+    assert slow == (Action.REPORT,), "the default is not about slow workers"
 
 
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (9, 0), (10, 1), (60, 6), (1_000, 100), (100_000, 100)])

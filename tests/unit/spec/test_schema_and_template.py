@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from orchestrator.core.job import ParallelSettings
 from orchestrator.spec import SpecError, load_text
 from orchestrator.spec.document import read
 from orchestrator.spec.schema_export import DIALECT, render, schema
@@ -40,6 +39,10 @@ SEEN_BY_THE_SCHEMA = [  # bad files that a schema can refuse; the others break Y
         "23-options-not-a-mapping",
         "25-duration-without-unit",
         "27-duration-misspelt",
+        "58-shard-of-one",
+        "60-empty-stage",
+        "64-misspelt-schedule",
+        "68-unknown-class-and-action",
     ),
 ]
 
@@ -62,7 +65,7 @@ def test_every_key_is_explained() -> None:
     assert schema()["$schema"] == DIALECT
     definitions = schema()["$defs"]
     sections = [schema(), *(made for made in definitions.values() if "properties" in made)]
-    assert len(sections) == 8
+    assert len(sections) == 9
     for section in sections:
         assert section["additionalProperties"] is False
         for key, made in section["properties"].items():
@@ -85,15 +88,15 @@ def test_the_schema_refuses_what_it_can_see(name: str) -> None:
 def test_the_template_loads() -> None:
     job = load_text(render_template("my-job"), base_dir="/jobs")
     assert (job.name, job.task.target, job.checkpoint.uri) == ("my-job", "gpt", "/jobs/checkpoints")
-    assert job.parallel == ParallelSettings(data=4, zero_stage=1, copies=1)
+    assert (job.parallel.data, job.parallel.zero_stage, job.parallel.copies) == (4, 1, 1)
 
 
 def test_the_comments_of_the_template_are_the_defaults() -> None:
     text = render_template("my-job")
-    uncommented = re.sub(r"^( *)# ([a-z_]+:(?:$|  *.*))$", r"\1\2", text, flags=re.MULTILINE)
+    uncommented = re.sub(r"^( *)# ([a-z_-]+:(?:$|  *.*))$", r"\1\2", text, flags=re.MULTILINE)
     assert uncommented.count("\n") == text.count("\n")
     assert load_text(uncommented, base_dir="/jobs") == load_text(text, base_dir="/jobs")
-    written = set(re.findall(r"^ *([a-z_]+):", uncommented, flags=re.MULTILINE))
+    written = set(re.findall(r"^ *([a-z_-]+):", uncommented, flags=re.MULTILINE))
     known = {key for section in (schema(), *schema()["$defs"].values()) for key in section.get("properties", {})}
     assert written == known
 

@@ -118,7 +118,8 @@ def worlds(draw: st.DrawFn, model: Model) -> World:
     else:
         everybody = _committing(draw, plan, step, before)
         known = draw(st.sampled_from([None, before, commit_of(step)]))
-    alive = [everybody[r] for r in sorted(draw(st.sets(st.integers(0, plan.size - 1))))]
+    dead = draw(st.one_of(st.sets(st.integers(0, plan.size - 1), max_size=2), st.sets(st.integers(0, plan.size - 1))))
+    alive = [s for r, s in enumerate(everybody) if r not in dead]
     told = [s.held.commit.step for s in alive if s.held.commit is not None]
     return World(model, alive, known, max([known.step if known else 0, step - 1, *told]))
 

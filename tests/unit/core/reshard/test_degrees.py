@@ -2,50 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.core.graph.space import Shape, cut, graph_view, lay_out, local_shape, space_of
+from orchestrator.core.graph.space import Shape, graph_view, lay_out, space_of
 from orchestrator.core.graph.view import GraphView
-from orchestrator.core.plan.layout import Interval, Intervals, merge
-from orchestrator.core.plan.plan import OPTIMIZER, PARAMS, TENSOR, MeshAxis, PipelineSchedule, Plan, Seat, Stage
-from orchestrator.core.reshard.recovery import Held, Resume, Unrecoverable, resolve
+from orchestrator.core.plan.layout import Interval, merge
+from orchestrator.core.plan.plan import PARAMS, TENSOR, MeshAxis, PipelineSchedule, Plan, Seat, Stage
+from orchestrator.core.reshard.recovery import Unrecoverable, resolve
 from tests.unit.core.reshard.random_plans import with_layouts
-
-Vector = dict[int, int]  # place in a rank's own vector -> the value there
-
-
-def whole_values(graph: GraphView) -> dict[str, dict[tuple[int, ...], int]]:
-    """Tensor -> index -> a value that no other element has."""
-    number = itertools.count(1)
-    return {t.name: {index: next(number) for index in itertools.product(*map(range, t.shape))} for t in graph.tensors}
-
-
-@lru_cache(maxsize=32)
-def vector_of(graph: GraphView, degree: int, *, padding: bool) -> Vector:
-    """The whole vector of a degree, element by element: each coordinate's piece of each tensor, in row-major order.
-
-    `padding` is state like any other as long as nobody has another degree; then it has values of its own, too.
-    """
-    values, space = whole_values(graph), space_of(graph, degree)
-    out: Vector = {x: -1 - x for x in range(space.numel)} if padding else {}
-    for coordinate in range(degree):
-        for t, place in zip(graph.tensors, space.places, strict=True):
-            shape = local_shape(t.shape, cut_dim=t.cut_dim, degree=degree, coordinate=coordinate)
-            first = [0] * len(t.shape)
-            if t.cut_dim >= 0:
-                first[t.cut_dim] = cut(t.shape[t.cut_dim], degree=degree, coordinate=coordinate)[0]
-            for k, index in enumerate(itertools.product(*map(range, shape))):
-                at = tuple(i + f for i, f in zip(index, first, strict=True))
-                out[coordinate * space.section + place.start + k] = values[t.name][at]
-    return out
+from tests.unit.core.reshard.vectors import assert_state, carried_out, held, least, own, same_degree, vector_of
 
 
 def plan(graph: GraphView, degree: int, *, data: int, zero_stage: int, epoch: int) -> Plan:
@@ -65,7 +36,7 @@ def plan(graph: GraphView, degree: int, *, data: int, zero_stage: int, epoch: in
         stages=(Stage(0, len(graph.layers), 0, space.section),),
         schedule=PipelineSchedule.ONE_F_ONE_B,
         recompute=False,
-        seats=tuple(Seat(r, f"w{r}", f"n{r}") for r in range(n)),
+        seats=tuple(Seat(r, f"w{r}", f"n{r % 2}") for r in range(n)),
         layouts=(),
         reason="test",
     )
@@ -74,68 +45,6 @@ def plan(graph: GraphView, degree: int, *, data: int, zero_stage: int, epoch: in
         for k, start in enumerate(range(coordinate * space.section, (coordinate + 1) * space.section, space.block)):
             owned[shell.rank_at(0, k % data, coordinate)].append(Interval(start, start + space.block))
     return with_layouts(shell, [merge(o) for o in owned], [() for _ in range(n)])
-
-
-def own(vector: Vector, intervals: Intervals) -> Vector:
-    """The part of a vector that a rank has."""
-    return {x: vector[x] for i in intervals for x in range(i.start, i.stop) if x in vector}
-
-
-def held(of: Plan, rank: int) -> Held:
-    """All that a rank of the plan has, after step 4."""
-    optimizer, params = (of.layout(name).holdings[rank].everything for name in (OPTIMIZER, PARAMS))
-    return Held(of.epoch, rank, of.axis(TENSOR), 4, 4, 4, optimizer, params, None)
-
-
-def carried_out(graph: GraphView, new: Plan, old: dict[int, Held], resume: Resume) -> tuple[dict[int, dict[str, Vector]], int]:
-    """What ranks of the new plan have in the end, and how many elements went from one rank to another."""
-    have: dict[int, dict[str, Vector]] = {}
-    for rank, h in old.items():
-        vector = vector_of(graph, h.tensor, padding=same_degree(new, old))
-        have[rank] = {PARAMS: own(vector, h.params), OPTIMIZER: own(vector, h.optimizer)}
-    out: dict[int, dict[str, Vector]] = {}
-    for rank in range(new.size):
-        stays = rank in old and old[rank].tensor == new.axis(TENSOR)
-        out[rank] = {name: dict(have[rank][name]) if stays else {} for name in (PARAMS, OPTIMIZER)}
-    moved = 0
-    for t in resume.transfers:
-        target = out[t.dst][t.tensor]
-        for sender in (t.src, *t.others):
-            assert all(t.src_start + k in have[sender][t.tensor] for k in range(t.numel)), f"{t}: rank {sender}"
-        for k in range(t.numel):
-            assert t.start + k not in target, f"{t} writes {t.start + k} once more"
-            target[t.start + k] = have[t.src][t.tensor][t.src_start + k]
-        moved += t.numel if t.src != t.dst else 0
-    return out, moved
-
-
-def same_degree(new: Plan, old: dict[int, Held]) -> bool:
-    """Whether all cut the model the same way."""
-    return {h.tensor for h in old.values()} == {new.axis(TENSOR)}
-
-
-def assert_state(graph: GraphView, new: Plan, old: dict[int, Held], memories: dict[int, dict[str, Vector]]) -> None:
-    """Each rank has at every place the value that belongs there (at padding only if the degree is the same)."""
-    right = vector_of(graph, new.axis(TENSOR), padding=same_degree(new, old))
-    for rank, memory in memories.items():
-        for name in (PARAMS, OPTIMIZER):
-            need = own(right, new.layout(name).holdings[rank].everything)
-            assert {x: memory[name].get(x) for x in need} == need, f"{name} of rank {rank}"
-
-
-def least(graph: GraphView, new: Plan, old: dict[int, Held]) -> int:
-    """Elements that each rank of the new plan needs and has nowhere in its vector."""
-    padding, out = same_degree(new, old), 0
-    right = vector_of(graph, new.axis(TENSOR), padding=padding)
-    for rank in range(new.size):
-        for name in (PARAMS, OPTIMIZER):
-            has: set[int] = set()
-            if rank in old:
-                vector = vector_of(graph, old[rank].tensor, padding=padding)
-                has = set(own(vector, old[rank].params if name == PARAMS else old[rank].optimizer).values())
-            need = own(right, new.layout(name).holdings[rank].everything)
-            out += sum(1 for value in need.values() if value not in has)
-    return out
 
 
 def small(shapes: Sequence[Shape], *, layers: int) -> GraphView:
@@ -200,9 +109,11 @@ def test_survivors_of_two_degrees_together(graph: GraphView, data: st.DataObject
     try:
         resume = resolve(new=new, held=old, known=None, graph=graph, leaving=leaving)
     except Unrecoverable:
-        has = {x for h in alive for x in own(vector_of(graph, h.tensor, padding=False), h.optimizer).values()}
-        params = {x for h in alive for x in own(vector_of(graph, h.tensor, padding=False), h.params).values()}
-        assert min(len(has), len(params)) < sum(math.prod(t.shape) for t in graph.tensors), "somebody has everything"
+        if same_degree(new, old):  # then every place counts by itself: padding, and each coordinate's copy of an uncut tensor
+            assert merge(i for h in alive for i in h.optimizer) != (Interval(0, space_of(graph, new.axis(TENSOR)).numel),)
+        else:
+            has = {x for h in alive for x in own(vector_of(graph, h.tensor, padding=False), h.optimizer).values()}
+            assert len(has) < sum(math.prod(t.shape) for t in graph.tensors), "somebody has everything"
         return
     memories, moved = carried_out(graph, new, old, resume)
     assert_state(graph, new, old, memories)
