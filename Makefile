@@ -13,7 +13,7 @@ RUNS ?= 200
 SEED ?=
 ARGS ?=
 
-.PHONY: help setup run test test-fast test-chaos sim bench bench-recovery bench-overhead bench-schedule \
+.PHONY: help setup run test test-fast test-chaos sim bench bench-recovery bench-overhead bench-schedule bench-reshard \
         check format-check lint types layers drift format protos generate lock clean
 
 help: ## Print these targets
@@ -40,7 +40,7 @@ test-chaos: setup ## Run the tests that kill, stop and cut off real processes
 sim: setup ## Simulate RUNS=n seeds of faults, or replay one with SEED=n
 	@$(BIN)/python -m orchestrator.testkit.sim $(if $(SEED),--runs 1 --seed $(SEED),--runs $(RUNS)) $(ARGS)
 
-bench: bench-recovery bench-overhead bench-schedule ## Run all benchmarks
+bench: bench-recovery bench-overhead bench-schedule bench-reshard ## Run all benchmarks
 
 bench-recovery: setup ## Time from kill -9 to the next step, ours beside torchrun and torchft
 	@$(BIN)/python -m bench.recovery $(ARGS)
@@ -50,6 +50,9 @@ bench-overhead: setup ## Cost without faults, ours over a plain DDP loop
 
 bench-schedule: setup ## Time and memory to plan the reshard of 260 B parameters on 1,024 ranks
 	@$(BIN)/python -m bench.schedule $(ARGS)
+
+bench-reshard: setup ## Time to move 1 GiB of optimizer state 4 -> 3 and 3 -> 4, beside raw gloo and DCP
+	@$(BIN)/python -m bench.reshard $(ARGS)
 
 check: format-check lint types layers drift test ## Everything CI checks: format, lint, types, layers, drift, tests
 

@@ -28,7 +28,14 @@ FAILURES_MAX = 50  # shown in full
 DECISIONS_MAX = 400  # the newest three quarters and the oldest quarter of these, when there are more
 
 # The same thing has the same colour here and in a failure's timeline (report_svg.SEGMENTS).
-COLOURS = {Cause.WAITING: "s3", Cause.FENCING: "s2", Cause.FORMING: "s4", Cause.INTERRUPTED: "s6", Cause.REDONE: "s5"}
+COLOURS = {
+    Cause.WAITING: "s3",
+    Cause.FENCING: "s2",
+    Cause.FORMING: "s4",
+    Cause.INTERRUPTED: "s6",
+    Cause.REDONE: "s5",
+    Cause.PLANNED: "s7",
+}
 
 Pairs = Sequence[tuple[str, str]]
 

@@ -12,11 +12,13 @@ import sys
 from collections.abc import Callable, Mapping
 
 from orchestrator.adapters.grpc.link import GrpcLink
+from orchestrator.adapters.tcp.probe import Sign, sign_of
 from orchestrator.core.codec import from_json
 from orchestrator.core.job import Job
 from orchestrator.core.supervisor.events import WorkerHello
 from orchestrator.core.timeouts import derive
 from orchestrator.engine.engine import TorchEngine
+from orchestrator.runtime.cutoff import CutOff
 from orchestrator.runtime.ports import Beat, WorkerCommand
 from orchestrator.runtime.tee import LineTee
 from orchestrator.runtime.worker import Link, WorkerShell, end_process
@@ -29,6 +31,7 @@ def live(settings: Mapping[str, str], resolve: Callable[[], str | None]) -> None
     """
     job: Job = from_json(Job, json.loads(settings["job"]))
     timeouts = derive(job.resilience.detect_within_ms)
+    links: list[GrpcLink] = []
 
     def make_link(
         *,
@@ -37,7 +40,7 @@ def live(settings: Mapping[str, str], resolve: Callable[[], str | None]) -> None
         on_command: Callable[[WorkerCommand], None],
         on_refused: Callable[[str], None],
     ) -> Link:
-        return GrpcLink(
+        link = GrpcLink(
             worker_id=settings["worker_id"],
             endpoint=settings["endpoint"],
             token=settings["token"],
@@ -48,16 +51,33 @@ def live(settings: Mapping[str, str], resolve: Callable[[], str | None]) -> None
             on_refused=on_refused,
             resolve=resolve,
         )
+        links.append(link)
+        return link
 
+    def sign_of_supervisor(limit_ms: int) -> Sign:
+        return sign_of(links[0].endpoint if links else settings["endpoint"], limit_ms)
+
+    engine = TorchEngine(
+        job,
+        settings["bind_host"],
+        may_commit=lambda: sign_of_supervisor(timeouts.lost_ms) is Sign.ACCEPTS,
+    )
     shell = WorkerShell(
         worker_id=settings["worker_id"],
         node_id=settings["node_id"],
-        engine=TorchEngine(job, settings["bind_host"]),
+        engine=engine,
         make_link=make_link,
         timeouts=timeouts,
         end=end_process,
         parent_pid=os.getppid(),
     )
+    CutOff(
+        pulse=engine.pulse,
+        epoch=shell.inside,
+        answers=lambda limit_ms: sign_of_supervisor(limit_ms) is not Sign.MUTE,
+        fence=shell.cut_off,
+        timeouts=timeouts,
+    ).start()
     sys.stdout = LineTee(sys.stdout, shell.log)
     sys.stderr = LineTee(sys.stderr, shell.log)
     shell.run()

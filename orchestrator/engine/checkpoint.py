@@ -14,7 +14,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from orchestrator.core.job import Job
 from orchestrator.core.plan.plan import Plan
 from orchestrator.core.planner.words import describe
+from orchestrator.core.timeouts import derive
 from orchestrator.engine.checkpoint_fence import Fence
 from orchestrator.engine.checkpoint_files import (
     COMMIT,
@@ -64,6 +65,7 @@ log = logging.getLogger(__name__)
 PARTS_WAIT_S = 300.0  # rank 0's patience with the other ranks' parts
 FAILED_WAIT_S = 10.0  # and with those who still write when one part has failed, before it removes everything
 _POLL_S = 0.02
+_PERMISSION_POLL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +140,21 @@ class _Staging:
         self._old, self._new = self._new, {}
 
 
-class CheckpointWriter:
-    """One per worker. `start` and `finish` from the training thread."""
+def always() -> bool:
+    """For a writer that nobody supervises."""
+    return True
 
-    def __init__(self, job: Job) -> None:
+
+class CheckpointWriter:
+    """One per worker. `start` and `finish` from the training thread.
+
+    `may_commit` tells whether a supervisor is within reach. A rank that is cut off together with all that it needs trains on,
+    which does no harm; what it writes down would.
+    """
+
+    def __init__(self, job: Job, *, may_commit: Callable[[], bool] = always) -> None:
         self._job = job
+        self._may_commit = may_commit
         self._fence = Fence(job.checkpoint.uri, job.name) if job.checkpoint.uri else None
         self._thread: threading.Thread | None = None
         self._cancel = threading.Event()
@@ -255,6 +267,7 @@ class CheckpointWriter:
             except Exception:
                 _linger(place, work, cancel)
                 raise
+            self._await_permission(work, cancel)
             _finish(place, work, results, job=self._job.name)
             self._fence.check(root)
             if root.local:
@@ -269,6 +282,16 @@ class CheckpointWriter:
             prune(root.uri, job=self._job.name, keep=self._job.checkpoint.keep, step=work.step, epoch=work.epoch, committed=final)
         except OSError as error:  # what cannot be removed does not make the one that was just committed a failed one
             log.warning("old checkpoints in %s could not be removed: %s", root.uri, error)
+
+    def _await_permission(self, work: _Assignment, cancel: threading.Event) -> None:
+        """Wait for a supervisor that is just being restarted, but not long: the next checkpoint waits for this one."""
+        deadline = time.monotonic() + derive(self._job.resilience.detect_within_ms).form_ms / 1000
+        while not self._may_commit():
+            if cancel.is_set() or time.monotonic() > deadline:
+                raise BadCheckpoint(f"given up: no supervisor was within reach to commit step {work.step} under")
+            cancel.wait(_PERMISSION_POLL_S)
+        if cancel.is_set():
+            raise BadCheckpoint(f"given up: epoch {work.epoch} ended before step {work.step} was committed")
 
 
 def _name_of(dtype: torch.dtype) -> str:

@@ -114,6 +114,15 @@ class Place:
             return []
         return sorted({p.rstrip("/").rsplit("/", 1)[-1] for p in found})
 
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file in it, by name; empty when it does not exist."""
+        self.fs.invalidate_cache()
+        try:
+            found = self.fs.ls(self.path, detail=True)
+        except FileNotFoundError:
+            return {}
+        return {f["name"].rstrip("/").rsplit("/", 1)[-1]: int(f["size"] or 0) for f in found if f["type"] == "file"}
+
     def child(self, name: str) -> Place:
         """A directory in it."""
         return Place(f"{self.uri}/{name}")
@@ -215,6 +224,12 @@ def list_steps(uri: str) -> list[tuple[int, str]]:
     place = Place(uri)
     found = [(int(m.group(1)), f"{place.uri}/{n}") for n in place.names() if (m := _NAME.fullmatch(n))]
     return sorted(found, reverse=True)
+
+
+def list_unfinished(uri: str) -> list[tuple[int, str]]:
+    """(step, URI) of what is being written, or was left by an attempt that failed; on a local file system only."""
+    place = Place(uri)
+    return [(int(m.group(1)), f"{place.uri}/{n}") for n in place.names() if (m := _TEMP.fullmatch(n))]
 
 
 def newest_good(uri: str, job: str, skipped: list[str] | None = None) -> CheckpointRef | None:

@@ -151,11 +151,10 @@ def _scalar_pieces(name: str, values: Mapping[str, Mapping[str, object]]) -> lis
 def _constants(state: FlatState) -> list[Piece]:
     """Frozen params, constant buffers, tensors of no elements: no state of ours, but a reader of the checkpoint wants them."""
     known = {e.name for e in state.entries if e.whole.numel()} | set(aliases(state))
-    return [
-        Piece(f"{MODEL}.{name}", (0,) * value.dim(), tuple(value.shape), value.detach().cpu().clone())
-        for name, value in state.module.state_dict().items()
-        if name not in known and isinstance(value, Tensor)
-    ]
+    empty = {e.name: e.whole for e in state.entries if not e.whole.numel()}  # a parameter that is released forgets its shape
+    values = {n: v for n, v in state.module.state_dict().items() if n not in known and isinstance(v, Tensor)}
+    copies = {n: torch.empty(empty[n]) if n in empty else v.detach().cpu().clone() for n, v in values.items()}
+    return [Piece(f"{MODEL}.{n}", (0,) * v.dim(), tuple(v.shape), v) for n, v in copies.items()]
 
 
 def aliases(state: FlatState) -> dict[str, str]:

@@ -68,6 +68,23 @@ class _Reader:
             where = self._metadata.storage_data[item.storage_index]
             self._wanted.setdefault(where.relative_path, {}).setdefault(item.storage_index, []).append((item, target))
 
+    def want_whole(self, fqn: str) -> Tensor:
+        """Read all of a stored tensor, into what is returned."""
+        stored = self._metadata.state_dict_metadata[fqn]
+        if not isinstance(stored, TensorStorageMetadata):
+            raise BadCheckpoint(f"{fqn} is no tensor")
+        target = torch.empty(stored.size, dtype=stored.properties.dtype)
+        self.want(fqn, target, (0,) * len(stored.size))
+        return target
+
+    def places(self, prefix: str) -> dict[str, tuple[tuple[str, int], ...]]:
+        """Tensors whose names begin with `prefix.`, without it -> (file, offset) of each of their boxes."""
+        out: dict[str, list[tuple[str, int]]] = {}
+        for index, where in self._metadata.storage_data.items():
+            if index.fqn.startswith(f"{prefix}."):
+                out.setdefault(index.fqn.removeprefix(f"{prefix}."), []).append((where.relative_path, where.offset))
+        return {name: tuple(sorted(boxes)) for name, boxes in out.items()}
+
     def want_range(self, fqn: str, entry: Entry, lo: int, target: Tensor) -> None:
         """Read into `target` [n] elements [lo, lo + n) of the vector, which lie inside the entry."""
         for offsets, sizes, a, b in boxes_of(entry, lo, lo + target.numel()):
@@ -192,6 +209,27 @@ def _scalars(manifest: Manifest, state: FlatState, held: Intervals | None) -> Sc
             raise BadCheckpoint(f"it has no optimizer state of {e.name}")
         out[e.name] = found
     return out
+
+
+def load_model(uri: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(every tensor of the model's state_dict(), tied ones under one of their names; their other names -> that one).
+
+    Each file is checked as it is read. Raises BadCheckpoint, OSError.
+    """
+    manifest = read_manifest(uri)
+    reader = _Reader(uri, check=manifest)
+    stored = {t.name for t in manifest.tensors if not t.twin}
+    names: dict[object, str] = {}  # where a tensor is stored -> its name
+    tensors: dict[str, Tensor] = {}
+    tied: dict[str, str] = {}
+    for name, where in sorted(reader.places(MODEL).items(), key=lambda item: (item[0] not in stored, item[0])):
+        first = names.setdefault(where, name)
+        if first != name:
+            tied[name] = first
+        else:
+            tensors[name] = reader.want_whole(f"{MODEL}.{name}")
+    reader.read()
+    return tensors, tied
 
 
 def stored_digest(uri: str) -> str:

@@ -31,7 +31,7 @@ from orchestrator.core.supervisor.events import (
     Fault,
 )
 from orchestrator.core.timeouts import derive
-from orchestrator.engine.checkpoint import CheckpointWriter
+from orchestrator.engine.checkpoint import CheckpointWriter, always
 from orchestrator.engine.checkpoint_files import BadCheckpoint, read_manifest
 from orchestrator.engine.commit import CHECKPOINT, LEAVE
 from orchestrator.engine.control import Control, Hook
@@ -52,16 +52,19 @@ T = TypeVar("T")
 
 
 class TorchEngine:
-    """Implements runtime.ports.Engine with torch. `bind_host` is the address that peers reach this worker at."""
+    """Implements runtime.ports.Engine with torch. `bind_host` is the address that peers reach this worker at.
 
-    def __init__(self, job: Job, bind_host: str) -> None:
+    `may_commit` is asked in a background thread before a checkpoint is made to count; see CheckpointWriter.
+    """
+
+    def __init__(self, job: Job, bind_host: str, *, may_commit: Callable[[], bool] = always) -> None:
         torch.set_num_threads(1)  # the order of sums inside a kernel must not depend on the machine
         self._job = job
         self._bind_host = bind_host
         self._store = StoreServer(bind_host)
         self._control = Control()
         self._faults = FaultBox()
-        self._checkpoints = CheckpointWriter(job)
+        self._checkpoints = CheckpointWriter(job, may_commit=may_commit)
         self._timeouts = derive(job.resilience.detect_within_ms)
         self._body: Body | None = None
         self._groups: list[EpochGroup] = []
@@ -241,6 +244,8 @@ class TorchEngine:
 
     def _drop_groups(self) -> None:
         groups, self._groups = self._groups, []
+        if self._body is not None and self._body.tensor is not None:
+            self._body.tensor.uninstall()
         for group in groups:
             group.close()
 

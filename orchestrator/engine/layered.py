@@ -15,11 +15,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.distributed.pipelining._backward import stage_backward_input, stage_backward_weight
 
 from orchestrator.core.job import Precision
 from orchestrator.core.plan.pipeline import BACKWARD, FORWARD, INPUT, WEIGHT
+from orchestrator.engine.halves import SecondHalf, first_half
 from orchestrator.engine.rank_state import user_code
 from orchestrator.engine.saved_params import looked_up
 from orchestrator.engine.task import Task, TaskError, seed_drawing, seed_everything
@@ -87,9 +86,7 @@ class _Piece:
     layers: range
     x: Tensor  # the input, a leaf
     y: Tensor | None  # the output; None where the layer is to run again
-    # Between the halves of a backward pass, one of these or none:
-    later: tuple[GradientEdge, Tensor] | None = None  # the output and its gradient: all the work is the second half's
-    groups: list[dict[str, Any]] | None = None  # what torch has kept for the parameters' gradients
+    later: SecondHalf | None = None  # between the halves of a backward pass
 
 
 @dataclass(slots=True)
@@ -266,12 +263,8 @@ class LayeredStage:
             with self._visit(piece.layers, index, INPUT):
                 dx = None
                 if y.requires_grad and dy is not None:
-                    piece.later = get_gradient_edge(y), dy
-                    if piece.x.requires_grad:
-                        with self._computing():
-                            dx, piece.groups = _input_half(y, dy, piece.x, self._params(piece.layers))
-                    if dx is not None:
-                        piece.later = None
+                    with self._computing():
+                        dx, piece.later = first_half(y, dy, piece.x, self._params(piece.layers))
                 dy = _contiguous(dx)
             del y
         return dy if dy is not None or not x.requires_grad else torch.zeros_like(x)
@@ -284,9 +277,7 @@ class LayeredStage:
             piece = flight.pieces.pop()
             with self._visit(piece.layers, index, WEIGHT), self._computing():
                 if piece.later is not None:
-                    torch.autograd.backward(*piece.later)
-                elif piece.groups is not None:
-                    stage_backward_weight(iter(self._params(piece.layers)), piece.groups)
+                    piece.later.run()
             del piece
         self._weights.done(self.stage, index)
 
@@ -370,16 +361,3 @@ def _check_scalar(loss: object, made_by: str) -> None:
 
 def _contiguous(gradient: Tensor | None) -> Tensor | None:
     return None if gradient is None else gradient.contiguous()
-
-
-def _input_half(
-    y: Tensor, dy: Tensor, x: Tensor, params: list[nn.Parameter]
-) -> tuple[Tensor | None, list[dict[str, Any]] | None]:
-    """The gradient of x, and what the gradients of the params can be made from later; (None, None) where x does not reach y."""
-    if y._is_view():
-        y = y.clone()  # torch detaches it in place, which a view does not allow
-    try:
-        gradients, groups = stage_backward_input([y], [dy], [x], iter(params))
-    except RuntimeError as error:  # torch's own words around what was really raised
-        raise error.__cause__ or error from None
-    return (None, None) if gradients[0] is None else (gradients[0], groups)

@@ -181,7 +181,7 @@ class Body:
                 target.view(b.start, b.stop)
             except KeyError:
                 target.drop((b,))
-                vector = torch.empty(b.numel, dtype=torch.float32, device=self.device)
+                vector = torch.zeros(b.numel, dtype=torch.float32, device=self.device)  # padding comes from nowhere
                 for i in intersect(have.intervals, (b,)):
                     for lo, hi, view in have.pieces(i.start, i.stop):
                         vector[lo - b.start : hi - b.start] = view

@@ -3,8 +3,8 @@
 A task declares which linear layers are cut (ColwiseParallel, RowwiseParallel), `parallelize_module` does the rest. Two things
 make it fit here. DTensor wants a default group to draw its mesh on: the `fake` backend will do, nothing is ever sent over it. And
 its collectives look their group up by name at every call: each epoch registers the group of its tensor axis under the mesh's
-name, so that survivors leave a broken group and go on with the same module. Parameters are DTensors over views of the flat vector, so that
-an optimizer may update the vector in place and backward adds into views of a gradient vector.
+name, so that survivors leave a broken group and go on with the same module. Parameters are DTensors over views of the flat
+vector, so that an optimizer may update the vector in place and backward adds into views of a gradient vector.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def _styles(task: Task, layer: str, module: nn.Module, degree: int) -> Mapping[s
         if not isinstance(part, nn.Linear):
             raise TaskError(f"tensor_plan of layer {layer}: {key} is a {type(part).__name__}; only nn.Linear can be cut")
         size = part.out_features if isinstance(style, ColwiseParallel) else part.in_features
-        if size < degree:
-            raise TaskError(f"tensor_plan of layer {layer}: {key} has {size} features, too few for {degree} tensor ranks")
+        if size % degree:  # torch takes a local activation for one of equal parts
+            raise TaskError(f"tensor_plan of layer {layer}: {key} has {size} features, not a multiple of {degree} tensor ranks")
     for name, _ in module.named_parameters(remove_duplicate=False):
         key, _, leaf = name.rpartition(".")
         exact = _CUTS[type(styles[key])].get(leaf, -1) if key in styles else -1
@@ -98,6 +98,7 @@ class TensorParallel:
             raise TaskError(f"{type(task).__name__}.tensor_plan() cuts nothing: {degree} tensor ranks would do the same work")
         device = next(p.device.type for p in module.parameters())
         self._mesh = _new_mesh(device, degree=degree, coordinate=coordinate)
+        self._group_name: str = self._mesh.get_group().group_name  # while the fake group still has it
         self._prefix = {id(m): f"{p}." if p else "" for p, m in module.named_modules()}
         self._specs: dict[str, tuple[Placement, torch.Size]] = {}  # by full name: how it is cut, and the whole shape
         self._params: dict[str, nn.Parameter] = {}
@@ -149,7 +150,7 @@ class TensorParallel:
         """
         if (group.size, group.rank) != (self.degree, self.coordinate) or not isinstance(group, LibraryGroup):
             raise ValueError(f"rank {group.rank} of {group.size} is not tensor coordinate {self.coordinate} of {self.degree}")
-        _registered.put(group, self._mesh)
+        _registered.put(group, self._group_name, self._mesh.device_type)
 
     def uninstall(self) -> None:
         """Forget the group; call it before closing the group, whose library object is else kept until the next one."""
@@ -175,15 +176,15 @@ class _Registered:
         self._name: Any = ""
         self._wrapped: Any = None
 
-    def put(self, group: LibraryGroup, mesh: DeviceMesh) -> None:
+    def put(self, group: LibraryGroup, name: str, device_type: str) -> None:
         """Register the group's library object in the place of what is there under the mesh's name."""
         inner: Any = group._require()
         self.drop()
-        kind = c10d.ProcessGroup.BackendType.GLOO if mesh.device_type == "cpu" else c10d.ProcessGroup.BackendType.NCCL
+        kind = c10d.ProcessGroup.BackendType.GLOO if device_type == "cpu" else c10d.ProcessGroup.BackendType.NCCL
         wrapped: Any = c10d.ProcessGroup(HashStore(), group.rank, group.size)
         wrapped._set_default_backend(kind)
-        wrapped._register_backend(torch.device(mesh.device_type), kind, inner)
-        self._name = mesh.get_group().group_name
+        wrapped._register_backend(torch.device(device_type), kind, inner)
+        self._name = name
         wrapped._set_group_name(self._name)
         with contextlib.suppress(RuntimeError):  # nothing is there
             c10d._unregister_process_group(self._name)  # type: ignore[attr-defined]

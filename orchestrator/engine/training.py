@@ -105,7 +105,9 @@ class Trainer:
             )
             for s in self._stages
         }
-        self._runner = PipelineRunner(plan=plan, rank=rank, group=group, stages=stages, control=control, faults=faults)
+        self._runner = PipelineRunner(
+            plan=plan, rank=rank, group=group, stages=stages, control=control, faults=faults, device=body.device
+        )
         self._commits = CommitExchange(plan=plan, group=group, graph=body.graph, exact=self._exact, device=body.device)
         self._plan_moves(rank)
         self._ended = time.monotonic()

@@ -156,7 +156,7 @@ class _Mover:
         self._source_runs: dict[int, RunTable] = {}  # by transfer, of those that concern this rank
         self._target_runs: dict[int, RunTable] = {}
         self._pulls_from: dict[int, PeerMemory] = {}
-        self._verdicts: dict[int, Tensor] = {}  # by receiver: 1 if it pulls
+        self._verdicts: dict[int, Tensor] = {}  # by receiver of my node: 1 if it pulls
         self._verdicts_due: Handle | None = None
         self._sums_out: dict[int, list[Tensor]] = {}  # by receiver, in the order of the bundles
         self._sums_in: dict[int, list[tuple[list[Part], Tensor]]] = {}
@@ -190,14 +190,15 @@ class _Mover:
                 for p in peers
             }
         )
+        near = [p for p in peers if self._nodes[p] == self._nodes[self._rank]]
         for p, words in told.items():
             memory, rest = PeerMemory(words[:BEACON_WORDS]), iter(words[BEACON_WORDS:])
             self._source_runs.update(zip(frm[p], unpack_runs(rest, len(frm[p])), strict=True))
             self._target_runs.update(zip(to[p], unpack_runs(rest, len(to[p])), strict=True))
-            if frm[p] and self._may_pull and self._nodes[p] == self._nodes[self._rank] and memory.reachable():
+            if frm[p] and self._may_pull and p in near and memory.reachable():
                 self._pulls_from[p] = memory
-        self._verdicts = {p: self._integers([0]) for p in peers if to[p]}
-        answers = [(self._integers([int(p in self._pulls_from)]), p) for p in peers if frm[p]]
+        self._verdicts = {p: self._integers([0]) for p in near if to[p]}
+        answers = [(self._integers([int(p in self._pulls_from)]), p) for p in near if frm[p]]
         self._verdicts_due = self._group.exchange(answers, [(v, p) for p, v in self._verdicts.items()], tag=_TABLE_TAG)
 
     def _swap(self, words: Mapping[int, Sequence[int]]) -> dict[int, list[int]]:
@@ -221,6 +222,8 @@ class _Mover:
             self._verdicts_due = None
 
     def _is_pulled_by(self, dst: int) -> bool:
+        if dst not in self._verdicts:  # on another node
+            return False
         self._await_verdicts()
         return bool(self._verdicts[dst])
 
@@ -348,6 +351,8 @@ class _Mover:
 
     def verify(self) -> None:
         """Hold what arrived against what was sent; fetch again what is wrong until nothing is, on any rank."""
+        if self._all_is_right():
+            return
         told = {src: self._new_sums(len(found)) for src, found in sorted(self._sums_in.items())}
         sent = [(torch.stack(found).view(-1), dst) for dst, found in sorted(self._sums_out.items())]
         self._group.exchange(sent, [(t, src) for src, t in told.items()], tag=_SUM_TAG).wait()
@@ -361,12 +366,28 @@ class _Mover:
         while True:  # bounded: each round takes a holder away from a part that is wrong
             self._control.check()
             lot = _first_lot(wrong)
-            rows = self._gather_wrong(lot)  # when none is wrong this also says that nobody reads my memory any more
+            rows = self._gather_wrong(lot)
             if not rows:
                 return
             self._give_up_on([row for dst, row in rows if row.attempt >= len(self._holders(row, dst))])
             wrong = wrong[len(lot) :] + self._fetch_again(rows)
             self._control.advance()
+
+    def _all_is_right(self) -> bool:
+        """One exchange for everybody: a sum of the sums of all that went from each rank to each other, as both have them.
+
+        When it returns nobody reads another's memory any more.
+        """
+        size = self._group.size
+        mine = torch.zeros(2, size, dtype=torch.int64, device=self._device)
+        for dst, out in self._sums_out.items():
+            mine[0, dst] = _one_sum(out)
+        for src, into in self._sums_in.items():
+            mine[1, src] = _one_sum([found for _, found in into])
+        table = torch.empty(2 * size * size, dtype=torch.int64, device=self._device)
+        self._group.all_gather_into(table, mine.view(-1))
+        sent, arrived = table.view(size, 2, size).unbind(1)
+        return torch.equal(sent, arrived.t())
 
     def _new_sums(self, parts: int) -> Tensor:
         return torch.empty(2 * parts, dtype=torch.int64, device=self._device)
@@ -436,6 +457,12 @@ class _Mover:
             if not torch.equal(sums(target), told):
                 still.append(row._replace(attempt=attempt + 1))
         return still
+
+
+def _one_sum(found: Sequence[Tensor]) -> Tensor:
+    """A word whose every change in one of the sums changes it: their weights are odd."""
+    plain, placed = sums(torch.stack(list(found)).view(-1))
+    return plain + 2 * placed
 
 
 def _first_lot(wrong: Sequence[_Wrong]) -> Sequence[_Wrong]:

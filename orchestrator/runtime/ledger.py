@@ -2,7 +2,8 @@
 
 Goodput is the share of the time since the first step that went into steps that count; ETTR (effective training time ratio) counts
 the start as well. Phases that people wait in are measured exactly. In a step interval that a failure interrupted, as much as a
-step usually takes is productive, and the rest (the failure unnoticed, and work done twice) is lost.
+step usually takes is productive, and the rest (the failure unnoticed, and work done twice) is lost. What a planned change costs
+(growing, shrinking on request, a drain) is one cause of its own, from the last step before it to the first after it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from statistics import median
 
+from orchestrator.core.supervisor.commands import KillWorker, LeaveEpoch
 from orchestrator.core.supervisor.state import JobPhase
 from orchestrator.runtime.ports import Record
 
@@ -27,6 +29,7 @@ class Cause(StrEnum):
     FORMING = "forming"  # the next epoch forms groups and restores state
     INTERRUPTED = "interrupted"  # a failure not yet noticed, and the work that the interrupted step needed twice
     REDONE = "redone"  # steps that had been committed once and were lost
+    PLANNED = "planned"  # a planned change, all of it: nothing had gone wrong
 
 
 _BY_PHASE = {JobPhase.WAITING: Cause.WAITING, JobPhase.FENCING: Cause.FENCING, JobPhase.FORMING: Cause.FORMING}
@@ -70,6 +73,7 @@ class Ledger:
     _lost_ms: dict[Cause, int] = field(default_factory=lambda: dict.fromkeys(Cause, 0))
     _running_ms: int = 0  # in the present step interval
     _phases_ms: dict[Cause, int] = field(default_factory=dict)  # in the present step interval
+    _planned: bool = False  # the ranks were asked to leave, and no failure came between
     _usual_ms: deque[float] = field(default_factory=lambda: deque(maxlen=USUAL_STEPS))
 
     @classmethod
@@ -89,6 +93,10 @@ class Ledger:
         self._at_ms += passed
         if not self._phase.terminal:
             self._pass(passed)
+        if any(isinstance(c, LeaveEpoch) for c in record.commands):
+            self._planned = True
+        elif any(isinstance(c, KillWorker) for c in record.commands) and JobPhase(record.phase) is JobPhase.FENCING:
+            self._planned = False  # a loss among the ranks: it has become a failure
         before = self._step or 0
         self._phase, self._step = JobPhase(record.phase), record.committed_step
         if record.committed_step > before:
@@ -126,8 +134,11 @@ class Ledger:
         self._running_ms, self._phases_ms = 0, {}
 
     def _book(self, steps: int, *, redone: bool) -> None:
+        planned = self._planned and bool(self._phases_ms)
+        if planned:
+            self._planned = False
         for cause, ms in self._phases_ms.items():
-            self._lost_ms[cause] += ms
+            self._lost_ms[Cause.PLANNED if planned else cause] += ms
         if redone:
             self._lost_ms[Cause.REDONE] += self._running_ms
         elif not self._phases_ms:
@@ -137,4 +148,4 @@ class Ledger:
             usual = round(median(self._usual_ms) * steps) if self._usual_ms else self._running_ms
             productive = min(self._running_ms, usual)
             self._productive_ms += productive
-            self._lost_ms[Cause.INTERRUPTED] += self._running_ms - productive
+            self._lost_ms[Cause.PLANNED if planned else Cause.INTERRUPTED] += self._running_ms - productive

@@ -14,8 +14,8 @@ from orchestrator.core.supervisor.events import Observation
 from orchestrator.core.timeouts import Timeouts
 from orchestrator.runtime.ports import Beat
 
-# A step has all of these, so that a step which went by proves each of them completed, seen or not.
-STEP_PHASES = ("batch", "forward", "reduce", "commit", "update")
+# A step has all of these (where the plan has them at all), so a step that went by proves each of them completed, seen or not.
+STEP_PHASES = ("batch", "forward", "backward", "reduce", "commit", "update", "gather")
 IDLE = "idle"  # waits for orders, which is no standstill
 USUAL_MIN_MS = 1
 

@@ -166,6 +166,19 @@ class WorkerShell:
         if link is not None:
             link.log(LogLine(self._worker_id, self._rank, text))
 
+    def inside(self) -> int:
+        """The epoch whose training it is in at this moment; 0 for none. From any thread."""
+        with self._changed:
+            return self._epoch if self._busy else 0
+
+    def cut_off(self, epoch: int, stood_ms: int) -> None:
+        """Leave this epoch, because nobody has been within reach; harmless when it is over. See cutoff.py."""
+        with self._changed:
+            if not self._busy or self._epoch != epoch or epoch <= self._fenced:
+                return
+            log.warning("worker %s is cut off: it fences itself out of epoch %d after %d ms", self._worker_id, epoch, stood_ms)
+        self._on_fence(epoch)
+
     # ---- what the link calls
 
     def on_command(self, command: WorkerCommand) -> None:

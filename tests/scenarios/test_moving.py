@@ -23,7 +23,7 @@ def drain(s: Story, node: str, why: str = "") -> list[Command]:
 
 def settle(s: Story) -> list[ChangeKind]:
     """Carry planned changes out until there is none any more; their kinds."""
-    kinds = []
+    kinds: list[ChangeKind] = []
     for _ in range(20):
         if s.state.change is None:
             return kinds

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from orchestrator.core.job import FailureClass
 from orchestrator.core.plan.plan import DATA, PIPELINE
 from orchestrator.core.reshard.recovery import Source
@@ -11,7 +13,7 @@ from orchestrator.core.supervisor.state import ChangeKind, JobPhase, WorkerPhase
 from tests.scenarios.story import DEEP, Story, cluster, observe, only, running
 
 
-def shrunk(*, at: int = 3, **kw: int) -> Story:
+def shrunk(*, at: int = 3, **kw: Any) -> Story:
     """Four ranks became three; the fourth node is dead."""
     s = running(at=at, spares=0, more_nodes=0, budget_refill_steps=1000, **kw)
     lose_node(s, 3)
@@ -219,17 +221,20 @@ def test_two_ranks_on_one_node_get_their_copies_back_by_a_move() -> None:
 # ---- scale
 
 
+def aim(s: Story) -> ChangeKind | None:
+    """What the planned change under way is for."""
+    return s.state.change.kind if s.state.change else None
+
+
 def test_scaled_down_it_gives_whole_nodes_back_and_what_only_they_hold_is_handed_over_first() -> None:
     s = running(at=3, data=4, copies=0, spares=0, more_nodes=0)
     out = s.tell(ev.ScaleRequested(s.now, 2, (), "me"))
     assert len(only(LeaveEpoch, out)) == 4
-    assert s.state.change is not None
-    assert s.state.change.kind is ChangeKind.HANDOVER
+    assert aim(s) is ChangeKind.HANDOVER
     s.depart()
     assert (s.plan.size, s.state.resume.source if s.state.resume else "") == (4, Source.MEMORY)
     s.ready()
-    assert s.state.change is not None
-    assert s.state.change.kind is ChangeKind.MOVE
+    assert aim(s) is ChangeKind.MOVE
     s.depart()
     assert s.workers == ["j/w0", "j/w1"]
     assert s.state.resume is not None
@@ -285,8 +290,7 @@ def test_other_stages_may_be_asked_for() -> None:
 def test_as_many_ranks_in_another_arrangement() -> None:
     s = running(at=3, data=2, pipeline=2, zero=0, spares=0, graph=DEEP)
     s.tell(ev.ScaleRequested(s.now, 0, (1, 1, 1, 1), "me"))
-    assert s.state.change is not None
-    assert s.state.change.kind is ChangeKind.RESHAPE
+    assert aim(s) is ChangeKind.RESHAPE
     s.depart()
     assert (s.plan.axis(PIPELINE), s.plan.axis(DATA), s.state.steps_lost) == (4, 1, 0)
     s.ready()

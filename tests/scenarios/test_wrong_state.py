@@ -64,7 +64,7 @@ def test_without_a_spare_the_job_shrinks_away_from_the_accused() -> None:
 def test_when_only_the_accused_held_a_region_the_checkpoint_is_used_if_the_policy_says_so() -> None:
     both = policies({FailureClass.CORRUPT_STATE: (Action.SWAP, Action.ROLLBACK, Action.FAIL)})
     for with_rollback in (True, False):
-        s = running(at=3, zero=1, copies=0, **({"policies": both} if with_rollback else {}))
+        s = running(at=3, zero=1, copies=0, policies=both if with_rollback else policies())
         saved(s, 2)
         corrupt(s, 1)
         s.leave_all(3)

@@ -8,6 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from enum import Enum
+
+
+class Sign(Enum):
+    """What a machine says when one of its ports is tried."""
+
+    ACCEPTS = "accepts"
+    REFUSES = "refuses"  # the machine is there, and nobody listens
+    MUTE = "mute"  # nothing at all: it, or the way to it, is gone
+
+
+def sign_of(endpoint: str, timeout_ms: int) -> Sign:
+    """Try host:port; blocks for `timeout_ms` at most."""
+    host, _, port = endpoint.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_ms / 1000):
+            return Sign.ACCEPTS
+    except (ConnectionRefusedError, ConnectionResetError):
+        return Sign.REFUSES
+    except OSError:
+        return Sign.MUTE
 
 
 class TcpProber:

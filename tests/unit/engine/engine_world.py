@@ -26,6 +26,7 @@ from orchestrator.core.planner.planner import first_plan, replan, swap_plan
 from orchestrator.core.reshard.recovery import Commit, Held, Resume, Source, resolve
 from orchestrator.core.supervisor.commands import RunEpoch
 from orchestrator.core.supervisor.events import EpochReady, StepCommitted
+from orchestrator.core.supervisor.handover import handover, missing
 from orchestrator.runtime.ports import Failed, Finished, Left
 from orchestrator.testkit.jobs import make_job
 
@@ -236,12 +237,20 @@ class World:
         for worker in self.members():
             worker.send("run", RunEpoch(worker.worker_id, plan, resume, host))
 
-    def start(self, *names: str, epoch: int = 1, resume: Resume | None = None, nodes: Sequence[str] = ()) -> None:
-        """The first epoch, each worker on a node of its own unless told otherwise."""
-        graph = self.workers[names[0]].graph
-        assert graph is not None
+    def start(
+        self,
+        *names: str,
+        epoch: int = 1,
+        resume: Resume | None = None,
+        nodes: Sequence[str] = (),
+        cut_as: Job | None = None,
+    ) -> None:
+        """An epoch from the seed (or as `resume` says), each worker on a node of its own unless told otherwise.
+
+        Cut as the job, or as another one of the same task.
+        """
         where = list(zip(names, nodes or [f"node-{n}" for n in names], strict=True))
-        plan = first_plan(job=self.job, graph=graph, workers=where, epoch=epoch)
+        plan = first_plan(job=cut_as or self.job, graph=self.graph, workers=where, epoch=epoch)
         self.run(plan, resume or Resume(Source.INIT, 0, None, (), tuple(range(plan.size)), "", 0, ()))
 
     def outcomes(self) -> list[Outcome]:
@@ -298,6 +307,18 @@ class World:
             held[worker.worker_id] = outcome.held
         assert len({h.applied_step for h in held.values()}) == 1
         return held
+
+    def change(self, *, new_job: Job, workers: Sequence[str]) -> Resume:
+        """A planned change of a running job: what only the leaving hold is handed over in an epoch of its own."""
+        assert self.plan is not None
+        held = self.leave()
+        going = [s.rank for s in self.plan.seats if s.worker_id not in workers]
+        if missing(self.plan, going):
+            between = replace(handover(self.plan, going), epoch=self.plan.epoch + 1, parent=self.plan.epoch)
+            by_rank = {s.rank: held[s.worker_id] for s in between.seats}
+            self.run(between, resolve(new=between, held=by_rank, known=self.known(), graph=self.graph))
+            held = self.leave()
+        return self.reshard(held, new_job=new_job, workers=workers)
 
     def reshard(self, held: Mapping[str, Held], *, new_job: Job, workers: Sequence[str]) -> Resume:
         """Go on as `new_job` is cut, on these workers."""

@@ -62,10 +62,10 @@ class Head(nn.Module):
 class Net(nn.Module):
     """embed, mixes, head."""
 
-    def __init__(self, *, vocab: int, width: int, depth: int, batch_norm: bool) -> None:
+    def __init__(self, *, vocab: int, width: int, hidden: int, depth: int, batch_norm: bool) -> None:
         super().__init__()
         self.embed = Embed(vocab, width)
-        self.mixes = nn.ModuleList(Mix(width, width * (1 + n % 3), batch_norm=batch_norm and n == 1) for n in range(depth))
+        self.mixes = nn.ModuleList(Mix(width, hidden * (1 + n % 2), batch_norm=batch_norm and n == 1) for n in range(depth))
         self.head = Head(self.embed.tokens, width)
 
 
@@ -74,6 +74,7 @@ class Layered(Task):
 
     vocab: int = 64
     width: int = 32
+    hidden: int = 840  # divisible by 1 to 8
     depth: int = 4
     length: int = 6
     batch_size: int = 2
@@ -81,7 +82,7 @@ class Layered(Task):
 
     def build_model(self) -> nn.Module:
         """The net."""
-        return Net(vocab=self.vocab, width=self.width, depth=self.depth, batch_norm=self.batch_norm)
+        return Net(vocab=self.vocab, width=self.width, hidden=self.hidden, depth=self.depth, batch_norm=self.batch_norm)
 
     def stack(self, model: nn.Module) -> Sequence[tuple[str, nn.Module]]:
         """embed, mix0.., head."""

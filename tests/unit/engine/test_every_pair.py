@@ -64,7 +64,7 @@ def _job(cut: Mapping[str, Any]) -> Job:
 @pytest.fixture(scope="module")
 def graph() -> GraphView:
     """Of the layered task: tied weights, a batch norm, layers of unlike size."""
-    task = Layered(batch_norm=True)
+    task = Layered(batch_norm=True, hidden=32)
     module = build_seeded(task, seed=1)
     state = FlatState(module, named_layers(task, module), cut_dim=lambda layer, name: cut_dim(task, layer, name))
     return graph_view(state.shapes, layer_names=state.layer_names, fingerprint="f")

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
 
 from orchestrator.core.job import Job
 from orchestrator.core.plan.plan import PipelineSchedule
-from tests.unit.engine.engine_world import curve, job, undisturbed, world
+from tests.unit.engine.engine_world import World, curve, job, world
 
 pytestmark = pytest.mark.slow
 
-_calm: dict[str, tuple[str, dict[int, tuple[float, float]]]] = {}
+RANKS_MAX = 8
+LAYERS = 6  # of the task
 
 
 def layered(*, steps: int = 3, **changes: Any) -> Job:
@@ -33,24 +34,31 @@ def layered(*, steps: int = 3, **changes: Any) -> Job:
     )
 
 
-def calm(the_job: Job) -> tuple[str, dict[int, tuple[float, float]]]:
-    """The undisturbed serial run of a job's task."""
-    key = f"{the_job.task} {the_job.train.steps}"
-    if key not in _calm:
-        _calm[key] = undisturbed(the_job)
-    return _calm[key]
+class Runs:
+    """One world of eight workers that runs one plan after the other from the seed."""
+
+    def __init__(self, w: World) -> None:
+        self._world, self._epoch = w, 0
+
+    def run(self, cut_as: Job) -> tuple[list[str], dict[int, tuple[float, float]]]:
+        """Digests by rank, and the curve."""
+        self._epoch += 1
+        for worker in self._world.workers.values():
+            worker.events.clear()
+        self._world.start(*list(self._world.workers)[: cut_as.parallel.ranks], epoch=self._epoch, cut_as=cut_as)
+        return self._world.finish(), curve(self._world)
 
 
-def run(the_job: Job) -> tuple[list[str], dict[int, tuple[float, float]]]:
-    """Digests by rank, and the curve."""
+@pytest.fixture(scope="module", params=[False, True], ids=["", "batch_norm"])
+def runs(request: pytest.FixtureRequest) -> Iterator[tuple[Runs, str, dict[int, tuple[float, float]]]]:
+    """The world, and digest and curve of one rank alone."""
+    the_job = layered(batch_norm=request.param)
     with world(the_job) as w:
-        names = [f"w{n}" for n in range(the_job.parallel.ranks)]
-        w.spawn(*names)
-        w.start(*names)
-        return w.finish(), curve(w)
+        w.spawn(*[f"w{n}" for n in range(RANKS_MAX)])
+        made = Runs(w)
+        (digest,), losses = made.run(the_job)
+        yield made, digest, losses
 
-
-SCHEDULES = list(PipelineSchedule)
 
 EXACT: list[Mapping[str, Any]] = [
     {"data": 3},
@@ -59,13 +67,13 @@ EXACT: list[Mapping[str, Any]] = [
     {"data": 4, "zero": 3},
     {"data": 4, "zero": 1, "shard": 2},
     {"data": 4, "zero": 3, "shard": 2, "copies": 1},
-    {"data": 3, "zero": 3, "copies": 1, "batch_norm": True},
-    {"data": 2, "recompute": True, "batch_norm": True},
+    {"data": 3, "zero": 3, "copies": 1},
+    {"data": 2, "recompute": True},
     {"pipeline": 2},
     {"pipeline": 3, "copies": 1},
     {"pipeline": 2, "layers_per_stage": (4, 2), "data": 2, "zero": 1},
     {"pipeline": 2, "data": 2, "zero": 3},
-    {"pipeline": 2, "data": 4, "zero": 2, "batch_norm": True},
+    {"pipeline": 2, "data": 4, "zero": 2},
     {"pipeline": 6, "data": 1, "recompute": True},
     {"pipeline": 2, "stages_per_rank": 2, "schedule": PipelineSchedule.INTERLEAVED},
     {"pipeline": 3, "stages_per_rank": 2, "schedule": PipelineSchedule.INTERLEAVED, "data": 2, "zero": 1},
@@ -81,23 +89,51 @@ CLOSE: list[Mapping[str, Any]] = [
 ]
 
 
+FACTORS = [
+    (pipeline, data, tensor)
+    for size in range(1, RANKS_MAX + 1)
+    for pipeline in range(1, min(size, LAYERS) + 1)
+    for data in range(1, size + 1)
+    for tensor in range(1, size + 1)
+    if pipeline * data * tensor == size
+]
+Made = tuple[Runs, str, dict[int, tuple[float, float]]]
+
+
 @pytest.mark.parametrize("cut", EXACT, ids=str)
-def test_equal_bits(cut: Mapping[str, Any]) -> None:
+def test_equal_bits(runs: Made, cut: Mapping[str, Any]) -> None:
     """Data, sharded and pipeline parallel in every combination: params, moments, losses and norms of one rank."""
-    the_job = layered(**cut)
-    digest, losses = calm(the_job)
-    digests, found = run(the_job)
+    made, digest, losses = runs
+    digests, found = made.run(layered(**cut))
     assert found == losses
     assert set(digests) == {digest}
 
 
 @pytest.mark.parametrize("cut", CLOSE, ids=str)
-def test_tensor_parallel_is_close(cut: Mapping[str, Any]) -> None:
+def test_tensor_parallel_is_close(runs: Made, cut: Mapping[str, Any]) -> None:
     """Tensor parallelism changes the order of sums inside a product."""
-    the_job = layered(**cut)
-    _, losses = calm(the_job)
-    digests, found = run(the_job)
+    made, _, losses = runs
+    digests, found = made.run(layered(**cut))
     assert len(set(digests)) == 1
+    _assert_close(found, losses)
+
+
+@pytest.mark.parametrize("factors", FACTORS, ids=lambda f: "x".join(map(str, f)))
+def test_all_factorisations(runs: Made, factors: tuple[int, int, int]) -> None:
+    """Pipeline x data x tensor, the ZeRO stage and the schedule taken in turn."""
+    made, digest, losses = runs
+    pipeline, data, tensor = factors
+    number = FACTORS.index(factors)
+    schedule = (PipelineSchedule.ONE_F_ONE_B, PipelineSchedule.ZERO_BUBBLE)[number % 2]
+    cut = layered(pipeline=pipeline, data=data, tensor=tensor, zero=number % 4 if data > 1 else 0, schedule=schedule)
+    digests, found = made.run(cut)
+    assert len(set(digests)) == 1
+    if tensor == 1:
+        assert (found, digests[0]) == (losses, digest)
+    _assert_close(found, losses)
+
+
+def _assert_close(found: Mapping[int, tuple[float, float]], losses: Mapping[int, tuple[float, float]]) -> None:
     for step, (loss, norm) in losses.items():
         assert found[step][0] == pytest.approx(loss, rel=1e-5)
         assert found[step][1] == pytest.approx(norm, rel=1e-4)

@@ -14,10 +14,9 @@ import pytest
 import torch
 
 from orchestrator.core.job import OptimizerSettings, TaskRef
-from orchestrator.core.plan.layout import Interval
-from orchestrator.engine.model_state import FlatState
-from orchestrator.engine.task import Task, TaskError, seed_everything
-from orchestrator.engine.tasks.gpt import GPT
+from orchestrator.engine.layered import LayeredStage
+from orchestrator.engine.task import NamedShard, Task, TaskError, seed_everything
+from orchestrator.engine.tasks.gpt import GPT, Block
 from orchestrator.engine.tasks.loading import load_task
 
 ROOT = Path(__file__).parents[3]
@@ -52,25 +51,15 @@ def train(task: Task, *, steps: int, seed: int = 0) -> list[float]:
     """The bare loop of one rank; what the engine does, without ranks."""
     seed_everything(seed=seed, step=-1, micro_batch=0)
     model = task.build_model()
-    state = FlatState(model)
-    shards = state.shards([Interval(0, state.padded_numel)])
-    optimizer = task.build_optimizer(shards, SETTINGS)
-    grad = state.new_vector()
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    optimizer = task.build_optimizer([NamedShard(name, p, p.ndim, 0, p.numel()) for name, p in named], SETTINGS)
+    stage = LayeredStage(task, model, seed=seed, scale=1.0)
     losses = []
     for step in range(steps):
-        grad.zero_()
-        state.bind_grads(grad)
-        state.restore_buffers()
-        seed_everything(seed=seed, step=step, micro_batch=0)
-        loss = task.loss(model, task.batch(seed=seed, step=step, micro_batch=0))
-        loss.backward()
-        state.check_grads()
-        state.capture_buffers(grad, 1.0)
-        for shard in shards:
-            shard.param.grad = grad[shard.start : shard.stop]
+        optimizer.zero_grad()
+        losses.append(stage.forward(0, None, step=step, number=0).item())
+        stage.backward(0, None)
         optimizer.step()
-        state.apply_buffers(grad, [Interval(0, state.padded_numel)])
-        losses.append(loss.item())
     return losses
 
 
@@ -106,8 +95,39 @@ def test_the_default_model_has_about_a_million_parameters_and_tied_embeddings() 
     model = GPT().build_model()
     assert 0.8e6 < sum(p.numel() for p in model.parameters()) < 1.1e6
     names = [name for name, _ in model.named_parameters()]
-    assert "tokens.weight" in names
-    assert "head.weight" not in names
+    assert "embed.tokens.weight" in names
+    assert "last.head.weight" not in names
+
+
+def test_its_layers_in_a_row_are_the_model() -> None:
+    task = GPT(layers=3, width=16, heads=2, context=16)
+    model = task.build_model()
+    batch = task.batch(seed=0, step=0, micro_batch=0)
+    assert [name for name, _ in task.stack(model)] == ["embed", "block0", "block1", "block2", "head"]
+    assert (
+        sum(p.numel() for _, layer in task.stack(model) for p in set(layer.parameters()))
+        == sum(p.numel() for p in model.parameters()) + 256 * 16
+    ), "the tied weights belong to both ends"
+    assert task.loss(model, batch) == task.criterion(model(task.inputs(batch)), batch)
+
+
+def test_the_rows_of_qkv_are_head_by_head() -> None:
+    """A block with half of the rows (and columns behind them) computes half of the heads."""
+    torch.manual_seed(0)
+    block = Block(width=16, heads=4, dropout=0.0)
+    x = torch.randn(2, 8, 16)
+    half = Block(width=16, heads=4, dropout=0.0)
+    half.load_state_dict(block.state_dict())
+    mixed = []
+    for rows, columns in ((slice(0, 24), slice(0, 8)), (slice(24, 48), slice(8, 16))):
+        half.qkv.weight.data, half.qkv.bias.data = block.qkv.weight.data[rows], block.qkv.bias.data[rows]
+        half.attention_out.weight.data = block.attention_out.weight.data[:, columns]
+        half.attention_out.bias.data = torch.zeros(16)
+        half.mlp_out.weight.data, half.mlp_out.bias.data = torch.zeros(16, 64), torch.zeros(16)
+        mixed.append(half(x) - x)
+    block.mlp_out.weight.data.zero_()
+    block.mlp_out.bias.data.zero_()
+    torch.testing.assert_close(mixed[0] + mixed[1] + block.attention_out.bias, block(x) - x)
 
 
 def test_it_learns_and_its_bits_per_byte_start_at_eight() -> None:

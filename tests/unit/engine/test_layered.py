@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from orchestrator.core.job import Precision
 from orchestrator.engine.groups.base import GroupBroken
@@ -19,9 +21,9 @@ from orchestrator.engine.task import Task, seed_drawing, seed_everything
 from orchestrator.engine.tasks.gpt import GPT
 from tests.unit.engine.engine_task import Tiny
 from tests.unit.engine.layered_task import Layered
+from tests.unit.engine.layered_world import SCALE, SEED, STEP, Grads, assert_equal, bare, build
 
-SEED, STEP, NUMBERS, SCALE = 3, 5, (4, 9), 1 / 6
-Grads = dict[str, Tensor]
+NUMBERS = (4, 9)
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +75,8 @@ class Twice(nn.Module):
         self.b = self.a
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.a(x) + x + self.b(torch.sin(x))).flatten(1).view(x.shape)  # a view at the end
+        y: Tensor = self.norm(self.a(x) + x + self.b(torch.sin(x)))
+        return y.flatten(1).view(x.shape)  # a view at the end
 
 
 class Deaf(nn.Module):
@@ -144,42 +147,6 @@ class Noting(ResidentWeights):
         self.calls.append(("done", stage, index, ""))
 
 
-def build(task: Task) -> nn.Module:
-    """The model as the engine has it: what is tied across layers is a parameter of each, gradients lie ready."""
-    seed_everything(seed=SEED, step=-1, micro_batch=0)
-    model = task.build_model()
-    seen: set[int] = set()
-    for _, layer in task.stack(model):
-        for owner in layer.modules():
-            for key, p in owner._parameters.items():
-                if p is not None and id(p) in seen and owner not in (getattr(m, "a", None) for m in layer.modules()):
-                    owner._parameters[key] = nn.Parameter(p.detach().clone())
-        seen |= {id(p) for p in layer.parameters()}
-    for p in model.parameters():
-        p.grad = torch.zeros_like(p)
-    return model
-
-
-def bare(task: Task, precision: Precision = Precision.FP32) -> tuple[list[float], Grads]:
-    """What training means, in ten lines: no stage, no cut, one graph."""
-    model, losses = build(task), []
-    for number in NUMBERS:
-        seed_drawing(seed=SEED, step=STEP, micro_batch=number)
-        batch = task.batch(seed=SEED, step=STEP, micro_batch=number)
-        x = task.inputs(batch)
-        for k, (_, layer) in enumerate(task.stack(model)):
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision is Precision.BF16):
-                seed_everything(seed=SEED, step=STEP, micro_batch=number, layer=k)
-                x = layer(x).contiguous()
-            if k:
-                x.register_hook(Tensor.contiguous)
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision is Precision.BF16):
-            loss = task.criterion(x, batch)
-        (loss * SCALE).backward()
-        losses.append(loss.item())
-    return losses, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-
-
 def staged(
     task: Task,
     cuts: Sequence[int],
@@ -207,7 +174,7 @@ def staged(
             recompute=recompute,
             precision=precision,
         )
-        for s, (a, b) in enumerate(zip(bounds, bounds[1:], strict=False))
+        for s, (a, b) in enumerate(pairwise(bounds))
     ]
     losses = []
     for index, number in enumerate(NUMBERS):
@@ -229,14 +196,6 @@ def staged(
     return losses, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def assert_equal(found: tuple[list[float], Grads], wanted: tuple[list[float], Grads]) -> None:
-    assert found[0] == wanted[0]
-    assert found[1].keys() == wanted[1].keys()
-    for name, gradient in wanted[1].items():
-        assert gradient.abs().sum() > 0, name
-        assert torch.equal(found[1][name], gradient), name
-
-
 TASKS: dict[str, Callable[[], Task]] = {
     "layered": Layered,
     "odd": Odd,
@@ -248,7 +207,7 @@ TASKS: dict[str, Callable[[], Task]] = {
 @pytest.mark.parametrize("mode", ["graph", "recompute", "moving", "moving+recompute"])
 @pytest.mark.parametrize("name", TASKS)
 def test_every_way_to_run_it_gives_the_same_bits(name: str, mode: str, halves: bool) -> None:
-    wanted = bare(TASKS[name]())
+    wanted = bare(TASKS[name](), NUMBERS)
     how: dict[str, Any] = {"halves": halves, "recompute": "recompute" in mode, "moving": "moving" in mode}
     for cuts in ((), (1,), (2,), (3,), (1, 3)):
         assert_equal(staged(TASKS[name](), cuts, **how), wanted)
@@ -256,8 +215,8 @@ def test_every_way_to_run_it_gives_the_same_bits(name: str, mode: str, halves: b
 
 @pytest.mark.parametrize("halves", [False, True])
 def test_bf16_crosses_as_it_is(halves: bool) -> None:
-    wanted = bare(TASKS["gpt"](), Precision.BF16)
-    assert wanted[0] != bare(TASKS["gpt"]())[0]
+    wanted = bare(TASKS["gpt"](), NUMBERS, Precision.BF16)
+    assert wanted[0] != bare(TASKS["gpt"](), NUMBERS)[0]
     for cuts, recompute, moving in (((1,), False, False), ((2,), True, False), ((1, 3), False, True)):
         found = staged(TASKS["gpt"](), cuts, halves=halves, recompute=recompute, moving=moving, precision=Precision.BF16)
         assert_equal(found, wanted)
@@ -286,6 +245,21 @@ def test_a_task_without_layers_is_one_layer() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
+def test_each_half_of_the_backward_pass_does_its_own_part() -> None:
+    flops = {}
+    for halves in (False, True):
+        task = TASKS["gpt"]()
+        stage = LayeredStage(task, build(task), seed=SEED, scale=1.0, first=1, last=3)
+        y = stage.forward(0, torch.randn(2, 16, 16, requires_grad=True), step=STEP, number=0)
+        for kind in ("backward_input", "backward_weight") if halves else ("backward",):
+            with FlopCounterMode(display=False) as counter:
+                stage.backward_weight(0) if kind == "backward_weight" else getattr(stage, kind)(0, torch.ones_like(y))
+            flops[kind] = counter.get_total_flops()
+    assert flops["backward_input"] + flops["backward_weight"] == flops["backward"]
+    weights = 2 * 2 * (2 * 16) * (12 * 16 * 16)  # 2 flops, 2 blocks, 32 tokens, 12 width^2 elements in matrices
+    assert flops["backward_weight"] == weights
+
+
 def test_what_is_kept_between_the_passes() -> None:
     """Recomputation keeps a layer's input only; one graph keeps everything."""
     kept = []
@@ -310,7 +284,7 @@ def test_visits_come_in_the_promised_order_and_a_phantom_makes_the_same(by_layer
     task = Layered(depth=1)
     model = build(task)
     weights = Noting()
-    weights.by_layer = by_layer  # type: ignore[misc]
+    weights.by_layer = by_layer
     stage = LayeredStage(task, model, seed=SEED, scale=1.0, stage=7, weights=weights, recompute=recompute)
     seen: dict[str, list[tuple[str, int, int, str]]] = {}
     for kind in ("forward", "backward", "forward", "input", "weight", "eval"):
@@ -396,7 +370,7 @@ class Faulty(nn.Module):
         if self.fault == "raise":
             raise ZeroDivisionError("the user's own mistake")
         if self.fault == "broken":
-            return Raises.apply(x + self.bias)
+            return Raises.apply(x + self.bias)  # type: ignore[no-untyped-call]
         return x + self.bias
 
 

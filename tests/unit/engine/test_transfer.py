@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 
 import pytest
 import torch
@@ -380,9 +381,10 @@ def _rank_process(link: Connection, endpoint: str, rank: int, trap: bool) -> Non
     os._exit(0)
 
 
-def _start(trap: bool) -> tuple[StoreServer, list[multiprocessing.process.BaseProcess], list[Connection]]:
+def _start(trap: bool) -> tuple[StoreServer, list[BaseProcess], list[Connection]]:
     server, context = StoreServer(HOST), multiprocessing.get_context("spawn")
-    children, links = [], []
+    children: list[BaseProcess] = []
+    links: list[Connection] = []
     for rank in range(2):
         here, there = context.Pipe()
         child = context.Process(target=_rank_process, args=(there, server.endpoint, rank, trap), daemon=True)

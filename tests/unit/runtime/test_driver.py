@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.core.codec import to_json
+from orchestrator.core.job import FailureClass
 from orchestrator.core.supervisor.commands import EndJob, KillWorker, SpawnWorker
 from orchestrator.core.supervisor.events import (
     CancelRequested,
@@ -21,7 +22,6 @@ from orchestrator.core.supervisor.events import (
     WorkerGone,
 )
 from orchestrator.core.supervisor.machine import step
-from orchestrator.core.job import FailureClass
 from orchestrator.core.supervisor.state import JobPhase, Outcome, WorkerPhase
 from orchestrator.runtime import driver as driver_module
 from orchestrator.runtime.driver import DriverStopped, JournalFailed, SupervisorBug

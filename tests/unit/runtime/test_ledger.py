@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from orchestrator.core.supervisor.commands import Command, KillWorker, LeaveEpoch
 from orchestrator.core.supervisor.events import StepCommitted, SupervisorRestarted
 from orchestrator.runtime.ledger import Cause, Ledger
 from orchestrator.runtime.ports import Record
@@ -16,9 +17,9 @@ class Book:
     def __init__(self) -> None:
         self.records: list[Record] = []
 
-    def at(self, at_ms: int, phase: str, step: int) -> None:
+    def at(self, at_ms: int, phase: str, step: int, *commands: Command) -> None:
         event = SupervisorRestarted(at_ms)
-        self.records.append(Record(len(self.records) + 1, at_ms, at_ms / 1000, event, (), "", phase, 1, step))
+        self.records.append(Record(len(self.records) + 1, at_ms, at_ms / 1000, event, commands, "", phase, 1, step))
 
 
 def lost(ledger: Ledger) -> dict[str, int]:
@@ -62,6 +63,32 @@ def test_an_interrupted_step_counts_for_as_long_as_a_step_usually_takes() -> Non
     assert lost(ledger) == {"fencing": 30, "waiting": 500, "forming": 80, "interrupted": 200}
     assert ledger.account().productive_ms == 200 + 100
     assert ledger.account().goodput == 300 / (300 + 810)
+
+
+def test_a_planned_change_is_a_cause_of_its_own() -> None:
+    book = started()
+    book.at(1_750, "running", 3, LeaveEpoch("j/w0", 1))
+    book.at(1_800, "running", 4)
+    book.at(1_805, "fencing", 4)
+    book.at(1_815, "forming", 4)
+    book.at(1_840, "running", 4)
+    book.at(1_960, "running", 5)
+    book.at(2_060, "running", 6)
+    ledger = Ledger.of(book.records)
+    assert lost(ledger) == {"planned": 10 + 25 + 25}, "leaving, forming, and what the step took longer than usual"
+    assert ledger.account().productive_ms == 500
+
+
+def test_a_planned_change_that_becomes_a_failure_is_booked_as_one() -> None:
+    book = started()
+    book.at(1_750, "running", 3, LeaveEpoch("j/w0", 1))
+    book.at(1_800, "running", 4)
+    book.at(1_805, "fencing", 4)
+    book.at(1_810, "fencing", 4, KillWorker("j/w1", "gone"))
+    book.at(1_815, "forming", 4)
+    book.at(1_840, "running", 4)
+    book.at(1_940, "running", 5)
+    assert lost(Ledger.of(book.records)) == {"fencing": 10, "forming": 25, "interrupted": 5}
 
 
 def test_steps_that_are_done_again_are_lost_time() -> None:

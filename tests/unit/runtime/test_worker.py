@@ -13,8 +13,18 @@ import pytest
 from orchestrator.core.graph.view import GraphView
 from orchestrator.core.planner.planner import first_plan
 from orchestrator.core.reshard.recovery import Held, Resume, Source
-from orchestrator.core.supervisor.commands import DumpStacks, ExitWorker, FenceEpoch, InjectFault, RunEpoch
+from orchestrator.core.supervisor.commands import (
+    DumpStacks,
+    ExitWorker,
+    FenceEpoch,
+    InjectFault,
+    LeaveEpoch,
+    RunEpoch,
+    TakeCheckpoint,
+)
 from orchestrator.core.supervisor.events import (
+    BadStepFound,
+    CorruptionFound,
     EpochReady,
     Event,
     Fault,
@@ -31,7 +41,7 @@ from tests.unit.runtime.world import GRAPH, job
 
 WAIT_S = 20
 ME = "j/w0"
-HELD = Held(1, 0, 5, 5, 5, None)
+HELD = Held(1, 0, 1, 5, 5, 5, (), (), None)
 LIMITS = derive(4000)
 
 
@@ -43,6 +53,7 @@ class FakeEngine:
         self.results: queue.Queue[Any] = queue.Queue()
         self.fences: list[int] = []
         self.faults: list[Fault] = []
+        self.wishes: list[tuple[str, int]] = []
         self.deaf = False  # stuck in the user's code: a fence reaches nothing
 
     def warm(self) -> GraphView:
@@ -66,6 +77,12 @@ class FakeEngine:
         self.fences.append(epoch)
         if not self.deaf:
             self.results.put(epoch)
+
+    def leave_after_step(self, epoch: int) -> None:
+        self.wishes.append(("leave", epoch))
+
+    def take_checkpoint(self, epoch: int) -> None:
+        self.wishes.append(("checkpoint", epoch))
 
     def held(self) -> Held | None:
         return HELD
@@ -172,7 +189,7 @@ def worker() -> Iterator[Worker]:
 
 def order(epoch: int, *, steps: int = 30) -> RunEpoch:
     plan = first_plan(job=job(steps=steps), graph=GRAPH, workers=[(ME, "n0"), ("j/w1", "n1")], epoch=epoch)
-    return RunEpoch(ME, plan, Resume(Source.INIT, 0, None, (), (0, 1), ""), "127.0.0.1:4000")
+    return RunEpoch(ME, plan, Resume(Source.INIT, 0, None, (), (0, 1), "", 0, ()), "127.0.0.1:4000")
 
 
 def test_its_hello_says_that_it_never_had_a_rank(worker: Worker) -> None:
@@ -199,6 +216,29 @@ def test_a_fence_reaches_a_running_epoch_and_is_answered_once_with_what_it_holds
     assert worker.link.said.empty()
     hello = worker.link.hello()
     assert (hello.epoch, hello.running, hello.held) == (1, False, HELD)
+
+
+def test_wishes_reach_a_running_engine_and_a_planned_leave_is_no_fence(worker: Worker) -> None:
+    worker.link.on_command(order(1))
+    assert worker.runs() == 1
+    worker.link.on_command(TakeCheckpoint(ME, 1))
+    worker.link.on_command(LeaveEpoch(ME, 1))
+    assert worker.engine.wishes == [("checkpoint", 1), ("leave", 1)]
+    assert worker.engine.fences == []
+    worker.engine.results.put(Left(False, HELD, "as it was asked to"))
+    assert worker.said() == LeftEpoch(0, ME, 1, False, HELD, "as it was asked to")
+    worker.settled()
+    assert worker.link.hello().held == HELD
+    worker.link.on_command(order(2))
+    assert worker.runs() == 2
+
+
+def test_what_the_engine_finds_wrong_is_said_before_it_leaves(worker: Worker) -> None:
+    worker.link.on_command(order(1))
+    assert worker.runs() == 1
+    for found in (CorruptionFound(0, ME, 1, 5, (1,), "sums differ"), BadStepFound(0, ME, 1, 6, "loss is nan")):
+        worker.engine.report(found)
+        assert worker.said() == found
 
 
 def test_a_fence_of_an_epoch_that_it_never_ran_is_answered_too(worker: Worker) -> None:

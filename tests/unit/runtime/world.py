@@ -11,9 +11,19 @@ from typing import Any
 
 from orchestrator.core.cluster.view import ClusterView, NodeView
 from orchestrator.core.job import DeviceKind, Job
+from orchestrator.core.plan.plan import OPTIMIZER, PARAMS
 from orchestrator.core.reshard.recovery import Commit, Held
-from orchestrator.core.supervisor.commands import ExitWorker, FenceEpoch, KillWorker, RunEpoch, SpawnWorker
+from orchestrator.core.supervisor.commands import (
+    ExitWorker,
+    FenceEpoch,
+    KillWorker,
+    LeaveEpoch,
+    RunEpoch,
+    SpawnWorker,
+    TakeCheckpoint,
+)
 from orchestrator.core.supervisor.events import (
+    CheckpointReported,
     ClusterChanged,
     EpochReady,
     LeftEpoch,
@@ -206,8 +216,10 @@ class FakeWorker:
             return None
         seat = self.order.plan.seat_of(self.worker_id)
         assert seat is not None
-        commit = Commit(self.step, 1.0, 1.0, 1.0) if self.step else None
-        return Held(self.epoch, seat.rank, self.step, self.step, self.step, commit)
+        commit = Commit(self.step, 1.0, 1.0, 1.0, False, 1.0) if self.step else None
+        holdings = self.order.plan.layout(OPTIMIZER).holdings[seat.rank], self.order.plan.layout(PARAMS).holdings[seat.rank]
+        regions = [h.everything for h in holdings]
+        return Held(self.epoch, seat.rank, 1, self.step, self.step, self.step, *regions, commit)
 
     def take(self, command: WorkerCommand) -> None:
         """A command arrived."""
@@ -219,6 +231,11 @@ class FakeWorker:
                 self.go(self.train(command.plan.epoch))
             case FenceEpoch(epoch=epoch):
                 self.leave(epoch, fenced=True)
+            case LeaveEpoch(epoch=epoch):
+                self.world.wish_to_leave(epoch)
+            case TakeCheckpoint(epoch=epoch) if self.running and epoch == self.epoch:
+                at = self.step + 1
+                self.say(CheckpointReported(0, self.worker_id, epoch, at, f"/c/{at}", True, "digest"))
             case ExitWorker():
                 self.die(kill=False)
 
@@ -232,7 +249,11 @@ class FakeWorker:
                 return
             self.step += 1
             self.progress += 1
-            self.say(StepCommitted(0, self.worker_id, epoch, self.step, 2.0 / self.step, 1.0, 1.0, 0.1, STEP_MS, 64))
+            loss = 2.0 / self.step
+            self.say(StepCommitted(0, self.worker_id, epoch, self.step, loss, 1.0, 1.0, 0.1, STEP_MS, 64, False, loss))
+            if self.step == self.world.leave_at.get(epoch):
+                self.leave(epoch, fenced=False)
+                return
         self.running = False
         self.say(RankFinished(0, self.worker_id, epoch, self.step, "digest"))
 
@@ -243,7 +264,7 @@ class FakeWorker:
         self.running = False
         self.say(LeftEpoch(0, self.worker_id, epoch, fenced, self.held(), "left"))
 
-    def say(self, event: StepCommitted | LeftEpoch | EpochReady | RankFinished) -> None:
+    def say(self, event: StepCommitted | LeftEpoch | EpochReady | RankFinished | CheckpointReported) -> None:
         """Report, when there is a stream."""
         if self.connected and not self.stopped:
             self.world.driver.sink(event)
@@ -271,6 +292,7 @@ class World:
         self.killed: list[str] = []
         self.adopted: list[str] = []
         self.closed = False
+        self.leave_at: dict[int, int] = {}  # epoch -> step after which its ranks leave, because somebody asked
         self.sink: Sink | None = None
         self.spawn_errors: dict[str, Exception] = {}
         self.driver: Driver
@@ -298,6 +320,10 @@ class World:
     def broken(self, epoch: int) -> bool:
         """Whether a member of this epoch is dead or stopped, so that collectives hang for the others."""
         return any((w.stopped or not w.alive) and w.epoch == epoch for w in self.workers.values())
+
+    def wish_to_leave(self, epoch: int) -> None:
+        """The ranks agree on the first step after which all of them can leave."""
+        self.leave_at.setdefault(epoch, max(w.step for w in self.workers.values() if w.epoch == epoch) + 1)
 
     def rank(self, rank: int) -> FakeWorker:
         """The worker in a seat."""

@@ -20,7 +20,8 @@ from orchestrator.core.cluster.view import ClusterView
 from orchestrator.core.job import Job
 from orchestrator.core.supervisor.commands import Command, FenceEpoch, InjectFault, RunEpoch
 from orchestrator.core.supervisor.events import EpochReady, Event, Fault, LeftEpoch, StepCommitted, Tick, WorkerHello
-from orchestrator.runtime.control import Explanation
+from orchestrator.runtime.checkpoint_types import CheckpointInfo, CheckpointVerdict, ExportedModel
+from orchestrator.runtime.control import Decided, Explanation
 from orchestrator.runtime.ports import Beat, LogLine, Record, Welcome, WorkerCommand
 from orchestrator.runtime.status_types import JobStatus
 from orchestrator.runtime.worker import WorkerReport
@@ -49,6 +50,10 @@ MIRRORS: list[tuple[type, Any, set[str]]] = [
     (ClusterView, types_pb2.ClusterView.DESCRIPTOR, set()),
     (JobStatus, control_pb2.JobStatus.DESCRIPTOR, set()),
     (LogLine, control_pb2.LogLine.DESCRIPTOR, set()),
+    (Decided, control_pb2.Decided.DESCRIPTOR, set()),
+    (CheckpointInfo, control_pb2.CheckpointInfo.DESCRIPTOR, set()),
+    (CheckpointVerdict, control_pb2.CheckpointVerdict.DESCRIPTOR, set()),
+    (ExportedModel, control_pb2.ExportedModel.DESCRIPTOR, set()),
 ]
 
 
@@ -125,6 +130,16 @@ def test_records_of_every_command_survive(cls: type, data: st.DataObject) -> Non
     assert convert.explanation_from_proto(message) == explanation
 
 
+@given(decided=values(Decided), info=values(CheckpointInfo), verdict=values(CheckpointVerdict), exported=values(ExportedModel))
+def test_what_is_told_of_requests_and_checkpoints_survives(
+    decided: Decided, info: CheckpointInfo, verdict: CheckpointVerdict, exported: ExportedModel
+) -> None:
+    assert convert.decided_from_proto(over_the_wire(convert.decided_to_proto(decided))) == decided
+    assert convert.checkpoint_from_proto(over_the_wire(convert.checkpoint_to_proto(info))) == info
+    assert convert.verdict_from_proto(over_the_wire(convert.verdict_to_proto(verdict))) == verdict
+    assert convert.exported_from_proto(over_the_wire(convert.exported_to_proto(exported))) == exported
+
+
 @given(value=values(JobStatus))
 def test_status_survives(value: JobStatus) -> None:
     assert convert.status_from_proto(over_the_wire(convert.status_to_proto(value))) == value
@@ -139,7 +154,7 @@ def test_the_rest_of_the_control_api_survives(view: ClusterView, line: LogLine, 
 
 
 def test_a_loss_that_is_not_a_number_survives() -> None:
-    report = StepCommitted(0, "w1", 1, 4, math.nan, math.inf, 1.0, 1e-3, 12.0, 64)
+    report = StepCommitted(0, "w1", 1, 4, math.nan, math.inf, 1.0, 1e-3, 12.0, 64, False, 2.0)
     back = convert.from_worker(over_the_wire(convert.from_worker_to_proto(report)), worker_id="w1", at_ms=0)
     assert isinstance(back, StepCommitted)
     assert math.isnan(back.loss)
@@ -181,6 +196,7 @@ def test_what_a_worker_says_must_make_sense(message: worker_pb2.WorkerMessage, w
 
 PLAN = types_pb2.Plan(
     job="j",
+    schedule="1f1b",
     seats=[types_pb2.Seat(worker_id="w1")],
     layouts=[types_pb2.StateLayout(holdings=[types_pb2.Holding(primary=[types_pb2.Interval(start=5, stop=5)])])],
 )
@@ -191,9 +207,9 @@ PLAN = types_pb2.Plan(
     [
         ({}, "no kind"),
         ({"run_epoch": worker_pb2.RunEpoch()}, "plan is missing"),
-        ({"run_epoch": worker_pb2.RunEpoch(plan=types_pb2.Plan())}, "resume is missing"),
+        ({"run_epoch": worker_pb2.RunEpoch(plan=types_pb2.Plan(schedule="1f1b"))}, "resume is missing"),
         (
-            {"run_epoch": worker_pb2.RunEpoch(plan=types_pb2.Plan(), resume=types_pb2.Resume(source="hope"))},
+            {"run_epoch": worker_pb2.RunEpoch(plan=types_pb2.Plan(schedule="1f1b"), resume=types_pb2.Resume(source="hope"))},
             r"resume\.source is 'hope', not one of 'init', 'memory', 'checkpoint'",
         ),
         (

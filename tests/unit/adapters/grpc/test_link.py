@@ -24,7 +24,7 @@ FAST = derive(800)  # short pauses between attempts
 
 
 def committed(step: int) -> StepCommitted:
-    return StepCommitted(0, "w1", 1, step, 2.0, 0.5, 1.0, 1e-3, 12.0, 64)
+    return StepCommitted(0, "w1", 1, step, 2.0, 0.5, 1.0, 1e-3, 12.0, 64, False, 2.0)
 
 
 @dataclass

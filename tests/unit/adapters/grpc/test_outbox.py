@@ -18,7 +18,7 @@ from orchestrator.runtime.worker import WorkerReport
 
 
 def committed(step: int, epoch: int = 1) -> StepCommitted:
-    return StepCommitted(0, "w1", epoch, step, 2.0, 0.5, 1.0, 1e-3, 12.0, 64)
+    return StepCommitted(0, "w1", epoch, step, 2.0, 0.5, 1.0, 1e-3, 12.0, 64, False, 2.0)
 
 
 def digest(step: int) -> DigestReported:

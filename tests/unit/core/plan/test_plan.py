@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.core.plan.layout import Interval
-from orchestrator.core.plan.plan import DATA, OPTIMIZER, PARAMS, PIPELINE, TENSOR, Plan
+from orchestrator.core.plan.plan import DATA, OPTIMIZER, PARAMS, PIPELINE, TENSOR, Plan, Stage
 from tests.unit.core.strategies import make_plan, plans
 
 
@@ -60,9 +60,7 @@ def test_the_sections_of_the_ranks_make_up_the_vector(plan: Plan) -> None:
 
 def test_interleaved_stages_go_round_the_ranks() -> None:
     plan = make_plan("ab", layers=(4, 4, 4, 4), block=4, pipeline=2)
-    plan = replace(
-        plan, stages=tuple(replace(plan.stages[0], first=n, last=n + 1, start=4 * n, stop=4 * n + 4) for n in range(4))
-    )
+    plan = replace(plan, stages=tuple(Stage(n, n + 1, 4 * n, 4 * n + 4) for n in range(4)))
     assert [plan.stages_of(r) for r in (0, 1)] == [(0, 2), (1, 3)]
     assert plan.section_of(1) == (Interval(4, 8), Interval(12, 16))
 

@@ -91,15 +91,19 @@ def assert_state(graph: GraphView, new: Plan, old: dict[int, Held], memories: di
 
 
 def least(graph: GraphView, new: Plan, old: dict[int, Held]) -> int:
-    """Elements that each rank of the new plan needs and has nowhere in its vector."""
-    padding, out = same_degree(new, old), 0
-    right = vector_of(graph, new.axis(TENSOR), padding=padding)
+    """Elements that each rank of the new plan needs and has nowhere in its vector.
+
+    Where all have the same degree, only at the same place: what another coordinate's section says of an uncut tensor is not used.
+    """
+    same, out = same_degree(new, old), 0
+    right = vector_of(graph, new.axis(TENSOR), padding=same)
     for rank in range(new.size):
         for name in (PARAMS, OPTIMIZER):
-            has: set[int] = set()
+            has: Vector = {}
             if rank in old:
-                vector = vector_of(graph, old[rank].tensor, padding=padding)
-                has = set(own(vector, old[rank].params if name == PARAMS else old[rank].optimizer).values())
+                intervals = old[rank].params if name == PARAMS else old[rank].optimizer
+                has = own(vector_of(graph, old[rank].tensor, padding=same), intervals)
             need = own(right, new.layout(name).holdings[rank].everything)
-            out += sum(1 for value in need.values() if value not in has)
+            values = set(has.values())
+            out += sum(1 for x, value in need.items() if (x not in has if same else value not in values))
     return out

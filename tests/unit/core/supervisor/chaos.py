@@ -15,7 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from orchestrator.core.cluster.view import ClusterView, NodeView
 from orchestrator.core.codec import from_json, to_json
-from orchestrator.core.job import DeviceKind, Job
+from orchestrator.core.job import Action, DeviceKind, FailureClass, Job
+from orchestrator.core.plan.layout import Interval
 from orchestrator.core.plan.lint import lint
 from orchestrator.core.reshard.recovery import Commit, Held
 from orchestrator.core.supervisor import events as ev
@@ -23,7 +24,8 @@ from orchestrator.core.supervisor.commands import Command, EndJob, FenceEpoch, K
 from orchestrator.core.supervisor.machine import initial, refusal, step
 from orchestrator.core.supervisor.state import CheckpointRef, Decision, JobPhase, State, Worker, WorkerPhase
 from orchestrator.core.timeouts import derive
-from tests.scenarios.story import GRAPH, make_job
+from orchestrator.spec.policies import LOSSES, policies
+from tests.scenarios.story import DEEP, held_of, make_job
 
 NODES = 6
 SEATED = (WorkerPhase.MEMBER, WorkerPhase.LEFT)
@@ -31,6 +33,10 @@ flags = st.booleans()
 picks = st.integers(0, 10_000)
 offsets = st.sampled_from([0, 0, -1, -2, 1])
 subsets = st.lists(st.integers(0, NODES - 1), max_size=3).map(lambda picked: sum(1 << i for i in set(picked)))
+
+
+def _commit(n: int) -> Commit:
+    return Commit(n, 1.0, 1.0, 1.0, False, 1.0)
 
 
 def check(before: State, event: ev.Event, decision: Decision) -> None:
@@ -102,6 +108,9 @@ class Chaos(RuleBasedStateMachine):
 
     @initialize(
         data=st.integers(1, 4),
+        pipeline=st.sampled_from([1, 1, 2]),
+        actions=st.permutations(list(Action)),
+        grow_after=st.integers(0, 4),
         kind=st.sampled_from([0, 1, 2]),
         spares=st.integers(0, 2),
         slots=st.integers(1, 2),
@@ -109,11 +118,17 @@ class Chaos(RuleBasedStateMachine):
         resumed=flags,
         launched=st.sampled_from([True, True, False]),
     )
-    def begin(self, data: int, kind: int, spares: int, slots: int, budget: int, resumed: bool, launched: bool) -> None:
+    def begin(
+        self, data: int, pipeline: int, kind: int, spares: int, slots: int, budget: int, resumed: bool, launched: bool,
+        actions: list[Action], grow_after: int,
+    ) -> None:  # fmt: skip
         """A job: replicated, sharded, or sharded with copies; new or from a checkpoint."""
         copies = int(kind == 2 and data > 1)
-        job = make_job(data=data, spares=spares, zero=min(kind, 1), budget=budget, slots=slots)
-        self.job: Job = replace(job, parallel=replace(job.parallel, copies=copies))
+        self.job: Job = make_job(
+            data=data, pipeline=pipeline, spares=spares, zero=min(kind, 1), budget=budget, slots=slots, copies=copies,
+            policies=policies(dict.fromkeys((*LOSSES, FailureClass.WORKER_SLOW, FailureClass.CORRUPT_STATE), tuple(actions))),
+            grow_after=grow_after, nodes=data * pipeline,
+        )  # fmt: skip
         self.slots = slots
         self.first = initial(self.job, checkpoint=CheckpointRef(3, "file:///c/3", "d") if resumed else None, now_ms=0)
         self.state = self.first
@@ -158,7 +173,7 @@ class Chaos(RuleBasedStateMachine):
     ) -> None:
         """A hello; `graph` 1 is another model."""
         node = self.state.workers[worker_id].node_id if worker_id in self.state.workers else "n0"
-        model = replace(GRAPH, fingerprint="x") if graph else GRAPH
+        model = replace(DEEP, fingerprint="x") if graph else DEEP
         self.tell(ev.WorkerHello(self.now, worker_id, node, 1, f"e:{worker_id}", model, epoch, running, held))
 
     def true_held(self, worker: Worker, *, ahead: bool = False) -> Held | None:
@@ -171,14 +186,25 @@ class Chaos(RuleBasedStateMachine):
         if worker.ready_epoch != plan.epoch:
             return worker.held
         if ahead:
-            return Held(plan.epoch, seat.rank, at + 1, -1, at + 1, Commit(at + 1, 1.0, 1.0, 1.0))
-        return Held(plan.epoch, seat.rank, at, at, at + 1, commit)
+            return held_of(plan, seat.rank, at=at + 1, params=-1, commit=_commit(at + 1))
+        return held_of(plan, seat.rank, at=at, prepared=True, commit=commit)
 
     def wild_held(self, a: int, b: int, c: int, torn: bool) -> Held:
         """Something that nobody who behaves would hold."""
         at = max(0, self.state.committed_step + b % 5 - 2)
-        commit = Commit(at + c % 2, 1.0, 1.0, 1.0) if c % 3 else None
-        return Held(a % (self.state.epoch + 3) - 1, b % 6 - 1, at, -1 if torn else at, at + c % 2, commit)
+        lo, hi = a % 9 * 1024, b % 11 * 1024
+        some = (Interval(min(lo, hi), max(lo, hi) + 1024),)
+        return Held(
+            plan_epoch=max(0, a % (self.state.epoch + 3) - 1),
+            rank=b % 6,
+            tensor=1 + (c % 7 == 0),
+            applied_step=at,
+            params_step=-1 if torn else at,
+            prepared_step=at + c % 2,
+            optimizer=some if c % 5 else (),
+            params=some if c % 4 else (),
+            commit=_commit(at + c % 2) if c % 3 else None,
+        )
 
     # --------------------------------------------------------------------------------------------- those that behave
 
@@ -228,7 +254,7 @@ class Chaos(RuleBasedStateMachine):
             self._commit(worker.worker_id if worker else "", self.state.epoch, self.state.committed_step + 1)
 
     def _commit(self, worker_id: str, epoch: int, at: int) -> None:
-        self.tell(ev.StepCommitted(self.now, worker_id, epoch, at, 2.0, 1.0, 1.0, 1e-3, 100.0, 64))
+        self.tell(ev.StepCommitted(self.now, worker_id, epoch, at, 2.0, 1.0, 1.0, 1e-3, 100.0, 64, False, 2.0))
 
     @precondition(lambda self: self.state.phase is JobPhase.FENCING)
     @rule(ahead=picks)
@@ -265,7 +291,7 @@ class Chaos(RuleBasedStateMachine):
     def everybody_finishes(self, all_of_them: bool) -> None:
         """All members are done, with one digest; mostly the last of them is not heard."""
         for w in list(self.state.workers.values()):
-            if w.phase is WorkerPhase.MEMBER and (all_of_them or len(self.state.finished) < self.job.parallel.data - 1):
+            if w.phase is WorkerPhase.MEMBER and (all_of_them or len(self.state.finished) < self.job.parallel.ranks - 1):
                 self.tell(ev.RankFinished(self.now, w.worker_id, self.state.epoch, self.job.train.steps, "d"))
 
     @rule(ms=st.sampled_from([0, 1, 50, 1_000, 4_000, 70_000]))
@@ -307,7 +333,7 @@ class Chaos(RuleBasedStateMachine):
         n = max(0, self.state.committed_step + at)
         words: tuple[ev.Event, ...] = (
             ev.EpochReady(now, who, e),
-            ev.StepCommitted(now, who, e, n, 2.0, 1.0, 1.0, 1e-3, 100.0, 64),
+            ev.StepCommitted(now, who, e, n, 2.0, 1.0, 1.0, 1e-3, 100.0, 64, flag, 2.0),
             ev.EvalReported(now, who, e, n, 2.5),
             ev.DigestReported(now, who, e, n, "d"),
             ev.CheckpointReported(now, who, e, n, f"file:///c/{n}", flag, "digest"),
@@ -336,7 +362,40 @@ class Chaos(RuleBasedStateMachine):
     @rule(node=st.integers(0, NODES))
     def a_drain(self, node: int) -> None:
         """Somebody wants a node to be emptied, be it there or not."""
-        self.tell(ev.DrainRequested(self.now, f"n{node}", "me"))
+        self.tell(ev.DrainRequested(self.now, f"n{node}", "me", "spot"))
+
+    @rule(nodes=st.integers(0, NODES), cut=st.sampled_from([(), (), (3, 1), (2, 2), (1, 1, 2), (4,), (5,)]))
+    def a_scale(self, nodes: int, cut: tuple[int, ...]) -> None:
+        """Somebody wants more, fewer, or other ranks, be it possible or not."""
+        self.tell(ev.ScaleRequested(self.now, nodes, cut, "me"))
+
+    @rule(pick=picks)
+    def a_replacement(self, pick: int) -> None:
+        """Somebody wants a worker replaced, be it there or not."""
+        self.tell(ev.ReplaceRequested(self.now, self.anyone(pick), "me"))
+
+    @rule()
+    def a_checkpoint(self) -> None:
+        """Somebody wants a checkpoint."""
+        self.tell(ev.CheckpointRequested(self.now, "me"))
+
+    @rule(pick=picks, epoch=offsets, ranks=st.lists(st.integers(0, 9), max_size=3), at=st.integers(0, 2))
+    def something_is_wrong(self, pick: int, epoch: int, ranks: list[int], at: int) -> None:
+        """A vote on corrupt state, or a bad step."""
+        who, e, n = self.anyone(pick), self.state.epoch + epoch, self.state.committed_step + at
+        bad = ev.BadStepFound(self.now, who, e, n, "nan")
+        self.tell(bad if at else ev.CorruptionFound(self.now, who, e, n, tuple(ranks), "sums differ"))
+
+    @precondition(lambda self: self.state.change is not None)
+    @rule(torn=flags)
+    def the_ranks_leave_as_asked(self, torn: bool) -> None:
+        """All of them, after one more step; now and then one breaks on the way."""
+        self.steps_are_committed(0, 1)
+        for w in [w for w in self.state.workers.values() if w.phase is WorkerPhase.MEMBER]:
+            held = self.true_held(w)
+            if held is not None:
+                held = replace(held, params_step=-1 if torn else held.params_step)
+            self.tell(ev.LeftEpoch(self.now, w.worker_id, self.state.epoch, False, held, "as asked"))
 
     @rule(
         picked=st.lists(picks, max_size=6),

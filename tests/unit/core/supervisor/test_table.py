@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 
+from orchestrator.core.graph.view import GraphView
 from orchestrator.core.supervisor import events as ev
 from orchestrator.core.supervisor import table
 from orchestrator.core.supervisor.diagram import render
 from orchestrator.core.supervisor.machine import initial
 from orchestrator.core.supervisor.state import JobPhase, State, Worker, WorkerPhase
 from orchestrator.core.supervisor.turn import InvalidTransition, Turn
-from tests.scenarios.story import Story, cluster, make_job
+from orchestrator.spec.policies import policies
+from tests.scenarios.story import DEEP, GRAPH, WAIT, Story, cluster, make_job
 
 DOCS = Path(__file__).parents[4] / "docs" / "state-machine.md"
 
@@ -70,8 +72,8 @@ def test_staying_in_a_phase_is_no_transition() -> None:
 class Tale(Story):
     """A story of four ranks, one spare and five nodes that can be brought into any phase."""
 
-    def __init__(self, **kw: int) -> None:
-        super().__init__(make_job(**kw))
+    def __init__(self, graph: GraphView = GRAPH, **kw: Any) -> None:
+        super().__init__(make_job(**{"policies": WAIT} | kw), graph=graph)
 
     def up_to(self, phase: JobPhase) -> Tale:
         """Go on until the job is in that phase."""
@@ -86,11 +88,6 @@ class Tale(Story):
             self.gone("j/w2")
         assert self.state.phase is phase
         return self
-
-    def gone(self, *worker_ids: str) -> None:
-        """These processes have ended."""
-        for worker_id in worker_ids:
-            self.tell(ev.WorkerGone(0, worker_id, "refused"))
 
     def task_fails(self) -> None:
         """The task raises on rank 0."""
@@ -124,6 +121,17 @@ def _finish() -> Tale:
     s = Tale().up_to(JobPhase.RUNNING)
     for seat in s.plan.seats:
         s.tell(ev.RankFinished(0, seat.worker_id, 1, 20, "d"))
+    return s
+
+
+def _shrink() -> Tale:
+    """A replica of a pipeline goes on; the survivor of the other becomes a spare."""
+    s = Tale(data=2, pipeline=2, zero=0, spares=0, graph=DEEP, policies=policies())
+    s.launch(4)
+    s.ready()
+    s.tell(ev.ClusterChanged(0, cluster(2, 4, dead=(3,))))
+    s.leave_all(0)
+    assert s.plan.size == 2
     return s
 
 
@@ -172,6 +180,7 @@ def test_stories_make_every_transition_of_the_table_and_no_other(monkeypatch: py
     _left_and_lost()
     _finish()
     _hopeless_while_waiting()
+    _shrink()
     for phase in (p for p in JobPhase if not p.terminal):
         _cancel_in(phase)
         if phase is not JobPhase.WAITING:

@@ -1,0 +1,85 @@
+"""A living run is moved from plan to plan, and from failure to failure, and ends at the bits of a run that was left alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from orchestrator.core.plan.plan import PipelineSchedule
+from orchestrator.runtime.ports import Left
+from tests.unit.engine.engine_world import Trap, curve, undisturbed, world
+from tests.unit.engine.test_every_plan import layered
+
+pytestmark = pytest.mark.slow
+
+WALK: list[Mapping[str, Any]] = [
+    {"data": 4, "zero": 1},
+    {"data": 3, "zero": 1},
+    {"data": 4, "zero": 1},
+    {"data": 2, "zero": 3},
+    {"data": 4, "zero": 3, "copies": 1},
+    {"pipeline": 2, "data": 2, "zero": 1},
+    {"pipeline": 2, "data": 2, "layers_per_stage": (4, 2)},
+    {"pipeline": 3, "data": 1, "copies": 1},
+    {"pipeline": 2, "stages_per_rank": 2, "schedule": PipelineSchedule.INTERLEAVED, "data": 2, "zero": 2},
+    {"data": 1},
+    {"data": 4},
+]
+
+
+def test_a_walk_through_plans() -> None:
+    """Shrink, grow, another ZeRO stage, other stages: nothing is lost, nothing differs."""
+    the_job = layered(steps=30, batch_norm=True)
+    digest, losses = undisturbed(the_job)
+    with world(the_job) as w:
+        names = [f"w{n}" for n in range(4)]
+        w.spawn(*names)
+        first = layered(**WALK[0])
+        w.start(*names, cut_as=first)
+        for number, cut in enumerate(WALK[1:], start=1):
+            w.ready(w.plan.epoch if w.plan else 0)
+            chosen = random.Random(number).sample(names, k=len(names))  # not always the same ones stay
+            after = layered(**cut)
+            w.change(new_job=after, workers=chosen[: after.parallel.ranks])
+        assert set(w.finish()) == {digest}
+        assert curve(w) == losses
+        moved = [sum(t.stop - t.start for t in r.transfers) for r in w.resumes]
+        assert all(moved[1:3]), "something had to move"
+
+
+@pytest.mark.parametrize("phase", ["restoring", "forming", "reduce", "commit", "update", "gather"])
+@pytest.mark.parametrize(
+    "cut", [{"data": 4, "zero": 3, "copies": 1}, {"pipeline": 2, "data": 2, "zero": 1}], ids=["zero3", "pipeline"]
+)
+def test_a_rank_dies_at_any_moment(cut: Mapping[str, Any], phase: str) -> None:
+    """The survivors go on with fewer, at the same bits."""
+    the_job = layered(steps=6, **cut)
+    digest, losses = undisturbed(the_job)
+    with world(the_job) as w:
+        w.spawn("w0", "w1", "w3")
+        # In an epoch's first moments there is only the seed: the second epoch is the one that matters.
+        w.spawn("w2", traps=[Trap(phase, 3 if phase in ("restoring", "forming") else 4)])
+        w.start("w0", "w1", "w2", "w3")
+        if phase in ("restoring", "forming"):
+            w.until(lambda: 3 in w.workers["w0"].commits())
+            w.change(new_job=the_job, workers=["w0", "w1", "w2", "w3"])
+        w.until(lambda: w.workers["w2"].dead)
+        assert w.plan is not None
+        epoch = w.plan.epoch
+        for worker in w.members():
+            worker.send("fence", epoch)
+        w.outcomes()
+        held = {}
+        for worker in w.members():
+            if not worker.dead:
+                left = worker.outcomes[epoch]
+                assert isinstance(left, Left)
+                assert left.held is not None
+                held[worker.worker_id] = left.held
+        smaller = dict(cut) | ({"pipeline": 1, "data": 3} if "pipeline" in cut else {"data": 3})
+        w.reshard(held, new_job=layered(**smaller), workers=["w0", "w1", "w3"])
+        assert set(w.finish()) == {digest}
+        assert curve(w) == losses
