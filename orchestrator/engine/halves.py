@@ -76,8 +76,8 @@ def first_half(y: Tensor, dy: Tensor, x: Tensor, params: Sequence[Tensor]) -> tu
         return None, SecondHalf(rest=(root, dy))
     joints = [joint for joint in (_joint(node, chain) for node in order if node in chain) if joint.leaving]
     if any(edges_in[edge.node] > 1 for joint in joints for edge in joint.leaving):
-        dx, *gradients = torch.autograd.grad(y, [x, *params], dy, allow_unused=True)
-        return dx, SecondHalf(ready=[(p, g) for p, g in zip(params, gradients, strict=True) if g is not None])
+        made: list[Tensor | None] = [*torch.autograd.grad(y, [x, *params], dy, allow_unused=True)]
+        return made[0], SecondHalf(ready=[(p, g) for p, g in zip(params, made[1:], strict=True) if g is not None])
     hooks = [joint.node.register_prehook(joint.arrive) for joint in joints]
     try:
         (dx,) = torch.autograd.grad(y, x, dy, retain_graph=True)

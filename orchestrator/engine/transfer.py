@@ -461,8 +461,8 @@ class _Mover:
 
 def _one_sum(found: Sequence[Tensor]) -> Tensor:
     """A word whose every change in one of the sums changes it: their weights are odd."""
-    plain, placed = sums(torch.stack(list(found)).view(-1))
-    return plain + 2 * placed
+    both = sums(torch.stack(list(found)).view(-1))
+    return both[0] + 2 * both[1]
 
 
 def _first_lot(wrong: Sequence[_Wrong]) -> Sequence[_Wrong]:

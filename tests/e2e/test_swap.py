@@ -129,7 +129,7 @@ async def test_a_drained_node_is_emptied_without_cost(tmp_path: Path, calm: Calm
         first = await system.until(job, starts(1))
         node = plan_of(first).seats[1].node_id
         await system.until(job, at_step(3))
-        await system.supervisor.service.drain(job.name, node_id=node, who="test")
+        await system.supervisor.service.drain(job.name, node_id=node, who="test", why="maintenance")
         run = await system.finish(job)
         assert run.state is not None
         assert run.state.budget == job.resilience.failure_budget

@@ -130,6 +130,15 @@ def test_a_stage_of_a_pipeline_that_nobody_else_holds_is_handed_over() -> None:
     assert {x.node_id for x in s.plan.seats} == {"n0", "n2"}
 
 
+def test_a_rank_that_the_smaller_shape_has_no_place_for_hands_its_state_over_too() -> None:
+    s = running(at=3, data=3, pipeline=2, nodes=6, spares=0, more_nodes=0, copies=0, graph=DEEP)
+    drain(s, "n2")
+    assert settle(s) == [ChangeKind.HANDOVER, ChangeKind.MOVE]
+    assert s.plan.size == 4
+    spares = [w for w in s.state.workers.values() if w.phase is WorkerPhase.SPARE]
+    assert len(spares) == 1, "five are left, and 2 x 2 of them train"
+
+
 def test_a_drained_rank_keeps_its_seat_when_its_spare_is_needed_elsewhere() -> None:
     s = running(at=3, nodes=4, policies=WAIT)
     s.gone("j/w2")

@@ -251,6 +251,37 @@ def test_scaled_down_with_copies_there_is_nothing_to_hand_over() -> None:
     assert s.workers == ["j/w0", "j/w1", "j/w2"]
 
 
+def test_spares_that_a_smaller_job_does_not_want_end() -> None:
+    s = running(at=3, zero=0, spares=2, more_nodes=0)
+    s.tell(ev.ClusterChanged(s.now, cluster(2, 8)))
+    s.hello_all()
+    s.gone("j/w3")
+    s.leave_all(3)
+    s.ready()
+    s.hello_all()
+    s.tell(ev.ScaleRequested(s.now, 2, (), "me"))
+    s.depart()
+    s.ready()
+    phases = [w.phase for w in s.state.workers.values()]
+    assert (phases.count(WorkerPhase.MEMBER), phases.count(WorkerPhase.SPARE)) == (2, 2)
+    s.tell(ev.ScaleRequested(s.now, 1, (), "me"))
+    s.depart()
+    s.ready()
+    phases = [w.phase for w in s.state.workers.values()]
+    assert (phases.count(WorkerPhase.MEMBER), phases.count(WorkerPhase.SPARE)) == (1, 2)
+
+
+def test_a_spare_on_its_way_is_not_wanted_any_more_once_the_job_is_smaller() -> None:
+    s = running(at=3, zero=0, spares=0, more_nodes=0)
+    s.gone("j/w3")
+    s.leave_all(3)
+    s.ready()
+    assert s.plan.size == 3
+    s.tell(ev.ScaleRequested(s.now, 3, (), "me"))
+    assert [w.phase for w in s.state.workers.values()].count(WorkerPhase.REQUESTED) == 0
+    assert "the job needs no more workers" in s.said[-1]
+
+
 def test_scaled_up_it_asks_for_workers_and_does_not_wait_for_steps_to_go_by() -> None:
     s = running(at=3, data=2, nodes=2, more_nodes=2, spares=0)
     out = s.tell(ev.ScaleRequested(s.now, 4, (), "me"))

@@ -36,14 +36,19 @@ class Staged(GPT):
         """As batch."""
         return *super().eval_batch(seed=seed, index=index), torch.tensor(False)
 
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+    def build_model(self) -> nn.Module:
+        """GPT's, remembered for the act."""
+        self._model = super().build_model()
+        return self._model
+
+    def criterion(self, output: Tensor, batch: Any) -> Tensor:
         """GPT's, after the act."""
-        inputs, targets, now = batch
+        _, targets, now = batch
         if self.pace_ms:
             time.sleep(self.pace_ms / 1000)
         if bool(now):
-            self._perform(model)
-        return super().loss(model, (inputs, targets))
+            self._perform()
+        return super().criterion(output, (output, targets))
 
     def _first(self) -> bool:
         if not self.marker:
@@ -54,14 +59,14 @@ class Staged(GPT):
             return False
         return True
 
-    def _perform(self, model: nn.Module) -> None:
+    def _perform(self) -> None:
         if self.act == "raise":
             raise ZeroDivisionError("the user's own mistake")
         if self.act == "block":
             threading.Event().wait()
         if self.act == "flip":
             with torch.no_grad():
-                weight = cast(Tensor, next(model.parameters()))
+                weight = cast(Tensor, next(self._model.parameters()))
                 weight.view(torch.int32).view(-1)[0] ^= 1 << 20
 
 

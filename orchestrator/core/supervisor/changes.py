@@ -14,7 +14,7 @@ from orchestrator.core.supervisor.choice import goal_job, usual_cut
 from orchestrator.core.supervisor.commands import LeaveEpoch
 from orchestrator.core.supervisor.epochs import fence
 from orchestrator.core.supervisor.handover import missing
-from orchestrator.core.supervisor.moving import movers, replacements, without
+from orchestrator.core.supervisor.moving import movers, parting, replacements, without
 from orchestrator.core.supervisor.staff import available, coming, going_why
 from orchestrator.core.supervisor.state import Change, ChangeKind, JobPhase
 from orchestrator.core.supervisor.turn import Turn
@@ -27,7 +27,7 @@ def consider(turn: Turn) -> None:
     state = turn.state
     if state.phase is not JobPhase.RUNNING or state.change is not None or state.finished:
         return
-    if state.committed_step <= state.change_step:
+    if state.committed_step <= state.change_step or state.committed_step >= state.job.train.steps:
         return
     _mark_surplus(turn)
     change = _move(turn) or _reshape(turn) or _grow(turn)
@@ -75,21 +75,21 @@ def _move(turn: Turn) -> Change | None:
     going = movers(state, members)
     if not going:
         return None
-    assert state.graph is not None
-    stay = [w for w in members if w not in going]
+    without_rank = list(going)
     if not replacements(turn, going, members):
         if plan.size - len(going) < state.goal.ranks:
             if coming(state):
                 return None  # a spare will be here soon: better than to shrink and to grow again
             if not all(without(state, w) for w in going):
                 return None
-        shape = shape_for(goal_job(state), state.graph, min(len(stay) + len(available(turn)), plan.size))
+        without_rank, shape = parting(turn, going, members)
         if shape is None:
             return None
     names = ", ".join(turn.name(w) for w in going)
     why = f"{names} moved: {', '.join(dict.fromkeys(going_why(state, w) for w in going))}"
-    ranks = [s.rank for s in plan.seats if s.worker_id in {w.worker_id for w in going}]
-    if not stay:
+    ids = {w.worker_id for w in without_rank}
+    ranks = [s.rank for s in plan.seats if s.worker_id in ids]
+    if len(ranks) == plan.size:
         if not available(turn) or plan.axis(DATA) >= plan.micro_batches:
             return None  # nobody can take the state over
         return Change(ChangeKind.HANDOVER, f"another worker takes over what only {names} hold(s), before it goes", turn.at_ms)
@@ -107,16 +107,16 @@ def _reshape(turn: Turn) -> Change | None:
     if (plan.axis(PIPELINE), plan.axis(DATA)) != (goal.pipeline, goal.data):
         shape = f"pipeline {goal.pipeline} x data {goal.data}"
         return Change(ChangeKind.RESHAPE, f"{shape}, as somebody asked for", turn.at_ms)
+    if state.recut:
+        if not _settled(turn) or any(w.slow_since_ms >= 0 for w in turn.members()):
+            return None
+        usual, why = usual_cut(state), "no rank is slow any more: the layers are cut {} again"
+    else:
+        usual, why = goal.layers_per_stage, "the layers are cut {}, as somebody asked for"
     layers = tuple(s.last - s.first for s in plan.stages)
-    usual = usual_cut(state)
     if layers == usual or len(layers) != len(usual):
         return None
-    cut = "-".join(map(str, usual))
-    if not state.recut:
-        return Change(ChangeKind.RECUT, f"the layers are cut {cut}, as somebody asked for", turn.at_ms, usual)
-    if _settled(turn) and all(w.slow_since_ms < 0 for w in turn.members()):
-        return Change(ChangeKind.RECUT, f"no rank is slow any more: the layers are cut {cut} again", turn.at_ms, usual)
-    return None
+    return Change(ChangeKind.RECUT, why.format("-".join(map(str, usual))), turn.at_ms, usual)
 
 
 def _settled(turn: Turn) -> bool:

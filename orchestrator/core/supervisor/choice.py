@@ -19,7 +19,7 @@ from orchestrator.core.reshard.recovery import Unrecoverable
 from orchestrator.core.supervisor.epochs import end, start, touch
 from orchestrator.core.supervisor.handover import handover
 from orchestrator.core.supervisor.memory import Hopeless, cover, from_disk, from_memory, resume_for, trusted
-from orchestrator.core.supervisor.moving import movers, replacements
+from orchestrator.core.supervisor.moving import movers, parting, replacements
 from orchestrator.core.supervisor.staff import available
 from orchestrator.core.supervisor.state import Change, ChangeKind, JobPhase, Outcome, State, Worker, WorkerPhase
 from orchestrator.core.supervisor.turn import Turn
@@ -267,7 +267,6 @@ def _changed(turn: Turn, change: Change, troubles: list[str]) -> Plan | None:
     state, old = turn.state, turn.plan()
     assert state.graph is not None
     left, spares = _left(turn), available(turn)
-    job = goal_job(state)
     reason = f"{change.kind}: {change.why}"
     match change.kind:
         case ChangeKind.HANDOVER:
@@ -275,15 +274,16 @@ def _changed(turn: Turn, change: Change, troubles: list[str]) -> Plan | None:
             if not going:
                 troubles.append("nobody has to go any more")
                 return None
+            parted = going if replacements(turn, going, left) else parting(turn, going, left)[0]
             base: Plan | None
-            if len(going) == old.size:  # nobody stays: another replica of all of it, on spares
+            if len(parted) == old.size:  # nobody stays: another replica of all of it, on spares
                 shape = (old.axis(PIPELINE), old.axis(DATA) + 1)
                 base = _replanned(turn, left, spares, shape=shape, reason=reason, troubles=troubles)
             else:
                 base = swap_plan(old, epoch=state.epoch + 1, replacements={}, reason=reason)
             if base is None:
                 return None
-            names = {w.worker_id for w in going}
+            names = {w.worker_id for w in parted}
             return handover(base, [s.rank for s in base.seats if s.worker_id in names])
         case ChangeKind.MOVE:
             going = movers(state, left)
@@ -295,16 +295,15 @@ def _changed(turn: Turn, change: Change, troubles: list[str]) -> Plan | None:
                 except PlanError as e:
                     troubles.append(str(e))
                     return None
-            stay = [w for w in left if w not in going]
-            room = min(len(stay) + len(spares), old.size)
+            parted, best = parting(turn, going, left)
+            stay = [w for w in left if w not in parted]
         case ChangeKind.RECUT:
             shape = (old.axis(PIPELINE), old.axis(DATA))
             return _replanned(turn, left, [], shape=shape, reason=reason, troubles=troubles, layers=change.layers_per_stage)
         case ChangeKind.GROW | ChangeKind.RESHAPE:
-            stay, room = left, len(left) + len(spares)
+            stay, best = left, shape_for(goal_job(state), state.graph, len(left) + len(spares))
         case _:
             assert_never(change.kind)
-    best = shape_for(job, state.graph, room)
     if best is None:
         troubles.append("too few workers stay")
         return None

@@ -23,7 +23,7 @@ from orchestrator.core.supervisor.commands import (
     TakeCheckpoint,
 )
 from orchestrator.core.supervisor.epochs import end, give_up, lose, run_epoch, touch
-from orchestrator.core.supervisor.staff import back_off, forget, staff
+from orchestrator.core.supervisor.staff import back_off, dismiss_surplus, forget, staff
 from orchestrator.core.supervisor.state import (
     CheckpointRef,
     Decision,
@@ -79,6 +79,7 @@ def _advance(turn: Turn) -> None:
     """Do whatever the phase allows now: start the first epoch, finish a fence, use a spare, begin a planned change."""
     phase = turn.state.phase
     if phase is JobPhase.RUNNING:
+        dismiss_surplus(turn)
         consider(turn)
     elif phase is JobPhase.FENCING and not turn.members():
         touch(turn, fenced_ms=turn.at_ms)

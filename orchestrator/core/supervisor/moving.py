@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from orchestrator.core.job import Action, FailureClass
+from orchestrator.core.plan.plan import TENSOR
+from orchestrator.core.planner.shape import shape_for
 from orchestrator.core.supervisor.staff import available, going_why
 from orchestrator.core.supervisor.state import State, Worker
 from orchestrator.core.supervisor.turn import Turn
@@ -23,6 +26,21 @@ def without(state: State, worker: Worker) -> bool:
     if worker.unwanted:
         return worker.without
     return Action.SHRINK in state.job.resilience.actions(FailureClass.NODE_LOST)
+
+
+def parting(turn: Turn, going: Sequence[Worker], present: Sequence[Worker]) -> tuple[list[Worker], tuple[int, int] | None]:
+    """Who will have no rank after a move without replacements, and the shape (pipeline, data) after it; None when there is none.
+
+    Those that go, and of those that stay the last ones, where the smaller shape has no place for all of them.
+    """
+    state, plan = turn.state, turn.plan()
+    assert state.graph is not None
+    stay = [w for w in present if w not in going]
+    job = replace(state.job, parallel=state.goal)
+    shape = shape_for(job, state.graph, min(len(stay) + len(available(turn)), plan.size))
+    if shape is None:
+        return list(going), None
+    return [*going, *stay[shape[0] * shape[1] * plan.axis(TENSOR) :]], shape
 
 
 def replacements(turn: Turn, going: Sequence[Worker], present: Sequence[Worker]) -> dict[int, tuple[str, str]]:

@@ -7,7 +7,7 @@ possible yet, the same question is asked again at the next tick.
 
 from __future__ import annotations
 
-from statistics import median_low
+from bisect import bisect_left
 
 from orchestrator.core.job import Action, FailureClass
 from orchestrator.core.plan.plan import PIPELINE, Plan
@@ -35,11 +35,12 @@ def judge_pace(turn: Turn, seen: dict[str, Observation], limits: Timeouts) -> No
     if len(paces) < (3 if plan.axis(PIPELINE) == 1 else 2) or min(paces.values()) <= 0:
         return
     load = {s.worker_id: _load(plan, s.rank) for s in plan.seats}
+    by_load = sorted(p / load[i] for i, p in paces.items())
     for w in members:
         if w.worker_id not in paces:
             continue
-        others = sorted(p / load[i] for i, p in paces.items() if i != w.worker_id)
-        usual, mine = round(median_low(others) * load[w.worker_id]), paces[w.worker_id]
+        mine = paces[w.worker_id]
+        usual = round(_median_without(by_load, mine / load[w.worker_id]) * load[w.worker_id])
         factor = turn.state.job.resilience.slow_factor
         if w.slow_since_ms < 0 and not w.suspect and mine > factor * usual:
             told = f"slow: {mine} ms per micro-batch, its peers {usual} ms"
@@ -54,6 +55,12 @@ def judge_pace(turn: Turn, seen: dict[str, Observation], limits: Timeouts) -> No
             if turn.state.phase is not JobPhase.RUNNING or turn.state.change is not None or turn.state.finished:
                 return
             _act(turn, w, paces, confirm_ms)
+
+
+def _median_without(ordered: list[float], value: float) -> float:
+    """The lower median of an ascending list, one `value` of it left out."""
+    middle = (len(ordered) - 2) // 2
+    return ordered[middle if middle < bisect_left(ordered, value) else middle + 1]
 
 
 def _load(plan: Plan, rank: int) -> int:

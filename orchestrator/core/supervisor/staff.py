@@ -6,7 +6,7 @@ request per missing worker at once, not one after another; failures to start are
 
 from __future__ import annotations
 
-from orchestrator.core.supervisor.commands import SpawnWorker
+from orchestrator.core.supervisor.commands import ExitWorker, SpawnWorker
 from orchestrator.core.supervisor.state import State, Worker, WorkerPhase
 from orchestrator.core.supervisor.turn import Turn
 
@@ -54,6 +54,21 @@ def staff(turn: Turn) -> None:
         asked.append(f"{worker_id} on node {node.node_id[:12]}")
     if asked:
         turn.say(f"{alive - len(asked)} of {wanted} workers (ranks and spares) are there: starting {', '.join(asked)}")
+
+
+def dismiss_surplus(turn: Turn) -> None:
+    """End the newest spares of a job that was scaled down and runs at its full strength: their nodes are given back."""
+    state, goal = turn.state, turn.state.goal
+    if state.scaled is None or state.plan is None or (state.plan.size, state.plan.copies) != (goal.ranks, goal.copies):
+        return
+    alive, wanted = strength(state)
+    waits = (WorkerPhase.SPARE, WorkerPhase.REQUESTED)
+    idle = [w for w in state.workers.values() if w.phase in waits and not going_why(state, w)]
+    for w in idle[::-1][: max(0, alive - wanted)]:
+        why = "the job needs no more workers"
+        turn.worker(w.worker_id, WorkerPhase.ENDED, cause=why)
+        turn.say(f"{w.worker_id} ends: {why}")
+        turn.do(ExitWorker(w.worker_id, why))
 
 
 def back_off(turn: Turn) -> None:

@@ -10,7 +10,6 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
-import inspect
 import json
 import sys
 import traceback
@@ -37,9 +36,13 @@ def load_task(ref: TaskRef) -> Task:
     cls = load_object(target, base_dir=ref.base_dir)
     if not (isinstance(cls, type) and issubclass(cls, Task)):
         raise TaskError(f"{ref.target} is no subclass of orchestrator.Task; declare it as `class {target.split(':')[-1]}(Task)`")
-    if inspect.isabstract(cls):
-        missing = ", ".join(sorted(cls.__abstractmethods__))
-        raise TaskError(f"{ref.target} lacks {missing}; define them in the class")
+    lacks = set(getattr(cls, "__abstractmethods__", ()))
+    if cls.loss is Task.loss:  # then it must name its layers
+        lacks |= (
+            {"loss"} if cls.stack is Task.stack else {n for n in ("inputs", "criterion") if getattr(cls, n) is getattr(Task, n)}
+        )
+    if lacks:
+        raise TaskError(f"{ref.target} lacks {', '.join(sorted(lacks))}; define them in the class")
     try:
         return cls(base_dir=ref.base_dir, **options)
     except TaskError:

@@ -31,7 +31,7 @@ from orchestrator.runtime.ports import Failed, Finished, Left
 from orchestrator.testkit.jobs import make_job
 
 HERE = Path(__file__).parent
-LIMIT_S = 60.0
+LIMIT_S = 25.0
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["orchestrator.engine.engine", "numpy.random", "torch._dynamo"])

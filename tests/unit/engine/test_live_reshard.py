@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Mapping
 from typing import Any
@@ -47,23 +48,40 @@ def test_a_walk_through_plans() -> None:
         assert set(w.finish()) == {digest}
         assert curve(w) == losses
         moved = [sum(t.stop - t.start for t in r.transfers) for r in w.resumes]
-        assert all(moved[1:3]), "something had to move"
+        assert sum(map(bool, moved)) > len(WALK) // 2, "state had to move"
 
 
-@pytest.mark.parametrize("phase", ["restoring", "forming", "reduce", "commit", "update", "gather"])
+@functools.cache
+def calm() -> tuple[str, dict[int, tuple[float, float]]]:
+    """Digest and curve of a run that is left alone."""
+    return undisturbed(layered(steps=6))
+
+
+BETWEEN = ("restoring", "forming")  # phases of an epoch's beginning; the first epoch begins at step 0
+
+
+CUTS: dict[str, Mapping[str, Any]] = {
+    "zero1": {"data": 4, "zero": 1, "copies": 1},
+    "zero3": {"data": 4, "zero": 3, "copies": 1},
+    "pipeline": {"pipeline": 2, "data": 2, "zero": 1, "copies": 1},
+}
+
+
 @pytest.mark.parametrize(
-    "cut", [{"data": 4, "zero": 3, "copies": 1}, {"pipeline": 2, "data": 2, "zero": 1}], ids=["zero3", "pipeline"]
+    ("name", "phase"),
+    [("zero1", "gather"), *[(n, p) for n in ("zero3", "pipeline") for p in (*BETWEEN, "reduce", "commit", "update")]],
 )
-def test_a_rank_dies_at_any_moment(cut: Mapping[str, Any], phase: str) -> None:
+def test_a_rank_dies_at_any_moment(name: str, phase: str) -> None:
     """The survivors go on with fewer, at the same bits."""
+    cut = CUTS[name]
     the_job = layered(steps=6, **cut)
-    digest, losses = undisturbed(the_job)
+    digest, losses = calm()
     with world(the_job) as w:
         w.spawn("w0", "w1", "w3")
         # In an epoch's first moments there is only the seed: the second epoch is the one that matters.
-        w.spawn("w2", traps=[Trap(phase, 3 if phase in ("restoring", "forming") else 4)])
+        w.spawn("w2", traps=[Trap(phase, step) for step in (range(1, 7) if phase in BETWEEN else (4,))])
         w.start("w0", "w1", "w2", "w3")
-        if phase in ("restoring", "forming"):
+        if phase in BETWEEN:
             w.until(lambda: 3 in w.workers["w0"].commits())
             w.change(new_job=the_job, workers=["w0", "w1", "w2", "w3"])
         w.until(lambda: w.workers["w2"].dead)

@@ -36,6 +36,11 @@ class Line(Task):
 class Half(Task):
     def build_model(self): return torch.nn.Linear(1, 1)
 
+class Stacked(Line):
+    loss = Task.loss
+    def stack(self, model): return [("line", model)]
+    def inputs(self, batch): return batch
+
 class Broken(Line):
     def setup(self):
         raise ZeroDivisionError("the user's own mistake")
@@ -168,6 +173,7 @@ def test_load_by_name_file_and_module(user_dir: Path) -> None:
         ("mine.py:", {}, "names no object"),
         ("mine.py:NOT_A_TASK", {}, r"no subclass of orchestrator.Task; declare it as `class NOT_A_TASK\(Task\)`"),
         ("mine.py:Half", {}, "lacks batch, eval_batch, loss, tokens_per_micro_batch; define them"),
+        ("mine.py:Stacked", {}, "Stacked lacks criterion; define them"),
         ("mine.py:Line", {"slop": 1}, r"did you mean 'slope'\?"),
         ("mine.py:Broken", {}, "(?s)failed while it was set up:\nTraceback.*mine.py.*in setup.*the user's own mistake"),
         ("no_such_module:Task", {}, "there is no module 'no_such_module'; install it, or put it beside job.yaml"),

@@ -10,9 +10,10 @@ import pytest
 
 from orchestrator.core.codec import to_json
 from orchestrator.core.job import FailureClass
-from orchestrator.core.supervisor.commands import EndJob, KillWorker, SpawnWorker
+from orchestrator.core.supervisor.commands import EndJob, FenceEpoch, KillWorker, LeaveEpoch, SpawnWorker
 from orchestrator.core.supervisor.events import (
     CancelRequested,
+    DrainRequested,
     FaultRequested,
     SpawnFailed,
     StepCommitted,
@@ -25,6 +26,7 @@ from orchestrator.core.supervisor.machine import step
 from orchestrator.core.supervisor.state import JobPhase, Outcome, WorkerPhase
 from orchestrator.runtime import driver as driver_module
 from orchestrator.runtime.driver import DriverStopped, JournalFailed, SupervisorBug
+from orchestrator.runtime.ledger import Cause, Ledger
 from orchestrator.runtime.ports import Record
 from orchestrator.runtime.replay import ReplayMismatch, replay, verify_replay
 from tests.unit.runtime.world import FakeWorker, LoopClock, MemoryJournal, World, job, virtually
@@ -115,6 +117,33 @@ def test_a_killed_worker_is_probed_and_swapped_and_no_step_is_lost() -> None:
     assert list(world.refused_ids) == [gone[0].worker_id]
     survivor = world.workers["j/w0"]
     assert survivor.epoch == 2  # it kept its process
+
+
+def test_a_drained_node_is_left_after_a_whole_step_and_costs_nothing() -> None:
+    world, journal = World(job()), MemoryJournal()
+    gone: list[str] = []
+
+    async def main() -> None:
+        driver = world.start(journal, LoopClock())
+        running = asyncio.create_task(driver.run())
+        await world.until(lambda s: s.committed_step >= 10)
+        members = [world.rank(0).worker_id, world.rank(1).worker_id]
+        gone.append(members[1])
+        answer = await driver.ask(DrainRequested(0, world.rank(1).node_id, "me", "maintenance"))
+        assert answer.record is not None
+        assert [c.worker_id for c in answer.record.commands if isinstance(c, LeaveEpoch)] == members
+        await running
+
+    virtually(main)
+    state = world.driver.state
+    assert (state.phase, state.steps_lost, state.epoch, state.budget) == (JobPhase.SUCCEEDED, 0, 2, 5)
+    (recovery,) = state.recoveries
+    assert (recovery.failure, recovery.lost) == (FailureClass.PLANNED, ())
+    assert state.plan is not None
+    assert state.plan.seat_of(gone[0]) is None
+    assert not [r for r in journal.written if any(isinstance(c, FenceEpoch) for c in r.commands)]
+    assert dict(Ledger.of(journal.written).account().lost_ms)[Cause.PLANNED] > 0
+    assert verify_replay(journal) == ()
 
 
 def test_a_stopped_worker_is_lost_within_the_limit_and_a_late_hello_is_refused() -> None:

@@ -217,9 +217,9 @@ class FakeWorker:
         seat = self.order.plan.seat_of(self.worker_id)
         assert seat is not None
         commit = Commit(self.step, 1.0, 1.0, 1.0, False, 1.0) if self.step else None
-        holdings = self.order.plan.layout(OPTIMIZER).holdings[seat.rank], self.order.plan.layout(PARAMS).holdings[seat.rank]
-        regions = [h.everything for h in holdings]
-        return Held(self.epoch, seat.rank, 1, self.step, self.step, self.step, *regions, commit)
+        plan, at = self.order.plan, self.step
+        optimizer, params = (plan.layout(name).holdings[seat.rank].everything for name in (OPTIMIZER, PARAMS))
+        return Held(self.epoch, seat.rank, 1, at, at, at, optimizer, params, commit)
 
     def take(self, command: WorkerCommand) -> None:
         """A command arrived."""
