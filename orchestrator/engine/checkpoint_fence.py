@@ -1,8 +1,9 @@
 """Only the newest epoch may commit checkpoints: a rank 0 that was cut off must not, when its link comes back.
 
 Rank 0 of an epoch writes its number into a small file beside the checkpoints before its first one, and looks at it again just
-before each commit. An epoch that finds the mark of a newer one is over. Epochs of another run of the job count from 1 again: a
-mark that was there when this worker started is none of a newer epoch. On a file system that renames, the newer epoch also sweeps
+before each commit. An epoch that finds another mark than its own then, or that of a newer one at its first checkpoint, is over.
+Epochs of another run of the job count from 1 again: a mark that was there when this worker started is none of a newer epoch. On a
+file system that renames, the newer epoch also sweeps
 away what older ones have under way, so that between the look and the rename nothing can be lost but that one checkpoint.
 """
 
@@ -44,7 +45,10 @@ class Fence:
             log.debug("%s cannot be looked at: %s", self._uri, error)
 
     def claim(self, root: Place, epoch: int) -> None:
-        """This epoch writes checkpoints from now on. Raises BadCheckpoint when a newer one does, OSError."""
+        """This epoch writes checkpoints from now on; once. Raises BadCheckpoint when another one has begun to since, OSError."""
+        if self._mine is not None and self._mine.epoch == epoch:
+            self.check(root)
+            return
         self._look.join()
         found = self._read(root)
         if found is not None and found.epoch > epoch and found != self._seen:
@@ -52,8 +56,6 @@ class Fence:
                 f"epoch {found.epoch} writes checkpoints in {root.uri}: epoch {epoch} is over "
                 f"(if it belongs to another run that has ended, remove {self._name})"
             )
-        if found is not None and found == self._mine and found.epoch == epoch:
-            return
         mark = _Mark(epoch, secrets.token_hex(8))
         root.make()
         root.write_text(self._name, json.dumps({"epoch": mark.epoch, "token": mark.token}))

@@ -228,6 +228,7 @@ def _from_memory(body: Body, *, plan: Plan, rank: int, group: EpochGroup, resume
     body.rank = RankState(
         plan, rank, union, moments, None, scalars, step, step, step, commit, -1 if done is None else done, left_params
     )
+    control.phase("agreeing")
     with control.comm():  # everybody has everything when this returns: what only the old layout needed may go
         done = _agree_on_done(group, done, step, body.device)
     for extents in moments.values():
@@ -252,7 +253,13 @@ class _Had:
 def _tell(report: MoveReport, rank: int) -> None:
     """In the worker's log."""
     if report.bytes_received or report.bytes_sent:
-        print(f"rank {rank}: {report}", file=sys.stderr)
+        mib = 1 << 20
+        print(
+            f"rank {rank}: state moved in {report.seconds * 1e3:.0f} ms: {report.bytes_received / mib:.1f} MiB received "
+            f"({report.received_local / mib:.1f} out of local memory), {report.bytes_sent / mib:.1f} MiB sent, "
+            f"{report.refetched} part(s) fetched again, peak extra memory {report.peak_extra_bytes / mib:.1f} MiB",
+            file=sys.stderr,
+        )
 
 
 def _agree_on_done(group: EpochGroup, done_step: int | None, step: int, device: torch.device) -> int:

@@ -173,7 +173,7 @@ def seed_everything(*, seed: int, step: int, micro_batch: int, layer: int = 0) -
     The engine calls it before each layer; for building the model it uses step -1.
     """
     value = stable_seed("forward", seed, step, micro_batch, layer)
-    torch.default_generator.manual_seed(value)  # torch.manual_seed notes a stack trace for each absent device: twenty times slower
+    torch.default_generator.manual_seed(value)  # torch.manual_seed makes a stack trace for each absent device
     if torch.cuda.is_available():
         torch.cuda.manual_seed_all(value)
     random.seed(value)

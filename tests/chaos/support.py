@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -115,6 +116,11 @@ class Cluster:
     def log(self, job: Job) -> str:
         """What the workers' logs hold."""
         return "\n".join(p.read_text(errors="replace") for p in (self.home.job(job.name) / "logs").glob("*.log"))
+
+
+def unshrinkable(job: Job) -> Job:
+    """The job, but it waits for a replacement rather than go on with fewer ranks."""
+    return replace(job, resilience=replace(job.resilience, ranks_min=job.parallel.data))
 
 
 def until_gone(pid: int) -> None:

@@ -10,7 +10,7 @@ import pytest
 from orchestrator.core.job import Job
 from orchestrator.core.supervisor.events import Fault, StepCommitted, Tick
 from tests.chaos.conftest import Calm
-from tests.chaos.support import Cluster, lives, until_gone
+from tests.chaos.support import Cluster, lives, unshrinkable, until_gone
 from tests.world.facts import assert_as_if_nothing_happened, at_step, is_in, loses
 from tests.world.jobs import tiny_job
 
@@ -20,8 +20,8 @@ STEPS = 60
 
 
 def job_of(name: str, *, zero: int = 1) -> Job:
-    """Three ranks and a spare, a tenth of a second a step."""
-    return tiny_job(name, nodes=3, spares=1, zero=zero, steps=STEPS, pace_ms=30)
+    """Three ranks and a spare, which is waited for where it is not there yet; a tenth of a second a step."""
+    return unshrinkable(tiny_job(name, nodes=3, spares=1, zero=zero, steps=STEPS, pace_ms=30))
 
 
 def test_a_stopped_worker_is_found_within_detect_within_swapped_and_refused(cluster: Cluster, calm: Calm) -> None:
@@ -75,7 +75,7 @@ def test_a_node_that_joins_staffs_a_job_that_waits(cluster: Cluster, calm: Calm)
     nodes = cluster.nodes
     while len(nodes.node_ids) > 3:
         nodes.kill_node(nodes.node_ids[0])
-    job = tiny_job("waits", nodes=3, spares=0, zero=1, steps=STEPS, pace_ms=30)
+    job = unshrinkable(tiny_job("waits", nodes=3, spares=0, zero=1, steps=STEPS, pace_ms=30))
     cluster.submit(job, Fault("kill-node", 0, "", 8, 1, 0))
     waiting = cluster.until(job, is_in("waiting", epoch=1))
     assert "waiting for a node or a worker" in waiting.reason

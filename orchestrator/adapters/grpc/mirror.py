@@ -20,7 +20,9 @@ from google.protobuf.message import Message
 TEXT_MAX = 256 * 1024  # characters of one free text (traceback, stacks, detail); longer ones keep their head and their tail
 
 # Everything else that is an integer counts or numbers something and cannot be negative.
-MAY_BE_MINUS_ONE = frozenset({("Held", "params_step"), ("TensorView", "cut_dim"), ("Fault", "rank"), ("LogLine", "rank"), ("WorkerStatus", "rank")})
+MAY_BE_MINUS_ONE = frozenset(
+    {("Held", "params_step"), ("TensorView", "cut_dim"), ("Fault", "rank"), ("LogLine", "rank"), ("WorkerStatus", "rank")}
+)
 
 
 class ConvertError(ValueError):

@@ -58,6 +58,10 @@ class SupervisorActor:
         """Process id."""
         return os.getpid()
 
+    async def settings(self) -> dict[str, str]:
+        """What it was started with; secret, as far as anything is to those who may run code on this cluster."""
+        return self._settings
+
     def _ready(self, endpoint: str) -> None:
         self._endpoint = endpoint
 
@@ -72,10 +76,11 @@ class SupervisorActor:
         ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
 
 
-def ensure_supervisor(supervisor_main: str, settings: dict[str, str], *, timeout_ms: int) -> str:
-    """Find the supervisor of the cluster we are connected to, or start it; returns host:port of its control API.
+def ensure_supervisor(supervisor_main: str, settings: dict[str, str], *, timeout_ms: int) -> tuple[str, dict[str, str]]:
+    """Find the supervisor of the cluster we are connected to, or start it; returns host:port of its control API, its settings.
 
-    An existing supervisor keeps its own settings. Raises SupervisorUnavailableError.
+    An existing supervisor keeps its own settings, which may be those of a launcher on another machine. Raises
+    SupervisorUnavailableError.
     """
     actor_class: Any = ray.remote(SupervisorActor)  # Ray's types do not follow options() on an actor class
     handle = actor_class.options(
@@ -89,7 +94,8 @@ def ensure_supervisor(supervisor_main: str, settings: dict[str, str], *, timeout
         resources={RAY_HEAD_RESOURCE: _HEAD_SHARE},
     ).remote(supervisor_main, settings)
     try:
-        return str(ray.get(handle.endpoint.remote(), timeout=timeout_ms / 1000))
+        endpoint, kept = ray.get([handle.endpoint.remote(), handle.settings.remote()], timeout=timeout_ms / 1000)
+        return str(endpoint), dict(kept)
     except (RayError, TimeoutError) as error:
         raise SupervisorUnavailableError(f"the supervisor has no endpoint after {timeout_ms} ms: {error}") from error
 

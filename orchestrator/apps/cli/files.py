@@ -54,7 +54,7 @@ def validate(
         _validate_json(file)
         return
     job, _ = job_from(file)
-    data(f"{file}: ok, job {job.name}, {job.train.steps} steps on {job.parallel.data} ranks")
+    data(f"{file}: ok, job {job.name}, {job.train.steps} steps on {job.parallel.ranks} ranks")
 
 
 def _validate_json(file: Path) -> None:

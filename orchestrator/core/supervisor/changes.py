@@ -77,12 +77,13 @@ def _move(turn: Turn) -> Change | None:
         return None
     without_rank = list(going)
     if not replacements(turn, going, members):
-        if plan.size - len(going) < state.goal.ranks:
+        without_rank, shape = parting(turn, going, members)
+        ranks_after = shape[0] * shape[1] * plan.axis(TENSOR) if shape else 0
+        if not plan.size > state.goal.ranks <= ranks_after:  # then there are ranks enough without them
             if coming(state):
                 return None  # a spare will be here soon: better than to shrink and to grow again
             if not all(without(state, w) for w in going):
                 return None
-        without_rank, shape = parting(turn, going, members)
         if shape is None:
             return None
     names = ", ".join(turn.name(w) for w in going)

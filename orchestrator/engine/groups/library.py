@@ -141,7 +141,8 @@ class LibraryGroup(EpochGroup):
         except RuntimeError as error:
             if self._broken is None and not self._is_fault(error):
                 raise ValueError(f"the library refuses the operation: {first_line(error)}") from error
-            raise self._failed(error) from error
+            # Without its traceback, whose frames have the library's group: who forgets the error last would destroy that.
+            raise self._failed(error) from error.with_traceback(None)
 
     @abstractmethod
     def _is_fault(self, error: RuntimeError) -> bool:

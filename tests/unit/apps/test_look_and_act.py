@@ -31,7 +31,13 @@ NEED_A_SUPERVISOR = [
     ("explain", "1"),
     ("list",),
     ("chaos", "j", "hang", "--rank", "0"),
+    ("scale", "j", "--nodes", "2"),
     ("drain", "j", "n0"),
+    ("replace", "j", "--rank", "0"),
+    ("checkpoint", "now", "j"),
+    ("checkpoint", "list", "j"),
+    ("checkpoint", "verify", "j"),
+    ("checkpoint", "export", "j", "-o", "m"),
     ("cancel", "j"),
 ]
 
@@ -182,7 +188,7 @@ def test_down_says_what_it_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert fake.calls[-1] == ("down", tmp_path, None)
 
 
-@pytest.mark.parametrize("command", NEED_A_SUPERVISOR, ids=lambda c: c[0])
+@pytest.mark.parametrize("command", NEED_A_SUPERVISOR, ids=" ".join)
 def test_without_a_supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]) -> None:
     install(monkeypatch)
     result = cli(*command, home=tmp_path)
@@ -191,7 +197,7 @@ def test_without_a_supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     assert "Traceback" not in result.output
 
 
-@pytest.mark.parametrize("command", NEED_A_SUPERVISOR, ids=lambda c: c[0])
+@pytest.mark.parametrize("command", NEED_A_SUPERVISOR, ids=" ".join)
 @pytest.mark.parametrize(
     ("error", "code"),
     [

@@ -10,16 +10,16 @@ import pytest
 from bench.baselines.dims import Dims
 from bench.bench_task import bench_job
 from bench.recovery import Kill, Storm, digests_of, equal_digests, numbers, table
-from orchestrator.core.graph.view import GraphView
 from orchestrator.core.planner.planner import first_plan
 from orchestrator.core.reshard.recovery import Resume, Source
 from orchestrator.core.supervisor.commands import Command, FenceEpoch, RunEpoch
 from orchestrator.core.supervisor.events import DigestReported, Event, Tick
 from orchestrator.runtime.ports import Record
+from orchestrator.testkit.jobs import make_graph
 
-GRAPH = GraphView(tensors=(), numel=4096, padded_numel=4096, block=1024, fingerprint="")
+GRAPH = make_graph(4096)
 PLAN = first_plan(job=bench_job("j", Dims(), ranks=2, steps=9), graph=GRAPH, workers=[("j/w0", "n0"), ("j/w1", "n1")], epoch=2)
-RUN = RunEpoch("j/w0", PLAN, Resume(Source.INIT, 0, None, (), (0, 1), ""), "h:1")
+RUN = RunEpoch("j/w0", PLAN, Resume(Source.INIT, 0, None, (), (0, 1), "", 0, ()), "h:1")
 
 
 def record(

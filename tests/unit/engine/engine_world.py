@@ -320,7 +320,9 @@ class World:
             held = self.leave()
         return self.reshard(held, new_job=new_job, workers=workers)
 
-    def reshard(self, held: Mapping[str, Held], *, new_job: Job, workers: Sequence[str]) -> Resume:
+    def reshard(
+        self, held: Mapping[str, Held], *, new_job: Job, workers: Sequence[str], skip_steps: tuple[int, ...] = ()
+    ) -> Resume:
         """Go on as `new_job` is cut, on these workers."""
         assert self.plan is not None
         parallel = new_job.parallel
@@ -337,7 +339,7 @@ class World:
             reason="test",
         )
         by_rank = {s.rank: held[s.worker_id] for s in plan.seats if s.worker_id in held}
-        resume = resolve(new=plan, held=by_rank, known=self.known(), graph=self.graph)
+        resume = resolve(new=plan, held=by_rank, known=self.known(), graph=self.graph, skip_steps=skip_steps)
         self.run(plan, resume)
         return resume
 

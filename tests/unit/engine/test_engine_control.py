@@ -5,13 +5,22 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from orchestrator.core.job import BadStep, CheckpointSettings
 from orchestrator.core.reshard.recovery import Resume, Source
 from orchestrator.core.supervisor.commands import RunEpoch
-from orchestrator.core.supervisor.events import EvalReported, Fault, StepCommitted
+from orchestrator.core.supervisor.events import (
+    BadStepFound,
+    CheckpointReported,
+    CorruptionFound,
+    EvalReported,
+    Fault,
+    StepCommitted,
+)
 from orchestrator.engine.faults import FaultBox, InjectedError
 from orchestrator.engine.rank_state import aligned
 from orchestrator.runtime.ports import Failed, Left
@@ -27,7 +36,7 @@ def test_a_fence_interrupts_forming_and_the_epoch_stays_refused() -> None:
         later = replace(w.plan, epoch=2, parent=1)
         alone = w.workers["w0"]
         w.plan = later
-        resume = Resume(Source.INIT, 0, None, (), (0, 1), "")
+        resume = Resume(Source.INIT, 0, None, (), (0, 1), "", 0, ())
         alone.send("run", RunEpoch("w0", later, resume, alone.endpoint))  # the other one never comes
         w.until(lambda: w.ask(alone, "ask", "pulse").phase == "forming")
         alone.send("fence", 2)
@@ -118,21 +127,67 @@ def test_a_loss_that_is_no_number_stops_the_run_with_words() -> None:
         assert max(e.step for m in w.members() for e in m.events if isinstance(e, StepCommitted)) == 3
 
 
-@pytest.mark.parametrize(("tensor", "zero"), [("params", 0), ("exp_avg_sq", 1)])
-def test_a_flipped_bit_stops_the_run_and_is_named(tensor: str, zero: int) -> None:
-    with world(job(size=2, zero_stage=zero, copies=zero)) as w:
-        w.spawn("w0")
+@pytest.mark.parametrize(
+    ("tensor", "zero", "size", "accused"),
+    [("params", 0, 2, ()), ("params", 0, 3, (1,)), ("exp_avg_sq", 1, 2, ())],
+    ids=["two holders", "a majority", "a copy"],
+)
+def test_a_flipped_bit_is_named_and_the_majority_says_by_whom(
+    tensor: str, zero: int, size: int, accused: tuple[int, ...]
+) -> None:
+    names = [f"w{n}" for n in range(size)]
+    with world(job(size=size, zero_stage=zero, copies=zero)) as w:
+        w.spawn(*[n for n in names if n != "w1"])
         (hit,) = w.spawn("w1", traps=[Trap("digest", 4, "hold")])
-        w.start("w0", "w1")
+        w.start(*names)
         w.until(lambda: ("digest", 4) in hit.at)
         w.ask(hit, "flip", tensor, 1030)
         hit.send("release")
         for outcome in w.outcomes():
-            assert isinstance(outcome, Failed)
-            assert outcome.fatal_check
-            assert tensor in outcome.traceback
-            assert "after step 4 rank 1" in outcome.traceback
-            assert "block 1 " in outcome.traceback
+            assert isinstance(outcome, Left)
+            assert not outcome.fenced
+        for member in w.members():
+            (found,) = [e for e in member.events if isinstance(e, CorruptionFound)]
+            assert (found.step, found.accused) == (4, accused)
+            assert f"{tensor}, block 1 " in found.detail
+
+
+@pytest.mark.parametrize("choice", list(BadStep), ids=str)
+def test_a_step_that_is_not_a_number(choice: BadStep) -> None:
+    """It ends the run, is skipped as if it were always so, or is told so that the supervisor can roll back."""
+    the_job = job(size=2, zero_stage=1, explode_at=3, fields={"on_bad_step": choice})
+    with world(the_job) as w:
+        w.spawn("w0", "w1")
+        w.start("w0", "w1")
+        if choice is BadStep.SKIP:
+            assert set(w.finish()) == {undisturbed(the_job)[0]}
+            assert [s for s, c in w.workers["w1"].commits().items() if c.skipped] == [3]
+            return
+        for outcome, worker in zip(w.outcomes(), w.members(), strict=True):
+            if choice is BadStep.FAIL:
+                assert isinstance(outcome, Failed)
+                assert "step 3: the loss is not finite" in outcome.traceback
+            else:
+                assert isinstance(outcome, Left)
+                assert outcome.held is not None
+                assert outcome.held.applied_step == 2
+                assert [e.step for e in worker.events if isinstance(e, BadStepFound)] == [3]
+        if choice is BadStep.ROLLBACK:  # here: back by no step, but past the bad one
+            held = {n: o.held for n, o in zip(("w0", "w1"), w.outcomes(), strict=True) if isinstance(o, Left) and o.held}
+            w.reshard(held, new_job=the_job, workers=["w0", "w1"], skip_steps=(3,))
+            skipping = replace(the_job, resilience=replace(the_job.resilience, on_bad_step=BadStep.SKIP))
+            assert set(w.finish()) == {undisturbed(skipping)[0]}
+
+
+def test_a_checkpoint_on_demand(tmp_path: Path) -> None:
+    with world(job(size=2, checkpoint=CheckpointSettings(str(tmp_path / "c"), 0, 3))) as w:
+        w.spawn("w0", "w1")
+        w.start("w0", "w1")
+        w.workers["w1"].send("checkpoint", 1)
+        w.finish()
+        steps = [e.step for e in w.workers["w0"].events if isinstance(e, CheckpointReported) and e.ok]
+        assert len(steps) == 2, "one that was asked for, one at the end"
+        assert steps[0] < steps[1] == 6
 
 
 def test_evaluation_leaves_no_trace() -> None:

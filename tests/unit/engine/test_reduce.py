@@ -14,7 +14,6 @@ from orchestrator.engine.buffers import BufferPool
 from orchestrator.engine.groups import EpochGroup, GroupBroken
 from orchestrator.engine.reduce import (
     Ownership,
-    all_gather_regions,
     all_reduce_exact,
     all_reduce_fast,
     reduce_scatter_exact,
@@ -82,9 +81,6 @@ def test_exact_sums_have_the_serial_bits(size: int, kind: str) -> None:
                 flat = torch.full((LENGTH,), torch.nan)
                 all_reduce_exact(group, owned, mine, flat, total=total, pool=pool, scratch_bytes=scratch_bytes)
                 assert torch.equal(flat, want)
-                gathered = torch.full((LENGTH,), torch.nan)
-                all_gather_regions(group, owned, region, gathered)
-                assert torch.equal(gathered, want)
                 pool.give(region)
             assert all(torch.equal(a, b) for a, (_, b) in zip(before, mine, strict=True)), "partials are only read"
 
@@ -110,19 +106,6 @@ def test_fast_sums_are_close_and_equal_on_all_ranks(size: int, kind: str) -> Non
 
     results = run_ranks(size, work)
     assert all(torch.equal(results[0], other) for other in results)
-
-
-def test_a_region_in_place_is_gathered_without_a_copy() -> None:
-    owned = Ownership.even(LENGTH, 3)
-
-    def work(group: EpochGroup) -> None:
-        flat = torch.full((LENGTH,), torch.nan)
-        ((start, stop),) = owned.regions[group.rank]
-        flat[start:stop] = torch.arange(start, stop)
-        all_gather_regions(group, owned, flat[start:stop], flat)
-        assert torch.equal(flat, torch.arange(LENGTH, dtype=torch.float32))
-
-    run_ranks(3, work)
 
 
 def test_given_output_and_bounded_scratch() -> None:
@@ -176,8 +159,6 @@ def test_refusals() -> None:
             reduce_scatter_exact(group, owned, [((0, 1), gradient(0)[1:])], total=1, pool=pool)
         with pytest.raises(ValueError, match="in a group of 1"):
             reduce_scatter_exact(group, Ownership.even(LENGTH, 2), [((0, 1), gradient(0))], total=1, pool=pool)
-        with pytest.raises(ValueError, match="does not fit"):
-            all_gather_regions(group, owned, gradient(0)[1:], gradient(0))
 
     run_ranks(1, work)
 

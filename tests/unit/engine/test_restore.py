@@ -1,24 +1,15 @@
-"""State that moves between ranks: to other nodes, when a rank is lost during a recovery, and bits that flip on the way."""
+"""State that moves between ranks: to other nodes, and when a rank is lost during a recovery."""
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 from functools import cache
 
-import pytest
-import torch
-
-from orchestrator.core.plan.plan import OPTIMIZER, PARAMS
-from orchestrator.core.reshard.recovery import Resume, Source, Transfer
-from orchestrator.engine import restore
-from orchestrator.engine.control import Control
-from orchestrator.engine.digest import word_sum
-from orchestrator.engine.groups import EpochGroup
-from orchestrator.engine.rank_state import FatalCheck
-from orchestrator.runtime.ports import Failed
+from orchestrator.core.plan.layout import merge
+from orchestrator.core.plan.plan import OPTIMIZER
+from orchestrator.core.reshard.recovery import Held, Resume, Source
+from orchestrator.runtime.ports import Failed, Left
 from tests.unit.engine.engine_world import Trap, job, undisturbed, world
-from tests.unit.engine.groups_world import run_ranks
 
 
 @cache
@@ -85,44 +76,32 @@ def test_a_run_that_broke_before_its_first_step_begins_again_from_the_seed() -> 
         assert set(w.finish()) == {reference()}
 
 
-def _views(tensor: torch.Tensor) -> restore.View:
-    return lambda lo, hi: tensor[lo:hi]
-
-
-def test_transfers_move_regions_of_every_tensor_and_the_scalars(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restore, "PIECE_NUMEL", 64)
-    monkeypatch.setattr(restore, "WINDOW_BYTES", 1024)
-    transfers = (Transfer(PARAMS, 0, 1, 0, 600), Transfer(OPTIMIZER, 2, 1, 100, 500), Transfer(OPTIMIZER, 2, 0, 0, 64))
-
-    def work(group: EpochGroup) -> tuple[list[torch.Tensor], restore.Scalars]:
-        tensors = [torch.full((600,), float(10 * group.rank + k)) for k in range(3)]
-        views = {PARAMS: [_views(tensors[0])], OPTIMIZER: [_views(tensors[1]), _views(tensors[2])]}
-        scalars = {f"p{group.rank}": {"step": {"value": 3}}}
-        return tensors, restore._move(group, transfers, sources=views, targets=views, scalars=scalars, control=Control())
-
-    results = run_ranks(3, work)
-    assert torch.equal(results[1][0][0], torch.zeros(600))
-    expected = torch.full((600,), 12.0)
-    expected[100:500] = 22.0
-    assert torch.equal(results[1][0][2], expected)
-    assert torch.equal(results[0][0][1][:64], torch.full((64,), 21.0))
-    assert results[1][1] == {"p2": {"step": {"value": 3}}}
-    assert results[2][1] == {}
-
-
-def test_a_bit_that_flips_on_the_way_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    transfers = (Transfer(PARAMS, 0, 1, 0, 1024),)
-
-    def work(group: EpochGroup) -> None:
-        tensor = torch.full((1024,), 1.0 if group.rank == 0 else 2.0)
-        views = {PARAMS: [_views(tensor)], OPTIMIZER: []}
-        restore._move(group, transfers, sources=views, targets=views, scalars={}, control=Control())
-
-    run_ranks(2, work)  # the same data, honestly summed, passes
-    calls = itertools.count()  # sender and receiver see sums that differ
-    monkeypatch.setattr(restore, "word_sum", lambda values: word_sum(values) + next(calls))
-    with pytest.raises(FatalCheck, match="that rank 0 sent to rank 1 arrived changed"):
-        run_ranks(2, work)
+def test_survivors_that_break_between_arrival_and_agreement_hold_both() -> None:
+    """What they had is still there for those who have not got it yet, and what they got counts too."""
+    with world(job(zero_stage=1, copies=1)) as w:
+        w.spawn("w0", "w1", "w3")
+        w.spawn("w2", traps=[Trap("agreeing", step) for step in range(1, 6)])
+        w.start("w0", "w1", "w2", "w3")
+        w.until(lambda: 1 in w.workers["w0"].commits())
+        held = w.leave()
+        w.reshard(held, new_job=job(size=3, zero_stage=1, copies=1), workers=["w0", "w1", "w2"])
+        plan = w.plan
+        assert plan is not None
+        w.until(lambda: w.workers["w2"].dead)
+        left: dict[str, Held] = {}
+        for seat in plan.seats:
+            if seat.worker_id == "w2":
+                continue
+            w.workers[seat.worker_id].send("fence", plan.epoch)
+            w.until(lambda worker=w.workers[seat.worker_id]: plan.epoch in worker.outcomes)  # type: ignore[misc]
+            outcome = w.workers[seat.worker_id].outcomes[plan.epoch]
+            assert isinstance(outcome, Left)
+            assert outcome.held is not None
+            new = plan.layout(OPTIMIZER).holdings[seat.rank].everything
+            assert outcome.held.optimizer == merge(held[seat.worker_id].optimizer + new)
+            left[seat.worker_id] = outcome.held
+        w.reshard(left, new_job=job(size=2, zero_stage=1, copies=1), workers=["w0", "w1"])
+        assert set(w.finish()) == {reference()}
 
 
 def test_a_rank_that_should_hold_state_and_does_not_says_so() -> None:
@@ -131,7 +110,7 @@ def test_a_rank_that_should_hold_state_and_does_not_says_so() -> None:
         w.start("w0", "w1")
         w.finish()
         assert w.plan is not None
-        w.run(replace(w.plan, epoch=2, parent=1), Resume(Source.MEMORY, 4, None, (), (), ""))
+        w.run(replace(w.plan, epoch=2, parent=1), Resume(Source.MEMORY, 4, None, (), (), "", 0, ()))
         for outcome in w.outcomes():
             assert isinstance(outcome, Failed)
             assert outcome.fatal_check

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 
 from orchestrator.core.supervisor.events import Observation
-from orchestrator.core.supervisor.state import JobPhase, State, WorkerPhase
+from orchestrator.core.supervisor.state import Change, ChangeKind, JobPhase, State, WorkerPhase
 from orchestrator.runtime.ports import Record
 from orchestrator.runtime.status import job_status
-from orchestrator.runtime.status_types import JobStatus
+from orchestrator.runtime.status_types import ChangeStatus, JobStatus
 from tests.unit.runtime.world import STEP_MS, LoopClock, MemoryJournal, World, job, virtually
 
 
@@ -58,6 +58,8 @@ def test_a_running_job() -> None:
         (-1, WorkerPhase.SPARE, True),
     ]
     assert {w.doing for w in status.workers} == {"forward", "idle"}
+    assert [(a.name, a.size) for a in status.target] == [("pipeline", 1), ("data", 2), ("tensor", 1)]
+    assert (status.shrunk, status.change, status.skipped) == (False, None, 0)
     assert [(n.node_id, n.workers) for n in status.nodes] == [("n0", 1), ("n1", 1), ("n2", 1), ("n3", 0)]
     assert status.plan is not None
     assert (status.plan.ranks, status.plan.epoch) == (2, 1)
@@ -111,3 +113,17 @@ def test_trouble_of_the_supervisor_itself_is_the_last_word() -> None:
     state = world.driver.state
     status = job_status(state, recent=(), beats=(), observed={}, goodput=None, now_ms=0, trouble="disk full")
     assert status.last_word == "disk full"
+
+
+def test_full_strength_and_what_is_done_about_it() -> None:
+    _, world, _ = looked(10)
+    state = world.driver.state
+    bigger = replace(state, scaled=replace(state.goal, data=3), skipped=2, change=Change(ChangeKind.GROW, "a spare is ready", 0))
+    shown = job_status(bigger, recent=(), beats=(), observed={}, goodput=None, now_ms=0)
+    assert [(a.name, a.size) for a in shown.target] == [("pipeline", 1), ("data", 3), ("tensor", 1)]
+    assert (shown.shrunk, shown.skipped) == (True, 2)
+    assert shown.change == ChangeStatus(kind=ChangeKind.GROW, why="a spare is ready")
+    assert shown.plan is not None
+    assert (shown.plan.ranks, shown.plan.layers_per_stage) == (2, (1,))
+    smaller = replace(state, scaled=replace(state.goal, data=1))
+    assert not job_status(smaller, recent=(), beats=(), observed={}, goodput=None, now_ms=0).shrunk
