@@ -31,9 +31,10 @@ EXAMPLE = ROOT / "examples" / "gpt-docs" / "job.yaml"
 def draw(job: Job, seed: int) -> Fault:
     """A node to kill: whose rank, in which step, before which of its micro-batches."""
     rng = random.Random(seed)
-    ranks, steps = job.parallel.data, job.train.steps
-    rank = rng.randrange(ranks)
-    mine = job.train.micro_batches * (rank + 1) // ranks - job.train.micro_batches * rank // ranks
+    parallel, steps = job.parallel, job.train.steps
+    rank = rng.randrange(parallel.ranks)
+    replica = rank // parallel.tensor % parallel.data
+    mine = job.train.micro_batches * (replica + 1) // parallel.data - job.train.micro_batches * replica // parallel.data
     return Fault("kill-node", rank, "", rng.randrange(steps // 4, 3 * steps // 4), rng.randrange(mine), 0)
 
 

@@ -121,7 +121,7 @@ class Chaser:
         self, client: ControlClient, job: Job, log: Path, rng: random.Random, kill_node: Callable[[str], object]
     ) -> None:
         self._client, self._job, self._log, self._rng, self._kill_node = client, job, log, rng, kill_node
-        self._ranks = job.parallel.data
+        self._ranks = job.parallel.ranks
 
     def run(self, name: str, *, kills: int, node_kills: int) -> Storm:
         """The whole story of one layout. Raises BenchFailed."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.adapters.files.home import ClusterEndpoint, Home
 from orchestrator.adapters.files.journal import SqliteJournal
-from orchestrator.adapters.files.token import ensure_token, read_token
+from orchestrator.adapters.files.token import ensure_token, put_token, read_token
 from orchestrator.adapters.grpc.client import CALL_MS, ControlClient
 from orchestrator.core.graph.view import GraphView
 from orchestrator.core.job import Job
@@ -195,7 +195,10 @@ def _supervisor(place: Home, cluster: str, ray_address: str, *, loopback: bool) 
         "token": token,
         "loopback": "1" if loopback else "0",
     }
-    return ensure_supervisor(SUPERVISOR_MAIN, settings, timeout_ms=SUPERVISOR_START_MS), token
+    endpoint, kept = ensure_supervisor(SUPERVISOR_MAIN, settings, timeout_ms=SUPERVISOR_START_MS)
+    if kept["token"] != token:  # it was launched from another machine, with that one's token
+        put_token(place.token_file(cluster), kept["token"])
+    return endpoint, kept["token"]
 
 
 def _shut_down(home: Path, cluster: str) -> bool:

@@ -159,7 +159,7 @@ def _from_checkpoint(body: Body, *, plan: Plan, rank: int, resume: Resume) -> No
     holds = _holds(plan, rank)
     moments = body.new_moments(holds)
     loaded = load_checkpoint(resume.checkpoint_uri, state=body.state, params=target, moments=moments, step=resume.step)
-    optimizer = new_optimizer(body, holds, moments, loaded.scalars if resume.step > 0 else None)
+    optimizer = new_optimizer(body, holds, moments, loaded.scalars or None)
     step = resume.step
     commit = Commit(step, 0.0, 0.0, 1.0, False, loaded.usual_loss) if step > 0 else None
     body.rank = RankState(plan, rank, holds, moments, optimizer, {}, step, step, step, commit, step)
@@ -234,7 +234,7 @@ def _from_memory(body: Body, *, plan: Plan, rank: int, group: EpochGroup, resume
     for extents in moments.values():
         for tensor in extents.drop(subtract(union, holds)):
             body.pages.give(tensor)
-    optimizer = new_optimizer(body, holds, moments, scalars if step > 0 else None)
+    optimizer = new_optimizer(body, holds, moments, scalars or None)
     body.rank = RankState(plan, rank, holds, moments, optimizer, {}, step, step, step, commit, done)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch.distributed.checkpoint import FileSystemReader
 
 from orchestrator.core.job import Job
 from orchestrator.core.supervisor.events import CheckpointReported, StepCommitted
@@ -153,8 +154,9 @@ def delete(uri: str) -> None:
 
 
 def flip(uri: str) -> None:
-    """Flip one bit in the data of the largest file."""
-    path = largest_file(uri)
+    """Flip one bit in the middle of a tensor's values: the file has other bytes as well, whose change would change nothing."""
+    stored = max(FileSystemReader(uri).read_metadata().storage_data.values(), key=lambda s: s.length)
+    path = Path(uri) / stored.relative_path
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
+    data[stored.offset + stored.length // 2] ^= 1
     path.write_bytes(bytes(data))

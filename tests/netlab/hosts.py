@@ -1,8 +1,8 @@
 """A Ray cluster over the machines of a lab, started with `ray start` as people do it, and the few things that tests ask of it.
 
-Machine 0 is the head, without slots; every other one has one. The machines share a folder for the orchestrator's home and for
-checkpoints, as they would share storage; what Ray keeps (sockets, logs, sessions) is each machine's own. Journals are read from
-their files, because then the reader needs no network.
+Machine 0 is the head, without slots; every other one has one. The machines share a folder for checkpoints, as they would share
+storage; what Ray keeps (sockets, logs, sessions) and the orchestrator's home are each machine's own, and commands may be given on
+any of them. Journals are read from their files on the head's disk, because then the reader needs no network.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Hosts:
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
-        self.home = Home(lab.root / "home")
+        self.home = Home(lab.root / "node-0" / "home")  # the head's, as it is seen from outside
         self.env = {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "HOME": str(lab.root),
@@ -68,7 +68,6 @@ class Hosts:
 
     def start(self) -> None:
         """The head first, then all others at once; returns when every one is registered."""
-        self.home.root.mkdir()
         self.joined(0, self.join(0))
         started = {index: self.join(index) for index in self.lab.nodes if index}
         for index, process in started.items():
@@ -94,19 +93,19 @@ class Hosts:
 
     # ---- jobs
 
-    def orchestrator(self, *argv: str, limit_s: float = 60.0) -> str:
-        """The command line, on the head; what it prints."""
-        command = [sys.executable, "-m", "orchestrator.apps.cli.main", *argv, "--home", str(self.home.root)]
-        done = self.lab.node(0).run(command, env=self.env, cwd=ROOT, limit_s=limit_s)
+    def orchestrator(self, *argv: str, on: int, limit_s: float = 60.0) -> str:
+        """The command line, given on this machine; what it prints."""
+        command = [sys.executable, "-m", "orchestrator.apps.cli.main", *argv, "--home", str(self.lab.private / "home")]
+        done = self.lab.node(on).run(command, env=self.env, cwd=ROOT, limit_s=limit_s)
         if done.returncode:
             raise LabError(f"orchestrator {' '.join(argv)} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
         return done.stdout
 
-    def launch(self, document: dict[str, Any]) -> None:
-        """`orchestrator launch --address ... --detach`."""
+    def launch(self, document: dict[str, Any], *, on: int) -> None:
+        """`orchestrator launch --address ... --detach`, given on this machine."""
         file = self.lab.root / f"{document['name']}.yaml"
         file.write_text(json.dumps(document))
-        self.orchestrator("launch", str(file), "--address", self.address, "--detach", "--json")
+        self.orchestrator("launch", str(file), "--address", self.address, "--detach", "--json", on=on)
 
     def seated(self, job: Job, rank: int) -> Seated:
         """Who has a rank in the newest epoch, as the journal tells it."""

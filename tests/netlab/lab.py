@@ -8,6 +8,7 @@ time): what a killed run left behind is found by that name and removed by the ne
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -26,7 +27,8 @@ TOOLS: Final = ("ip", "tc", "nft", "unshare", "nsenter", "setpriv")
 CAP_SYS_ADMIN: Final = 21
 LIMIT_S: Final = 20.0  # for one command of the lab's own
 SHM: Final = "512m"
-_NAME: Final = re.compile(rf"{PREFIX}-(\d+)-(\d+)-\w+")
+_NAME: Final = re.compile(rf"{PREFIX}-(\d+)-(\d+)-\d+-\w+")
+_serial: Final = itertools.count()
 # bash as init: it waits for whatever is orphaned below it, and starts nothing
 _INIT: Final = "while true; do sleep 3600 & wait $!; done"
 
@@ -131,7 +133,7 @@ class Lab:
 
     def __init__(self, *, nodes: int, root: Path, private: str = "ray") -> None:
         me = psutil.Process()
-        self._name = f"{PREFIX}-{me.pid}-{int(me.create_time())}"
+        self._name = f"{PREFIX}-{me.pid}-{int(me.create_time())}-{next(_serial)}"
         self._switch = f"{self._name}-switch"
         self._count = nodes
         self.root = root

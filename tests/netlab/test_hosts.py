@@ -6,6 +6,7 @@ leave by itself, in time, and to stay harmless from then on.
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from pathlib import Path
@@ -25,20 +26,22 @@ from tests.world.jobs import document, tiny_job
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(180)]
 
+STEPS = 80
 SLOW_MBIT = 0.6
 SLOW_STEPS = 5
 
 
-def launched(hosts: Hosts, name: str, **settings: Any) -> Job:
-    """A job of three ranks and a spare, started with `orchestrator launch --address`."""
-    settings = {"nodes": 3, "spares": 1, "zero": 1, "pace_ms": 30, **settings}
-    hosts.launch({**document(name, **settings)})
+def launched(hosts: Hosts, name: str, *, on: int, **settings: Any) -> Job:
+    """A job of three ranks and a spare that is swapped in where one is lost, started with `orchestrator launch` on some machine."""
+    settings = {"nodes": 3, "spares": 1, "zero": 1, "steps": STEPS, "pace_ms": 30, **settings}
+    asked = document(name, **settings)
+    asked["resilience"]["min_ranks"] = 3  # a spare that is not there yet is waited for
+    hosts.launch(asked, on=on)
     return tiny_job(name, **settings)
 
 
 def test_a_slow_link_is_no_failure(hosts: Hosts, calm: Calm) -> None:
-    steps = 30
-    job = launched(hosts, "slow", steps=steps)
+    job = launched(hosts, "slow", on=1)
     hosts.until(job, at_step(5))
     machine = hosts.seated(job, 1).machine.index
     hosts.lab.throttle(machine, SLOW_MBIT)
@@ -48,7 +51,7 @@ def test_a_slow_link_is_no_failure(hosts: Hosts, calm: Calm) -> None:
     run = hosts.finish(job)
     assert seconds_of_a_step(run, 1, 4) * 2 < seconds_of_a_step(run, known + 2, known + SLOW_STEPS - 1), "the link was not slow"
     assert run.killed == {}, str(run)
-    assert_as_if_nothing_happened(run, calm(steps), swapped=[])
+    assert_as_if_nothing_happened(run, calm(STEPS), swapped=[])
 
 
 def seconds_of_a_step(run: Facts, first: int, last: int) -> float:
@@ -58,22 +61,22 @@ def seconds_of_a_step(run: Facts, first: int, last: int) -> float:
 
 
 def test_a_machine_without_power_is_replaced(hosts: Hosts, calm: Calm) -> None:
-    steps = 60
-    job = launched(hosts, "power", steps=steps)
+    job = launched(hosts, "power", on=2)
     hosts.until(job, at_step(5))
+    told = json.loads(hosts.orchestrator("status", job.name, "--json", on=2))  # whose home had another token than the supervisor
+    assert (told["name"], told["phase"]) == (job.name, "running")
     victim = hosts.seated(job, 1)
     hosts.lab.power_off(victim.machine.index)
     run = hosts.finish(job)
     assert victim.worker_id in run.killed
     assert {run.epochs[1][0], run.epochs[1][2]}.isdisjoint(run.killed)
     assert list(run.epochs) == [1, 2]
-    assert_as_if_nothing_happened(run, calm(steps), swapped=[1])
+    assert_as_if_nothing_happened(run, calm(STEPS), swapped=[1])
 
 
 def test_the_cut_off_side_of_a_partition_fences_itself_and_is_harmless(hosts: Hosts, calm: Calm) -> None:
-    steps = 100
     place = hosts.lab.root / "checkpoints"
-    job = launched(hosts, "parted", steps=steps, checkpoint=place, checkpoint_every=5)
+    job = launched(hosts, "parted", on=0, checkpoint=place, checkpoint_every=5)
     hosts.until(job, at_step(7))
     cut = hosts.seated(job, 0)  # the one that commits checkpoints
     hosts.lab.unplug(cut.machine.index)
@@ -93,7 +96,7 @@ def test_the_cut_off_side_of_a_partition_fences_itself_and_is_harmless(hosts: Ho
     assert checkpoints(place, epoch=1).items() <= by_it.items()
     assert checkpoints(place, epoch=2), "the other side went on to write its own"
     assert list(run.epochs) == [1, 2]
-    assert_as_if_nothing_happened(run, calm(steps), swapped=[0])
+    assert_as_if_nothing_happened(run, calm(STEPS), swapped=[0])
 
 
 def fenced_itself(hosts: Hosts, machine: Node, *, epoch: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,19 @@ def document(
     detect_within: str = "4s",
     target: str = STAGED,
     failures: int = 5,
+    on_loss: Sequence[str] = ("swap", "wait"),
     checkpoint: Path | None = None,
     checkpoint_every: int = 5,
+    pipeline: int = 1,
+    digest_every: int = 5,
+    resilience: dict[str, Any] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """A job file as a mapping."""
+    """A job file as a mapping. A rank on each of `nodes`, `pipeline` of them in a row.
+
+    `on_loss`: what is done about lost workers; unlike the product's default it never shrinks, because most stories are told of
+    ranks that stay the same. `resilience`: more keys of that section.
+    """
     return {
         "name": name,
         "task": {"target": target, "options": {**SMALL, **options}},
@@ -36,14 +45,20 @@ def document(
             "steps": steps,
             "seed": 1,
             "micro_batches": 8,
-            "digest_every": 5,
+            "digest_every": digest_every,
             "eval_every": 0,
             "eval_micro_batches": 2,
             "optimizer": {"lr": 0.01, "warmup_steps": 2},
         },
-        "parallel": {"data": nodes, "zero": zero},
+        "parallel": {"data": nodes // pipeline, "zero": zero, "pipeline": pipeline},
         "cluster": {"nodes": nodes, "spares": spares},
-        "resilience": {"detect_within": detect_within, "failures": failures, "refill_after_steps": 50},
+        "resilience": {
+            "detect_within": detect_within,
+            "failures": failures,
+            "refill_after_steps": 50,
+            "policy": {"default": list(on_loss)},
+            **(resilience or {}),
+        },
         **({"checkpoint": {"uri": str(checkpoint), "every": checkpoint_every, "keep": 3}} if checkpoint else {}),
     }
 

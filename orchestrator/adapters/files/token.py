@@ -12,7 +12,7 @@ import secrets
 import stat
 from pathlib import Path
 
-from orchestrator.adapters.files.home import sync_folder, write_temporary
+from orchestrator.adapters.files.home import sync_folder, write_atomically, write_temporary
 
 TOKEN_BYTES = 32
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")
@@ -37,6 +37,11 @@ def ensure_token(path: Path) -> str:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
     return read_token(path)
+
+
+def put_token(path: Path, token: str) -> None:
+    """Keep a token that a running supervisor has told us, in place of the one that was here. Raises OSError."""
+    write_atomically(path, token + "\n", mode=0o600)
 
 
 def read_token(path: Path) -> str:

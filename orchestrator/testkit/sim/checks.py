@@ -10,12 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from orchestrator.core.job import FailureClass
 from orchestrator.core.plan.lint import lint
 from orchestrator.core.reshard.recovery import Commit, Source
 from orchestrator.core.supervisor.commands import Command, RunEpoch
+from orchestrator.core.supervisor.events import CorruptionFound, ScaleRequested
 from orchestrator.core.supervisor.state import JobPhase, Outcome, State, WorkerPhase
 from orchestrator.runtime.ports import Beat, Record
-from orchestrator.testkit.sim import content
+from orchestrator.testkit.sim.scenario import Kind
+from orchestrator.testkit.sim.sizes import Sizes
 
 if TYPE_CHECKING:
     from orchestrator.testkit.sim.group import Gate, Group
@@ -41,7 +44,8 @@ class Checks:
         self.passed = 0  # newest step that somebody is past the commit of
         self.commands = 0
         self.records = 0
-        self.steps_redone = 0
+        self.accused: set[str] = set()  # workers that a majority of the holders contradicts
+        self.sizes = Sizes(world)
 
     # ---- the journal and the commands
 
@@ -87,8 +91,15 @@ class Checks:
             say(f"record {record.seq} decides after the end of the job")
         if not before.epoch <= state.epoch <= before.epoch + 1:
             say(f"epoch {before.epoch} is followed by epoch {state.epoch}")
+        if isinstance(record.event, CorruptionFound) and before.plan is not None and record.event.epoch == before.epoch:
+            self.accused.update(s.worker_id for s in before.plan.seats if s.rank in record.event.accused)
+        if isinstance(record.event, ScaleRequested):
+            self.sizes.asked()
         if state.epoch > before.epoch:
             self._new_epoch(record, before, state)
+            self.sizes.new_epoch(before, state)
+        if self.world.scenario.kind is Kind.PLANNED and (state.budget < before.budget or lost_steps(before, state)):
+            say("nothing failed, and a planned change cost a step or a unit of the budget")
         if state.phase is JobPhase.RUNNING and before.phase is not JobPhase.RUNNING:
             assert state.plan is not None
             late = [s.rank for s in state.plan.seats if (s.worker_id, state.epoch) not in self.ready]
@@ -106,8 +117,9 @@ class Checks:
         say, n = self.world.violation, state.committed_step
         if n > self.passed:
             say(f"step {n} is said to be committed, and nobody is past step {self.passed}")
-        elif state.commit is None or state.commit.loss != _loss(self.world, n):
-            say(f"the commit of step {n} is not that of the serial run")
+        elif state.commit != self.world.serial.commit[n]:
+            say(f"the commit of step {n} is {state.commit}, the serial run's {self.world.serial.commit[n]}")
+        self.sizes.stepped(state)
 
     def _new_epoch(self, record: Record, before: State, state: State) -> None:
         say, plan, resume = self.world.violation, state.plan, state.resume
@@ -121,14 +133,19 @@ class Checks:
         if resume.step < state.committed_step:
             say(f"epoch {plan.epoch} resumes at step {resume.step}, step {state.committed_step} is committed")
         old = before.plan
-        stay: list[Worker] = []
+        stay: list[Training] = []
         for seat in old.seats if old is not None else ():
             worker = self.world.workers[seat.worker_id]
             fenced = state.workers[seat.worker_id].phase is WorkerPhase.LOST
             if worker.inside and worker.epoch == before.epoch and not fenced:
                 say(f"epoch {plan.epoch} starts while {worker.worker_id} is inside epoch {before.epoch} and not fenced")
-            if plan.seats[seat.rank].worker_id == seat.worker_id:
-                stay.append(worker)
+            if not fenced:
+                stay.append(worker.training)
+        accused = [s.worker_id for s in plan.seats if s.worker_id in self.accused]
+        if accused:
+            say(f"epoch {plan.epoch} has ranks for {accused}, whose state is known to be wrong")
+        if state.cold or before.cold:
+            return
         best = newest_step(stay, before.commit)
         if resume.source is Source.MEMORY and resume.step != best:
             say(f"epoch {plan.epoch} resumes at step {resume.step}, its survivors hold step {best}")
@@ -146,16 +163,12 @@ class Checks:
             for seat in state.plan.seats if state.plan else ():
                 if self.finished.get((seat.worker_id, state.epoch)) != self.world.serial.digest(steps):
                     say(f"the job succeeded, and rank {seat.rank} did not finish with the serial run's state")
-        if state.outcome is Outcome.CORRUPT_STATE:
+        if state.outcome is Outcome.CORRUPT_STATE and not self.world.flips and not self.world.scenario.bad_steps:
             say(f"the state is corrupt: {state.last_word}")
         if state.outcome is Outcome.UNRECOVERABLE and state.plan is not None:
-            stay = [
-                self.world.workers[s.worker_id]
-                for s in state.plan.seats
-                if state.workers[s.worker_id].phase is WorkerPhase.ENDED and s.node_id not in state.drained
-            ]
-            best = newest_step(stay, state.commit)
-            if best is not None:
+            ended = [s.worker_id for s in state.plan.seats if state.workers[s.worker_id].phase is WorkerPhase.ENDED]
+            best = newest_step([self.world.workers[w].training for w in ended], state.commit)
+            if best is not None and not self.world.scenario.fails_by_policy and not state.cold:
                 say(f"the job gives up, and its survivors hold step {best}")
 
     # ---- what happens in the world
@@ -185,12 +198,15 @@ class Checks:
                 f"epoch {group.epoch} acts ({gate.kind} of step {gate.step}) after epoch {self.formed} was formed"
             )
 
-    def committed(self, training: Training, step: int) -> None:
+    def committed(self, training: Training, commit: Commit) -> None:
         """A worker is past the commit of a step."""
+        step = commit.step
         if step > self.passed + 1:
             self.world.violation(f"step {step} is committed and step {self.passed + 1} was skipped")
         self.passed = max(self.passed, step)
-        if training.grad != self.world.serial.grad[step]:
+        if commit != self.world.serial.commit[step]:
+            self.world.violation(f"step {step} is committed as {commit}, in the serial run as {self.world.serial.commit[step]}")
+        if not commit.skipped and training.memory.grad != self.world.serial.grad[step]:
             self.world.violation(f"step {step} is committed with another gradient than the serial run's")
 
     # ---- the whole run
@@ -203,24 +219,28 @@ class Checks:
             self.world.violation(f"{self.records} records in {virtual_s:.1f} s")
 
 
-def newest_step(workers: Iterable[Worker], known: Commit | None) -> int | None:
+def lost_steps(before: State, state: State) -> int:
+    """Steps that a decision gave up."""
+    return state.steps_lost - before.steps_lost
+
+
+def newest_step(trainings: Iterable[Training], known: Commit | None) -> int | None:
     """The newest step that these workers can get to by themselves, from what their memory holds; None when a block is missing."""
-    trainings = [w.training for w in workers if w.training.plan is not None]
-    commits = {t.commit.step for t in trainings if t.commit is not None} | ({known.step} if known is not None else set())
-    for step in sorted({t.applied for t in trainings} | commits, reverse=True):
+    memories = [t.memory for t in trainings if t.memory.plan is not None]
+    commits = {m.commit.step: m.commit for m in memories if m.commit is not None}
+    if known is not None:
+        commits.setdefault(known.step, known)
+    for step in sorted({m.applied for m in memories} | commits.keys(), reverse=True):
         optim: set[int] = set()
         params: set[int] = set()
         blocks = 0
-        for t in trainings:
-            behind = t.applied == step - 1 and t.prepared == step and step in commits
-            if t.applied == step or behind:
-                blocks = len(t.params)
-                optim |= t.optim.keys()
-                params |= set(range(blocks)) if t.params_step == step else t.optim.keys()
+        for m in memories:
+            if m.applied == step or (m.applied == step - 1 and m.prepared == step and step in commits):
+                assert m.plan is not None
+                blocks = m.plan.layouts[0].numel // m.plan.block
+                optim |= m.optim.keys()
+                skipped = step in commits and commits[step].skipped and m.params_step == step - 1
+                params |= m.optim.keys() | (m.all_params().keys() if m.params_step == step or skipped else set())
         if blocks and len(optim) == blocks and len(params) == blocks:
             return step
     return None
-
-
-def _loss(world: World, step: int) -> float:
-    return content.loss_of(world.serial.grad[step])

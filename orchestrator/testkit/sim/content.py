@@ -94,7 +94,9 @@ class Serial:
         for n in range(1, steps + 1):
             p, o = self.params[-1], self.optim[-1]
             parts = {
-                (m, c): micro_batch(n, m, c, tuple(p[b] for b in mine)) for m in range(micro_batches) for c, mine in enumerate(cells)
+                (m, c): micro_batch(n, m, c, tuple(p[b] for b in mine))
+                for m in range(micro_batches)
+                for c, mine in enumerate(cells)
             }
             grad = reduced(parts)
             self.grad.append(grad)

@@ -7,9 +7,17 @@ slow, the supervisor is killed. Whoever is hit is drawn when it happens, members
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from orchestrator.core.supervisor.events import CancelRequested, DrainRequested, Event
+from orchestrator.core.supervisor.events import (
+    CancelRequested,
+    CheckpointRequested,
+    DrainRequested,
+    Event,
+    ReplaceRequested,
+    ScaleRequested,
+)
 from orchestrator.testkit.sim.scenario import Fault, Kind
 
 if TYPE_CHECKING:
@@ -40,6 +48,7 @@ class Faults:
         self._points: dict[tuple[str, int], list[Fault]] = {}
         self._drained: set[str] = set()
         self._quiet_until_ms: dict[str, float] = {}
+        self._ranks_max = world.job.parallel.ranks  # that anybody has asked for
         for fault in world.scenario.faults:
             if fault.point:
                 self._points.setdefault((fault.point, fault.nth), []).append(fault)
@@ -73,7 +82,7 @@ class Faults:
                 self._heal(node.node_id)
             if not node.runs or node.silent:
                 world.timeline.after(self.rng.uniform(500, 5000), lambda n=node.node_id: world.see_node(n, False))  # type: ignore[misc]
-        need = world.job.parallel.data + world.job.cluster.spares
+        need = self._ranks_max + world.job.cluster.spares
         world.timeline.after(6000, lambda: self._make_room(need))
 
     def _make_room(self, need: int) -> None:
@@ -117,6 +126,10 @@ class Faults:
                 world.add_node()
             case "cancel":
                 self.ask(CancelRequested(0, "the simulation"))
+            case "scale" | "recut":
+                self._scale(cut=action == "recut")
+            case "checkpoint":
+                self.ask(CheckpointRequested(0, "the simulation"))
             case _ if target is not None:
                 self._hit(action, target)
             case _:
@@ -158,7 +171,15 @@ class Faults:
                     self._break(worker)
             case "drain":
                 self._drained.add(node_id)
-                self.ask(DrainRequested(0, node_id, "the simulation"))
+                self.ask(DrainRequested(0, node_id, "the simulation", rng.choice(("", "spot reclaim"))))
+            case "replace":
+                self.ask(ReplaceRequested(0, target.worker_id, "the simulation"))
+            case "lose and return":
+                self._lose_node(node_id, silently=rng.random() < 0.3, returns=True)
+            case "flip":
+                target.training.flip = True
+            case "slow for long":
+                target.slowness = rng.uniform(3, 6)
             case _:
                 raise AssertionError(action)
 
@@ -190,7 +211,22 @@ class Faults:
                 worker_ms=self.rng.uniform(0, 20),
             )
 
-    def _lose_node(self, node_id: str, *, silently: bool) -> None:
+    def _scale(self, *, cut: bool) -> None:
+        job, rng = self.world.job, self.rng
+        per_rank, layers = job.parallel.stages_per_rank, len(self.world.graph.layers)
+        nodes, sizes = 0, ()
+        if cut:
+            stages = (
+                rng.randint(1, max(1, layers // per_rank)) * per_rank if rng.random() < 0.3 else job.parallel.pipeline * per_rank
+            )
+            ends = [0, *sorted(rng.sample(range(1, layers), stages - 1)), layers]
+            sizes = tuple(b - a for a, b in pairwise(ends))
+        else:
+            nodes = rng.randint(1, self.world.scenario.nodes + 1)
+            self._ranks_max = max(self._ranks_max, nodes * job.cluster.slots_per_node)
+        self.ask(ScaleRequested(0, nodes, sizes, "the simulation"))
+
+    def _lose_node(self, node_id: str, *, silently: bool, returns: bool = False) -> None:
         world, rng = self.world, self.rng
         node = world.node(node_id)
         node.runs = node.tells = False
@@ -203,7 +239,9 @@ class Faults:
                     world.timeline.after(3 * world.limits.lost_ms, lambda s=stream: s.hub_end("keepalive"))  # type: ignore[misc]
         if rng.random() < 0.7:
             world.timeline.after(rng.uniform(300, 14000), lambda: world.see_node(node_id, False))
-        if rng.random() < 0.3:
+        if returns or rng.random() < 0.3:
+            world.timeline.after(rng.uniform(500, 6000), lambda: world.bring_back(node_id))
+        elif rng.random() < 0.3:
             world.timeline.after(rng.uniform(1000, 8000), world.add_node)
 
     def _cut(self, action: str, node_id: str) -> None:

@@ -7,10 +7,21 @@ have what they need, a worker that went through a reshard holds what both plans 
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 
 from orchestrator.core.plan.plan import OPTIMIZER, PARAMS, TENSOR, Plan
 from orchestrator.core.reshard.recovery import Commit, Held
 from orchestrator.testkit.sim import content
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A whole state outside of any worker: the seed's, or a checkpoint's."""
+
+    step: int
+    params: tuple[int, ...]  # by block
+    optim: tuple[int, ...]
+    usual: float
 
 
 class Memory:
@@ -124,7 +135,9 @@ class Memory:
         values = self.all_params()
         optim = [b for b, v in sorted(self.optim.items()) if v != serial.optim[step][b] and (OPTIMIZER, b) not in self.flipped]
         params = [
-            b for b, v in sorted(values.items()) if v != serial.params[step][b] and b not in stale and (PARAMS, b) not in self.flipped
+            b
+            for b, v in sorted(values.items())
+            if v != serial.params[step][b] and b not in stale and (PARAMS, b) not in self.flipped
         ]
         if not optim and not params:
             return ""

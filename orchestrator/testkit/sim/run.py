@@ -13,6 +13,7 @@ import json
 from dataclasses import dataclass
 
 from orchestrator.core.codec import to_json
+from orchestrator.core.job import BadStep, FailureClass
 from orchestrator.core.supervisor.events import Event
 from orchestrator.core.supervisor.state import Outcome, State, WorkerPhase
 from orchestrator.runtime.driver import Driver, resume_driver, start_driver
@@ -45,7 +46,10 @@ class Result:
     story: tuple[str, ...]  # empty unless there are violations or it was asked for
     digest: str  # of the whole journal
     faults: int
-    recoveries: int
+    recoveries: int  # planned changes included
+    planned: int
+    shrunk: int
+    grown: int
     steps_lost: int
     restarts: int  # of the supervisor
     records: int
@@ -59,7 +63,6 @@ class Simulation:
     def __init__(self, seed: int) -> None:
         self.scenario = scenario(seed)
         self.world = World(self.scenario)
-        self.world.checks = self.world.checks
         self.journal = MemoryJournal(before=self._before_write, after=self._after_write)
         self.process: Process | None = None
         self.task: asyncio.Task[State] | None = None
@@ -233,8 +236,12 @@ class Simulation:
     def _judge(self, state: State) -> None:
         world, kind = self.world, self.scenario.kind
         fine = {Outcome.COMPLETED}
-        if kind in (Kind.CHAOS, Kind.STINGY, Kind.CANCEL):
+        if kind in (Kind.CHAOS, Kind.STINGY, Kind.CANCEL, Kind.ELASTIC, Kind.BAD, Kind.CORRUPT):
             fine.add(Outcome.UNRECOVERABLE)  # the checks know whether it had to be
+        if kind is Kind.CORRUPT and world.flips:
+            fine.add(Outcome.CORRUPT_STATE)
+        if kind is Kind.BAD and self.scenario.job.resilience.on_bad_step is BadStep.FAIL:
+            fine = {Outcome.CORRUPT_STATE, Outcome.UNRECOVERABLE}
         if kind is Kind.STINGY:
             fine.add(Outcome.BUDGET_SPENT)
         if kind is Kind.CANCEL:
@@ -267,6 +274,9 @@ class Simulation:
             digest=digest.hexdigest(),
             faults=self.faults.struck,
             recoveries=len(state.recoveries) if state is not None else 0,
+            planned=sum(r.failure is FailureClass.PLANNED for r in state.recoveries) if state is not None else 0,
+            shrunk=world.checks.sizes.shrunk,
+            grown=world.checks.sizes.grown,
             steps_lost=state.steps_lost if state is not None else 0,
             restarts=self.restarts,
             records=len(self.journal.written()),

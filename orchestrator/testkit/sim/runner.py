@@ -31,7 +31,10 @@ class Figures:
     violations: int  # seeds with at least one
     hash_seeds_agree: int  # 1: every seed gave one digest of its journal in both processes
     faults: int
-    recoveries: int
+    recoveries: int  # planned changes included
+    planned: int
+    shrunk: int
+    grown: int
     supervisor_restarts: int
     steps_lost: int
     seeds_unrecoverable: int
@@ -91,6 +94,9 @@ def show(results: Sequence[Result], *, agree: bool) -> Figures:
         hash_seeds_agree=int(agree),
         faults=sum(r.faults for r in results),
         recoveries=sum(r.recoveries for r in results),
+        planned=sum(r.planned for r in results),
+        shrunk=sum(r.shrunk for r in results),
+        grown=sum(r.grown for r in results),
         supervisor_restarts=sum(r.restarts for r in results),
         steps_lost=sum(r.steps_lost for r in results),
         seeds_unrecoverable=sum(r.outcome == "unrecoverable" for r in results),
@@ -105,7 +111,7 @@ def summary(result: Result) -> str:
     """One line."""
     return (
         f"seed {result.seed} ({result.kind}): {result.outcome or 'no outcome'} after {result.virtual_s:.1f} virtual s, "
-        f"{result.faults} faults, {result.recoveries} recoveries, "
+        f"{result.faults} faults, {result.recoveries} recoveries ({result.planned} planned), "
         f"{result.restarts} supervisor restarts, {result.steps_lost} steps lost"
     )
 

@@ -7,10 +7,14 @@ rank passes the commit, a fence arrives, a decision is written down), which is h
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from orchestrator.core.job import Job
+from orchestrator.core.job import Action, BadStep, FailureClass, Job
+from orchestrator.core.plan.plan import PipelineSchedule
+from orchestrator.spec.policies import LOSSES as LOSS_CLASSES
+from orchestrator.spec.policies import policies
 from orchestrator.testkit.jobs import make_job
 
 
@@ -24,16 +28,26 @@ class Kind(StrEnum):
     STINGY = "stingy"  # chaos with a small budget
     USER = "user"  # the user's code raises
     CANCEL = "cancel"
+    PLANNED = "planned"  # only wishes: nothing is lost and nothing is charged
+    ELASTIC = "elastic"  # no spares, and what is lost comes back: at full strength in the end
+    BAD = "bad"  # a step whose loss is not finite
+    CORRUPT = "corrupt"  # bits flip
+    SLOW = "slow"  # a worker is slow for long
 
 
 WEIGHTS = {
     Kind.CALM: 2,
-    Kind.PAUSES: 10,
-    Kind.SINGLE: 25,
-    Kind.CHAOS: 54,
-    Kind.STINGY: 4,
+    Kind.PAUSES: 8,
+    Kind.SINGLE: 20,
+    Kind.CHAOS: 40,
+    Kind.STINGY: 3,
     Kind.USER: 2,
     Kind.CANCEL: 3,
+    Kind.PLANNED: 15,
+    Kind.ELASTIC: 10,
+    Kind.BAD: 4,
+    Kind.CORRUPT: 5,
+    Kind.SLOW: 4,
 }
 
 # Points of the protocol, and how often each is reached in a run at least, mostly. Per rank:
@@ -42,6 +56,7 @@ POINTS = (
     ("pass commit", 8),
     ("pass reduce", 8),
     ("pass gather", 8),
+    ("pass forward", 4),
     ("pass form", 1),
     ("pass restored", 1),
     ("pass digest", 1),
@@ -61,12 +76,24 @@ RECOVERY_POINTS = (
     ("pass form", 1),
     ("pass exchange", 0),
     ("pass exchange", 0),
+    ("pass exchange", 1),
+    ("pass restored", 0),
     ("pass restored", 1),
-    ("pass restored", 1),
+)
+# Where planned changes are hit: while the ranks are asked to leave, and when they have.
+CHANGE_POINTS = (
+    ("leave", 0),
+    ("leave", 1),
+    ("agreed", 0),
+    ("agreed", 0),
+    ("agreed", 1),
+    ("pass exchange", 0),
+    ("pass exchange", 1),
 )
 
 LOSSES = ("kill", "kill", "kill", "node off", "node killed", "node killed", "stop", "hang", "raylet")
-HARMLESS = ("supervisor", "supervisor", "supervisor", "break stream", "slow disk", "add node")  # beside one loss
+HARMLESS = ("supervisor", "supervisor", "supervisor", "break stream", "slow disk", "add node", "checkpoint")  # beside one loss
+WISHES = ("drain", "scale", "scale", "recut", "replace", "replace", "checkpoint", "add node")
 ACTIONS = (
     *("kill",) * 6,
     *("kill two",) * 2,
@@ -86,8 +113,30 @@ ACTIONS = (
     "slow disk",
     "bad spawns",
     "add node",
-    "drain",
+    *("drain",) * 2,
+    "scale",
+    "recut",
+    "replace",
+    "checkpoint",
 )
+
+_LOSS_POLICIES = (
+    (Action.SWAP, Action.SHRINK, Action.WAIT),
+    (Action.SWAP, Action.SHRINK, Action.WAIT),
+    (Action.SWAP, Action.SHRINK, Action.WAIT),
+    (Action.SWAP, Action.WAIT),
+    (Action.SHRINK, Action.WAIT),
+    (Action.SHRINK, Action.SWAP, Action.WAIT),
+    (Action.SWAP, Action.SHRINK, Action.FAIL),
+    (Action.WAIT,),
+)
+_CORRUPT_POLICIES = (
+    (Action.SWAP, Action.SHRINK, Action.FAIL),
+    (Action.SWAP, Action.SHRINK, Action.ROLLBACK),
+    (Action.ROLLBACK,),
+    (Action.SHRINK, Action.WAIT),
+)
+_SLOW_POLICIES = ((Action.REPORT,), (Action.SWAP, Action.RECUT, Action.SHRINK), (Action.SHRINK,), (Action.RECUT, Action.SWAP))
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,58 +158,113 @@ class Scenario:
     kind: Kind
     job: Job
     nodes: int
-    blocks: int
+    layers: tuple[int, ...]  # blocks of each
     faults: tuple[Fault, ...]
+    bad_steps: tuple[int, ...]  # whose loss is not finite
+    micro_batch_ms: tuple[float, float]  # least and most that the run's usual time is drawn from
     calm_after_ms: float  # no fault strikes after that, cuts are healed, and there is room
     lossy_disk: bool  # a crash of the supervisor loses what was not written durably
     moves: bool  # a new supervisor has another address
+
+    @property
+    def fails_by_policy(self) -> bool:
+        """Whether a policy for losses ends the job when it finds nothing better."""
+        return any(Action.FAIL in self.job.resilience.actions(c) for c in LOSS_CLASSES)
 
 
 def scenario(seed: int) -> Scenario:
     """Of a seed; the same in every process."""
     rng = random.Random(f"scenario {seed}")
     kind = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
-    data = rng.choice((2, 3, 4, 4, 4))
-    zero = rng.choice((0, 1, 1))
-    slots = rng.choice((1, 2))
-    spares = rng.choice((0, 1, 1, 2))
-    nodes = max(2, -(-(data + spares) // slots)) + (rng.random() < 0.3)
-    uri = "mem:/c" if rng.random() < 0.5 and kind is not Kind.SINGLE else ""
+    shape = _shape(rng)
+    ranks = shape["pipeline"] * shape["data"] * shape["tensor"]
+    steps = rng.randint(10, 20)
+    if kind in (Kind.ELASTIC, Kind.PLANNED):
+        steps = rng.randint(20, 40)
+    layers = _layers(rng, shape)
+    slots = rng.choice((1, 1, 2))
+    spares = 0 if kind is Kind.ELASTIC else rng.choice((0, 0, 1, 1, 2))
+    nodes = max(2, -(-(ranks + spares) // slots)) + (rng.random() < 0.3)
+    saves = rng.random() < 0.5 and kind is not Kind.SINGLE
+    copies = 1 if kind in (Kind.SINGLE, Kind.ELASTIC) or rng.random() < 0.75 else 0
+    careful = kind in (Kind.SINGLE, Kind.ELASTIC, Kind.CORRUPT)  # what is lost must be made up for
     job = make_job(
         name="sim",
-        steps=rng.randint(10, 20),
+        steps=steps,
         seed=seed,
-        micro_batches=rng.choice((data, 2 * data, 8)),
-        digest_every=rng.choice((0, 3, 5)),
-        data=data,
-        zero_stage=zero,
-        copies=1 if zero else 0,
+        micro_batches=max(rng.choice((shape["data"], 2 * shape["data"], 8)), shape["data"]),
+        digest_every=1 if kind is Kind.CORRUPT else rng.choice((0, 3, 5)),
+        copies=copies,
         nodes=nodes,
         spares=spares,
         slots_per_node=slots,
-        uri=uri,
-        every=3,
+        uri="mem:/c" if saves else "",
+        every=rng.choice((0, 3, 3)),
         keep=2,
         failure_budget=1 if kind is Kind.STINGY else 1000,
         budget_refill_steps=5,
+        ranks_min=1 if rng.random() < 0.5 else rng.randint(1, ranks),
+        grow_after_steps=rng.randint(1, 5),
+        detect_within_ms=1000 if kind is Kind.SLOW else 4000,
+        on_bad_step=rng.choice((BadStep.SKIP, BadStep.ROLLBACK, BadStep.ROLLBACK, BadStep.FAIL)),
+        policies=_policies(rng, careful=careful),
+        **shape,
     )
-    calm_after_ms = rng.uniform(2500, 9000)
+    calm_after_ms = rng.uniform(2500, 9000) * (3 if kind is Kind.SLOW else 1)
     return Scenario(
         seed=seed,
         kind=kind,
         job=job,
         nodes=nodes,
-        blocks=rng.choice((5, 8, 9)),
-        faults=tuple(_faults(rng, kind=kind, data=data, until_ms=calm_after_ms)),
+        layers=layers,
+        faults=tuple(_faults(rng, kind=kind, ranks=ranks, until_ms=calm_after_ms)),
+        bad_steps=tuple(sorted(rng.sample(range(1, steps), rng.randint(1, 2)))) if kind is Kind.BAD else (),
+        micro_batch_ms=(60, 120) if kind is Kind.SLOW else (4, 40),
         calm_after_ms=calm_after_ms,
         lossy_disk=rng.random() < 0.5,
         moves=rng.random() < 0.5,
     )
 
 
-def _faults(rng: random.Random, *, kind: Kind, data: int, until_ms: float) -> list[Fault]:
+def _shape(rng: random.Random) -> dict[str, int]:
+    pipeline = rng.choice((1, 1, 1, 1, 2, 2, 3))
+    data = rng.choice({1: (2, 3, 4, 4, 4), 2: (1, 2, 2, 3), 3: (1, 2)}[pipeline])
+    tensor = 2 if pipeline == 1 and data == 2 and rng.random() < 0.5 else 1
+    zero = rng.choice((0, 1, 1, 2, 3))
+    shard = 2 if zero and data == 4 and rng.random() < 0.4 else 0
+    stages_per_rank = 2 if pipeline == 2 and rng.random() < 0.3 else 1
+    out: dict[str, int] = {
+        **{"pipeline": pipeline, "data": data, "tensor": tensor, "zero_stage": zero, "shard": shard},
+        "stages_per_rank": stages_per_rank,
+    }
+    if stages_per_rank > 1:
+        out["schedule"] = PipelineSchedule.INTERLEAVED  # type: ignore[assignment]
+    return out
+
+
+def _layers(rng: random.Random, shape: dict[str, int]) -> tuple[int, ...]:
+    least = shape["pipeline"] * shape["stages_per_rank"]
+    return tuple(rng.randint(1, 3) for _ in range(rng.randint(least, least + 2)))
+
+
+def _policies(rng: random.Random, *, careful: bool) -> tuple[object, ...]:
+    losses = _LOSS_POLICIES[0] if careful else rng.choice(_LOSS_POLICIES)
+    chosen = {
+        **dict.fromkeys(LOSS_CLASSES, losses),
+        FailureClass.CORRUPT_STATE: rng.choice(_CORRUPT_POLICIES),
+        FailureClass.WORKER_SLOW: rng.choice(_SLOW_POLICIES),
+    }
+    return policies(chosen)
+
+
+def _faults(rng: random.Random, *, kind: Kind, ranks: int, until_ms: float) -> list[Fault]:
     def some(actions: tuple[str, ...], least: int, most: int) -> list[Fault]:
-        return [_fault(rng, rng.choice(actions), data=data, until_ms=until_ms) for _ in range(rng.randint(least, most))]
+        return [_fault(rng, rng.choice(actions), ranks=ranks, until_ms=until_ms) for _ in range(rng.randint(least, most))]
+
+    def at(points: Sequence[tuple[str, int]], actions: tuple[str, ...]) -> Fault:
+        point, before = rng.choice(points)
+        nth, delay_ms = before * ranks + rng.randint(1, ranks), rng.choice((0, rng.uniform(0, 15)))
+        return Fault(rng.choice(actions), 0, point, nth, delay_ms)
 
     match kind:
         case Kind.CALM | Kind.USER:
@@ -170,22 +274,29 @@ def _faults(rng: random.Random, *, kind: Kind, data: int, until_ms: float) -> li
         case Kind.SINGLE:
             return some(LOSSES, 1, 1) + (some(HARMLESS, 1, 3) if rng.random() < 0.5 else [])
         case Kind.CANCEL:
-            return [*some(ACTIONS, 1, 3), _fault(rng, "cancel", data=data, until_ms=until_ms)]
+            return [*some(ACTIONS, 1, 3), _fault(rng, "cancel", ranks=ranks, until_ms=until_ms)]
+        case Kind.PLANNED:
+            harmless = [at(CHANGE_POINTS, HARMLESS) for _ in range(rng.choice((0, 1, 2)))]
+            return [*some(WISHES, 1, 5), *harmless]
+        case Kind.ELASTIC:
+            lost = [_fault(rng, "lose and return", ranks=ranks, until_ms=until_ms) for _ in range(rng.randint(1, 3))]
+            return [*lost, *(some(HARMLESS, 1, 2) if rng.random() < 0.5 else [])]
+        case Kind.BAD:
+            return some((*HARMLESS, "kill"), 0, 2)
+        case Kind.CORRUPT:
+            return [*some(("flip",), 1, 2), *some(HARMLESS, 0, 2)]
+        case Kind.SLOW:
+            return [Fault("slow for long", rng.uniform(1500, 4000), "", 0, 0), *some(HARMLESS, 0, 2)]
         case _:
             out = some(ACTIONS, 1, 7)
             for _ in range(rng.choice((0, 0, 1, 2))):  # strikes in what the first fault sets off
-                point, before = rng.choice(RECOVERY_POINTS)
-                out.append(
-                    Fault(
-                        rng.choice(ACTIONS), 0, point, before * data + rng.randint(1, data), rng.choice((0, rng.uniform(0, 15)))
-                    )
-                )
+                out.append(at((*RECOVERY_POINTS, *CHANGE_POINTS), ACTIONS))
             return out
 
 
-def _fault(rng: random.Random, action: str, *, data: int, until_ms: float) -> Fault:
+def _fault(rng: random.Random, action: str, *, ranks: int, until_ms: float) -> Fault:
     if rng.random() < 0.25:
         return Fault(action, rng.uniform(0, until_ms), "", 0, 0)
     point, per_rank = rng.choice(POINTS)
     delay_ms = rng.choice((0, 0, rng.uniform(0, 3), rng.uniform(0, 40)))
-    return Fault(action, 0, point, rng.randint(1, per_rank * data), delay_ms)
+    return Fault(action, 0, point, rng.randint(1, per_rank * ranks), delay_ms)

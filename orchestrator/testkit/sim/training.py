@@ -1,8 +1,8 @@
-"""One worker's engine: forms groups, gets its state, trains, and leaves when its groups break or its epoch is fenced.
+"""One worker's engine: forms groups, gets its state, trains, and leaves when its groups break or its epoch is over.
 
-It follows docs/decisions/0001 (prepared, commit, roll forward) and the rules by which the real engine keeps what it holds:
-nothing is thrown away between epochs, and a restore makes the new layout count only once every rank has all it needs. All of
-it is the training thread's: it stands still while that thread hangs.
+It follows docs/decisions/0001 (prepared, commit, roll forward) and the engine's rules for what the ranks settle in the commit
+exchange: a wish of any rank counts for all, a step whose loss is not finite is skipped, or left for a rollback. All of it is the
+training thread's: it stands still while that thread hangs.
 """
 
 from __future__ import annotations
@@ -10,19 +10,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.core.plan.layout import Intervals
-from orchestrator.core.plan.plan import OPTIMIZER, PARAMS, Plan
-from orchestrator.core.reshard.recovery import Commit, Held, Source
+from orchestrator.core.job import BadStep
+from orchestrator.core.plan.plan import OPTIMIZER, PARAMS, PIPELINE, TENSOR
+from orchestrator.core.reshard.recovery import Held
 from orchestrator.core.supervisor.commands import RunEpoch
-from orchestrator.core.supervisor.events import CheckpointReported, DigestReported, EpochReady, StepCommitted
+from orchestrator.core.supervisor.events import (
+    BadStepFound,
+    CheckpointReported,
+    CorruptionFound,
+    DigestReported,
+    EpochReady,
+    StepCommitted,
+)
 from orchestrator.runtime.ports import Failed, Finished, Left
 from orchestrator.testkit.sim import content
 from orchestrator.testkit.sim.group import Group
+from orchestrator.testkit.sim.memory import Memory, Saved, holders, owned, wanted
+from orchestrator.testkit.sim.restoring import Restoring
 
 if TYPE_CHECKING:
     from orchestrator.testkit.sim.worker import Worker
 
 Done = Callable[[Left | Finished | Failed], None]
+LEAVE, CHECKPOINT = 1, 2  # wishes, as bits
 
 
 class Training:
@@ -32,22 +42,19 @@ class Training:
         self.worker = worker
         self.world = worker.world
         self.job = worker.world.job
+        self.memory = Memory()
         self.run = 0  # counts runs, so that what belonged to an older one does nothing
         self.active = False
         self.newest = self.fenced_epoch = 0
+        self.new_rank = -1
         self.cancelled = False
         self.group: Group | None = None
         self.broken_why = ""
-        # what it holds
-        self.plan: Plan | None = None
-        self.rank = -1
-        self.applied = self.params_step = self.prepared = 0
-        self.commit: Commit | None = None
-        self.params: list[int] = []
-        self.optim: dict[int, int] = {}
-        self.grad = 0
-        self.work: tuple[int, int, dict[int, int]] = (0, 0, {})  # step, hash of the params it was computed from, parts
-        self.done_step = -1
+        self.on_break: Callable[[], None] | None = None  # what a break does to the memory, where we are now
+        self.wishes: dict[int, int] = {}  # by epoch
+        self.flip = False  # a fault: change a bit after the next update
+        self.work: tuple[Any, dict[tuple[int, int], int]] = (None, {})  # of what, (micro-batch, cell) -> value
+        self.section: dict[int, int] = {}  # params of this step, also those that were only gathered for it
         self.digest = ""
         # pulse
         self.phase = "idle"
@@ -61,9 +68,11 @@ class Training:
 
     def held(self) -> Held | None:
         """For the supervisor."""
-        if self.plan is None:
-            return None
-        return Held(self.plan.epoch, self.rank, self.applied, self.params_step, self.prepared, self.commit)
+        return self.memory.held()
+
+    def wish(self, epoch: int, wish: int) -> None:
+        """What the ranks of this epoch should agree on in their next commit exchange."""
+        self.wishes = {epoch: self.wishes.get(epoch, 0) | wish}
 
     def fence(self, epoch: int) -> None:
         """Abort the groups of this epoch, even if they are yet to be formed."""
@@ -76,45 +85,46 @@ class Training:
     def begin(self, order: RunEpoch, done: Done) -> None:
         """Run an epoch; `done` is told how it ended."""
         self.order, self.done = order, done
-        epoch = order.plan.epoch
-        seat = order.plan.seat_of(self.worker.worker_id)
-        if epoch <= self.newest or seat is None:
-            done(Left(True, self.held(), f"epoch {epoch} is not newer than {self.newest}"))
+        plan = order.plan
+        seat = plan.seat_of(self.worker.worker_id)
+        if plan.epoch <= self.newest or seat is None:
+            done(Left(True, self.held(), f"epoch {plan.epoch} is not newer than {self.newest}"))
             return
-        self.newest = epoch
-        if epoch <= self.fenced_epoch:
-            done(Left(True, self.held(), f"epoch {epoch} was fenced before it began"))
+        self.newest = plan.epoch
+        if plan.epoch <= self.fenced_epoch:
+            done(Left(True, self.held(), f"epoch {plan.epoch} was fenced before it began"))
             return
         self.run += 1
-        self.active, self.cancelled, self.broken_why = True, False, ""
+        self.active, self.cancelled, self.broken_why, self.on_break, self.digest = True, False, "", None, ""
         self.new_rank = seat.rank
-        self._enter("forming", order.resume.step, comm=True)
-        self.group = self.world.group(order.plan)
+        self.enter("forming", order.resume.step)
+        self.group = self.world.group(plan)
         self.group.join(self, seat.rank)
         run = self.run
-        self._later(self.worker.timeouts.form_ms, lambda: self._form_limit(run))
-        self._gate("form", 0, None, lambda _: self._restore())
+        self.later(self.worker.timeouts.form_ms, lambda: self._form_limit(run))
+        self.gate("form", 0, None, lambda _: Restoring(self, self._ready).start())
 
     def broke(self, group: Group, why: str) -> None:
         """Its group broke while it waited."""
         if group is self.group and self.active:
             self.broken_why = why
-            self._thread(self.world.rng.uniform(0.5, 20), self._leave)
+            self.later(self.world.rng.uniform(0.5, 20), self._leave)
 
     # ---- the thread
 
-    def _later(self, delay_ms: float, what: Callable[[], None]) -> None:
+    def later(self, delay_ms: float, what: Callable[[], None]) -> None:
+        """The training thread does it then, if it is still in this run."""
         run = self.run
         self.worker.later(delay_ms, lambda: what() if self.active and run == self.run else None, thread=True)
 
-    _thread = _later
-
-    def _enter(self, phase: str, step: int, *, comm: bool = False) -> None:
-        self.phase, self.step, self.in_comm = phase, step, comm
+    def enter(self, phase: str, step: int) -> None:
+        """A phase of the pulse."""
+        self.phase, self.step, self.in_comm = phase, step, False
         self.since_us = self.world.timeline.now_us
         self.progress += 1
 
-    def _gate(self, kind: str, step: int, part: Any, then: Callable[[dict[int, Any]], None]) -> None:
+    def gate(self, kind: str, step: int, part: Any, then: Callable[[dict[int, Any]], None]) -> None:
+        """Wait for all ranks; `then` gets what each of them brought."""
         group = self.group
         assert group is not None
         self.in_comm = True
@@ -123,194 +133,107 @@ class Training:
             if self.active and group is self.group:
                 self.in_comm = False
                 self.progress += 1
+                self.on_break = None
                 self.world.passed(self, kind, step)
                 then(parts)
 
         # the group calls it as a peer's bytes come in; what follows is the thread's
-        group.arrive(self.new_rank, kind, step, part, lambda parts: self._later(0, lambda: through(parts)))
+        group.arrive(self.new_rank, kind, step, part, lambda parts: self.later(0, lambda: through(parts)))
 
-    def _form_limit(self, run: int) -> None:
-        if run == self.run and self.phase == "forming" and self.group is not None:
-            self.group.drop(self.new_rank, "the group was not formed in time")
-
-    def _stopped(self) -> bool:
+    def stopped(self) -> bool:
         """At a point where the thread looks: leave when fenced."""
         if self.cancelled:
             self.broken_why = f"epoch {self.newest} was fenced"
             self._leave()
         return self.cancelled
 
-    def _leave(self) -> None:
-        if self.plan is not None and self.params_step == -1:
-            self._tear()
-        self._end(Left(self.cancelled, self.held(), self.broken_why))
-
-    def _end(self, result: Left | Finished | Failed) -> None:
-        group, self.group = self.group, None
-        self.active = False
-        self._enter("idle", self.step)
-        if group is not None and not isinstance(result, Finished):
-            self.world.left(group, self.new_rank)
-        self.done(result)
-
-    def _fatal(self, why: str) -> None:
+    def fatal(self, why: str) -> None:
+        """One of our own checks says no."""
         self.world.violation(f"{self.worker.worker_id}: {why}")
         self._end(Failed(self.step, True, why))
 
-    # ---- restoring
+    def _form_limit(self, run: int) -> None:
+        if run == self.run and self.phase == "forming" and self.group is not None:
+            self.group.drop(self.new_rank, "the group was not formed in time")
 
-    def _restore(self) -> None:
-        resume = self.order.resume
-        self._enter("restoring", resume.step)
-        if resume.source is not Source.MEMORY:
-            saved = self.world.initial() if resume.source is Source.INIT else self.world.checkpoint(resume.checkpoint_uri)
-            if saved is None or saved[0] != resume.step:
-                self._fatal(f"no checkpoint of step {resume.step} at {resume.checkpoint_uri}")
-                return
-            self._install(saved[1], {b: saved[2][b] for b in self._wanted()})
-            if resume.source is Source.INIT:
-                self._later(self.world.rng.uniform(1, 30), self._restored)
-            else:  # what the ranks have read together is compared with the manifest
-                self._later(
-                    self.world.rng.uniform(1, 30), lambda: self._gate("loaded", resume.step, None, lambda _: self._restored())
-                )
-            return
-        if self.new_rank in resume.fresh:
-            self.plan, self.optim, self.params, self.commit = None, {}, [0] * len(self.world.serial.params[0]), None
-            self.done_step = -1
-        else:
-            self._roll_forward()
-            if self.plan is None or self.applied != resume.step:
-                self._fatal(
-                    f"it holds step {self.applied if self.plan else None} and epoch {self.newest} resumes at {resume.step}"
-                )
-                return
-        self._later(self.world.rng.uniform(1, 10), self._exchange)
+    def _leave(self) -> None:
+        if self.on_break is not None:
+            self.on_break()
+        self._end(Left(self.cancelled, self.held(), self.broken_why))
 
-    def _roll_forward(self) -> None:
-        resume = self.order.resume
-        if self.plan is None or resume.commit is None or self.applied == resume.step:
-            return
-        if self.applied == resume.step - 1 and self.prepared == resume.step == resume.commit.step:
-            self._apply(resume.commit)
+    def _end(self, result: Left | Finished | Failed, *, well: bool = False) -> None:
+        group, self.group = self.group, None
+        self.active, self.on_break = False, None
+        self.enter("idle", self.step)
+        if group is not None and not well:  # after a good end peers may still be reading
+            self.world.left(group, self.new_rank)
+        self.done(result)
 
-    def _exchange(self) -> None:
-        if self._stopped():
-            return
-        mine = [t for t in self.order.resume.transfers if t.dst == self.new_rank]
-        if any(t.tensor == PARAMS for t in mine) and self.plan is not None:
-            self.params_step = -1
-        sent: dict[tuple[str, int, int], int] = {}  # (tensor, receiver, block) -> value
-        for t in self.order.resume.transfers:
-            if t.src == self.new_rank:
-                for b in range(t.start // content.BLOCK, -(-t.stop // content.BLOCK)):
-                    if t.tensor == OPTIMIZER and b not in self.optim:
-                        self._fatal(f"it is to send optimizer block {b}, which it does not hold")
-                        return
-                    sent[t.tensor, t.dst, b] = self.optim[b] if t.tensor == OPTIMIZER else self.params[b]
-        self._gate("exchange", self.order.resume.step, sent, self._received)
+    def _checked(self) -> bool:
+        wrong = self.memory.wrong(self.world.serial)
+        if wrong:
+            self.fatal(wrong)
+        return not wrong
 
-    def _received(self, parts: dict[int, Any]) -> None:
-        optim = dict(self.optim)
-        params = list(self.params)
-        for rank in sorted(parts):
-            for (tensor, dst, b), value in parts[rank].items():
-                if dst == self.new_rank:
-                    if tensor == OPTIMIZER:
-                        optim[b] = value
-                    else:
-                        params[b] = value
-        self.params = params  # in place, so a break from here on finds them changed
-        missing = [b for b in self._wanted() if b not in optim]
-        if missing:
-            self._fatal(f"optimizer blocks {missing} were not sent to rank {self.new_rank}")
-            return
-        wanted = {b: optim[b] for b in self._wanted()}
-        fresh = self.plan is None
-        if fresh:  # what was received is held from here on, should the barrier break
-            self._install(tuple(params), wanted)
-        self._later(self.world.rng.uniform(0.5, 10), lambda: self._barrier(wanted, fresh))
-
-    def _barrier(self, optim: dict[int, int], fresh: bool) -> None:
-        if not self._stopped():
-            done_step = None if fresh else self.done_step
-            self._gate("restored", self.order.resume.step, done_step, lambda done: self._everybody_has(optim, fresh, done))
-
-    def _everybody_has(self, optim: dict[int, int], fresh: bool, done: dict[int, Any]) -> None:
-        """What only the old layout needed may go."""
-        step = self.order.resume.step
-        self._install(tuple(self.params), optim, keep=not fresh)
-        self.done_step = step if min((d for d in done.values() if d is not None), default=step) >= step else -1
-        self._restored()
-
-    def _restored(self) -> None:
-        self._check_content()
-        if self.active:
-            self.digest = ""
+    def _ready(self) -> None:
+        if self._checked():
             self.worker.say(EpochReady(0, self.worker.worker_id, self.newest))
             self.world.ready(self.worker.worker_id, self.newest)
-            self._next_step()
+            memory = self.memory
+            last = memory.applied == self.job.train.steps
+            if memory.applied > 0 and (memory.done_step < memory.applied or last):
+                self._after(memory.applied, 0)
+            else:
+                self._next_step()
 
-    def _install(self, params: tuple[int, ...], optim: dict[int, int], *, keep: bool = False) -> None:
-        resume = self.order.resume
-        self.params, self.optim = list(params), dict(optim)
-        self.plan, self.rank = self.order.plan, self.new_rank
-        self.applied = self.params_step = self.prepared = resume.step
-        if resume.commit is not None:
-            self.commit = resume.commit
-        elif not keep:
-            self.commit = None
-        if not keep:
-            self.done_step = -1
-
-    def _blocks(self, intervals: Intervals) -> list[int]:
-        return [b for i in intervals for b in range(i.start // content.BLOCK, -(-i.stop // content.BLOCK))]
-
-    def _wanted(self) -> list[int]:
-        return self._blocks(self.order.plan.layout(OPTIMIZER).holdings[self.new_rank].everything)
-
-    def _check_content(self) -> None:
-        """Everything that it holds is what the serial run holds."""
-        serial, step = self.world.serial, self.applied
-        wrong = [b for b, v in sorted(self.optim.items()) if v != serial.optim[step][b]]
-        torn = [
-            b for b, v in enumerate(self.params) if v != serial.params[step][b] and (self.params_step == step or b in self.optim)
-        ]
-        if wrong or torn:
-            self._fatal(f"after step {step} optimizer blocks {wrong} and param blocks {torn} differ from the serial run")
-
-    # ---- steps
+    # ---- a step
 
     def _next_step(self) -> None:
-        if self._stopped():
+        if self.stopped():
             return
-        n = self.applied + 1
-        if self.done_step < self.applied and self.applied > 0:
-            self._after_step()
-            return
+        n, plan = self.memory.applied + 1, self.order.plan
         if n > self.job.train.steps:
-            if self.digest:
-                self._finish()
-            else:
-                self._gather_digest(self.applied)
-            return
-        key = hash(tuple(self.params))
-        if self.work[:2] != (n, key):
-            self.work = (n, key, {})
-        self._compute(n, [m for m in self.order.plan.micro_batch_range(self.rank) if m not in self.work[2]])
+            self.world.finished(self.worker.worker_id, self.newest, self.digest)
+            self._end(Finished(n - 1, self.digest), well=True)
+        elif n in self.order.resume.skip_steps:
+            self.memory.prepared = n
+            self._commit(n, given_up=True)
+        elif plan.axis(PIPELINE) > 1 or plan.zero_stage >= 3:  # activations, or params of other owners
+            self.enter("batch", n)
+            mine = {b: self.memory.params[b] for b in owned(plan, self.new_rank)}
+            self.gate("forward", n, mine, lambda parts: self._gathered_weights(n, parts))
+        else:
+            self._begin_work(n, self.memory.params)
+
+    def _gathered_weights(self, n: int, parts: dict[int, Any]) -> None:
+        everything = {b: v for part in parts.values() for b, v in part.items()}
+        self._begin_work(n, {**everything, **self.memory.params} if self.order.plan.zero_stage >= 3 else self.memory.params)
+
+    def _begin_work(self, n: int, section: dict[int, int]) -> None:
+        plan = self.order.plan
+        mine = plan.micro_batches_of(self.new_rank)
+        keeps = len(plan.stages) == 1 and plan.zero_stage < 2
+        what = (n, mine, self.memory.lineage)
+        if not keeps or self.work[0] != what:
+            self.work = (what if keeps else None, {})
+        self.section = section
+        done = {m for m, _ in self.work[1]}
+        self._compute(n, [m for m in mine if m not in done])
 
     def _compute(self, n: int, left: list[int]) -> None:
-        if self._stopped():
+        if self.stopped():
             return
-        self._enter("forward", n)
         if not left:
-            mine = {m: v for m, v in self.work[2].items() if m in self.order.plan.micro_batch_range(self.rank)}
-            self._enter("reduce", n)
-            self.prepared = self.applied  # what an earlier epoch had reduced is written over
-            self._gate("reduce", n, mine, lambda parts: self._prepared(n, parts))
+            self.enter("reduce", n)
+            self.memory.prepared = self.memory.applied  # what an earlier epoch had reduced is written over
+            self.gate("reduce", n, dict(self.work[1]), lambda parts: self._reduced(n, parts))
             return
+        self.enter("forward", n)
         self.worker.in_user_code()
-        took = self.world.mb_ms() * self.worker.slowness
+        plan, cells = self.order.plan, self.world.cells
+        mine = content.my_cells(plan, self.new_rank, len(self.world.graph.layers))
+        share = sum(len(cells[c]) for c in mine) * plan.axis(TENSOR) / self.world.serial.blocks
+        took = self.world.mb_ms() * self.worker.slowness * share
         self.mb_ms = took if not self.mb_ms else 0.7 * self.mb_ms + 0.3 * took
 
         def computed() -> None:
@@ -318,115 +241,175 @@ class Training:
             if why:
                 self._end(Failed(n, False, why))
                 return
-            self.work[2][left[0]] = content.micro_batch(n, left[0], tuple(self.params))
+            for c in mine:
+                params = tuple(self.section[b] for b in cells[c])
+                self.work[1][left[0], c] = content.micro_batch(n, left[0], c, params)
             self._compute(n, left[1:])
 
-        self._later(took, computed)
+        self.later(took, computed)
 
-    def _prepared(self, n: int, parts: dict[int, Any]) -> None:
-        merged = {m: v for rank in sorted(parts) for m, v in parts[rank].items()}
-        self.grad = content.reduced(merged)
-        self.prepared = n
-        self._enter("commit", n)
-        if not self._stopped():
-            self._gate("commit", n, self.grad, lambda grads: self._committed(n, grads))
-
-    def _committed(self, n: int, grads: dict[int, Any]) -> None:
-        if len(set(grads.values())) > 1:
-            self._fatal(f"the ranks' gradients of step {n} differ")
+    def _reduced(self, n: int, parts: dict[int, Any]) -> None:
+        merged = {key: v for rank in sorted(parts) for key, v in parts[rank].items()}
+        expected = self.job.train.micro_batches * len(self.world.cells)
+        if len(merged) != expected:
+            self.fatal(f"step {n} has {len(merged)} of {expected} micro-batches and cells")
             return
-        commit = self.commit = Commit(n, content.loss_of(self.grad), 1.0, 1.0)
-        self.world.committed(self, n)
-        job = self.job
-        report = StepCommitted(
-            0, self.worker.worker_id, self.newest, n, commit.loss, 1.0, 1.0, 1e-3, 1.0, job.train.micro_batches
+        self.memory.grad = content.reduced(merged)
+        self.memory.prepared = n
+        if not self.stopped():
+            self._commit(n, given_up=False)
+
+    def _commit(self, n: int, *, given_up: bool) -> None:
+        self.enter("commit", n)
+        part = (None if given_up else self.memory.grad, self.wishes.pop(self.newest, 0))
+        self.gate("commit", n, part, lambda parts: self._judge(n, parts))
+
+    def _judge(self, n: int, parts: dict[int, Any]) -> None:
+        if len({grad for grad, _ in parts.values()}) > 1:
+            self.fatal(f"the ranks' gradients of step {n} differ")
+            return
+        wishes, worker = 0, self.worker
+        for _, wish in parts.values():
+            wishes |= wish
+        given_up = parts[self.new_rank][0] is None
+        bad = n in self.world.scenario.bad_steps
+        policy = self.job.resilience.on_bad_step
+        if bad and not given_up and policy is not BadStep.SKIP:
+            why = f"step {n}: the loss is not finite"
+            if policy is BadStep.FAIL:
+                self._end(Failed(n, True, why))
+                return
+            worker.say(BadStepFound(0, worker.worker_id, self.newest, n, why))
+            self._end(Left(False, self.held(), why))
+            return
+        before = self.memory.commit
+        usual = before.usual_loss if before is not None else 0.0
+        commit = self.memory.commit = content.commit_of(n, self.memory.grad, usual=usual, skipped=bad or given_up)
+        self.world.committed(self, commit)
+        tokens = self.job.train.micro_batches
+        lr, ms = 1e-3, 1.0
+        worker.say(
+            StepCommitted(
+                *(0, worker.worker_id, self.newest, n, commit.loss, commit.grad_norm, commit.scale, lr, ms, tokens),
+                commit.skipped,
+                commit.usual_loss,
+            )
         )
-        self.worker.say(report)
-        self._enter("update", n)
+        self.enter("update", n)
         if self.cancelled and self.world.rng.random() < 0.5:  # a fence may find it before the update or after it
-            self._stopped()
+            self.stopped()
             return
-        self._later(self.world.rng.uniform(0.2, 3), lambda: self._updated(n))
+        self.later(self.world.rng.uniform(0.2, 3), lambda: self._update(n, wishes))
 
-    def _updated(self, n: int) -> None:
-        assert self.commit is not None
-        self._apply(self.commit)
-        if not self.order.plan.zero_stage:
-            self._check_content()
-            if self.active:
-                self._next_step()
+    def _update(self, n: int, wishes: int) -> None:
+        memory, plan = self.memory, self.order.plan
+        assert memory.commit is not None
+        memory.apply(memory.commit)
+        if memory.commit.skipped or not self.world.lacks(plan):
+            self._updated(n, wishes)
             return
-        self._enter("gather", n)
-        if not self._stopped():
-            mine = {b: self.params[b] for b in self._blocks(self.order.plan.layout(OPTIMIZER).holdings[self.rank].primary)}
-            self._gate("gather", n, mine, self._gathered)
+        self.enter("gather", n)
+        if not self.stopped():
+            mine = {b: memory.params[b] for b in owned(plan, self.new_rank)}
+            lacking = memory.params.keys() - memory.optim.keys()
+            self.gate("gather", n, mine, lambda parts: self._gathered(n, wishes, parts))
+            self.on_break = lambda: memory.tear(lacking, self.world.rng)
 
-    def _apply(self, commit: Commit) -> None:
-        for b in self.optim:
-            self.optim[b] = content.optim_after(self.optim[b], self.grad, b)
-            self.params[b] = content.params_after(self.params[b], self.optim[b], b)
-        assert self.plan is not None
-        self.applied = commit.step
-        self.params_step = commit.step if self.plan.zero_stage == 0 else -1
-        self.commit = commit
+    def _gathered(self, n: int, wishes: int, parts: dict[int, Any]) -> None:
+        memory = self.memory
+        for part in parts.values():
+            memory.params.update({b: v for b, v in part.items() if b in memory.params and b not in memory.optim})
+        memory.params_step = n
+        self._updated(n, wishes)
 
-    def _gathered(self, parts: dict[int, Any]) -> None:
-        for rank in sorted(parts):
-            for b, value in parts[rank].items():
-                self.params[b] = value
-        self.params_step = self.applied
-        self._check_content()
-        if self.active:
-            self._next_step()
+    def _updated(self, n: int, wishes: int) -> None:
+        if not self._checked():
+            return
+        if self.flip:
+            self._flip()
+        self._after(n, wishes)
 
-    def _tear(self) -> None:
-        """A broken gather or transfer has filled some of the params, or none."""
-        for b in range(len(self.params)):
-            if b not in self.optim and self.world.rng.random() < 0.5:
-                self.params[b] = hash((7, b, self.applied))
+    def _flip(self) -> None:
+        """A bit changes, in a place that others hold as well."""
+        memory, plan = self.memory, self.order.plan
+        shared = [
+            (name, b) for name in (PARAMS, OPTIMIZER) for b, r in holders(plan, name).items() if len(r) > 1 and self.new_rank in r
+        ]
+        if not shared:
+            return
+        name, b = self.world.rng.choice(shared)
+        values = memory.params if name == PARAMS else memory.optim
+        values[b] ^= 1 << 12
+        memory.flipped.add((name, b))
+        self.flip = False
+        self.world.flips += 1
+        self.world.tell_story(f"a bit of {name} block {b} flips in {self.worker.worker_id}")
 
     # ---- after a step
 
-    def _after_step(self) -> None:
-        n, train = self.applied, self.job.train
-        every = self.job.checkpoint.every if self.job.checkpoint.uri else 0
-        last = n == train.steps
-        if last or (train.digest_every and n % train.digest_every == 0) or (every and n % every == 0):
-            self._gather_digest(n)
-        else:
-            self.done_step = n
-            self._next_step()
+    def _after(self, n: int, wishes: int) -> None:
+        train, checkpoint = self.job.train, self.job.checkpoint
 
-    def _gather_digest(self, n: int) -> None:
-        self._enter("digest", n)
-        mine = {b: self.optim[b] for b in self._blocks(self.order.plan.layout(OPTIMIZER).holdings[self.rank].primary)}
-        self._gate("digest", n, mine, lambda parts: self._digested(n, parts))
+        def due(every: int) -> bool:
+            return n == train.steps or (every > 0 and n % every == 0)
 
-    def _digested(self, n: int, parts: dict[int, Any]) -> None:
-        optim = {b: v for rank in sorted(parts) for b, v in parts[rank].items()}
-        self.digest = content.digest_of(self.params, [optim[b] for b in sorted(optim)])
-        if self.done_step >= n:  # the last step was done before this epoch began
-            self._finish()
+        save = bool(checkpoint.uri) and (bool(wishes & CHECKPOINT) or due(checkpoint.every))
+        if not save and not due(train.digest_every):
+            self._through(n, wishes)
             return
-        self.worker.say(DigestReported(0, self.worker.worker_id, self.newest, n, self.digest))
-        self.done_step = n
-        last = n == self.job.train.steps
-        if self.job.checkpoint.uri and self.rank == 0 and (last or n % self.job.checkpoint.every == 0):
-            values = tuple(self.params), tuple(optim[b] for b in sorted(optim))
-            digest = self.digest
-            self._enter("checkpoint", n)
-            self._later(self.world.rng.uniform(20, 400), lambda: self._save(n, values, digest))
-            if last:
-                return
-        self._next_step()
+        self.enter("digest", n)
+        mine = wanted(self.order.plan, self.new_rank)
+        values = {PARAMS: self.memory.params, OPTIMIZER: self.memory.optim}
+        part = {(name, b): values[name][b] for name, blocks in mine.items() for b in blocks}
+        self.gate("digest", n, part, lambda parts: self._digested(n, wishes, parts, save=save))
 
-    def _save(self, n: int, values: tuple[tuple[int, ...], tuple[int, ...]], digest: str) -> None:
+    def _digested(self, n: int, wishes: int, parts: dict[int, Any], *, save: bool) -> None:
+        blocks = range(self.world.serial.blocks)
+        agreed: dict[str, list[int]] = {PARAMS: [], OPTIMIZER: []}
+        accused: set[int] = set()
+        differ = False
+        for name, values in agreed.items():
+            for b in blocks:
+                votes: dict[int, list[int]] = {}
+                for rank in sorted(parts):
+                    if (name, b) in parts[rank]:
+                        votes.setdefault(parts[rank][name, b], []).append(rank)
+                ordered = sorted(votes.items(), key=lambda v: (-len(v[1]), v[1]))
+                values.append(ordered[0][0])
+                if len(ordered) > 1:
+                    differ = True
+                    if 2 * len(ordered[0][1]) > sum(len(r) for _, r in ordered):
+                        accused.update(r for _, ranks in ordered[1:] for r in ranks)
+        worker = self.worker
+        if differ:
+            why = f"after step {n} holders of the same state have different bits"
+            worker.say(CorruptionFound(0, worker.worker_id, self.newest, n, tuple(sorted(accused)), why))
+            self._end(Left(False, self.held(), why))
+            return
+        self.digest = content.digest_of(agreed[PARAMS], agreed[OPTIMIZER])
+        worker.say(DigestReported(0, worker.worker_id, self.newest, n, self.digest))
+        if save and self.new_rank == 0:
+            usual = self.memory.commit.usual_loss if self.memory.commit is not None else 0.0
+            saved, digest = Saved(n, tuple(agreed[PARAMS]), tuple(agreed[OPTIMIZER]), usual), self.digest
+            self.enter("checkpoint", n)
+            self.later(self.world.rng.uniform(20, 400), lambda: self._save(saved, wishes, digest))
+            if n == self.job.train.steps:
+                return
+        self._through(n, wishes)
+
+    def _save(self, saved: Saved, wishes: int, digest: str) -> None:
+        n = saved.step
         uri = f"{self.job.checkpoint.uri}/{n}"
-        self.world.checkpoints[uri] = (n, *values)
+        self.world.checkpoints[uri] = saved
         self.worker.say(CheckpointReported(0, self.worker.worker_id, self.newest, n, uri, True, digest))
         if n == self.job.train.steps:
-            self._finish()
+            self._through(n, wishes)
 
-    def _finish(self) -> None:
-        self.world.finished(self.worker.worker_id, self.newest, self.digest)
-        self._end(Finished(self.applied, self.digest))
+    def _through(self, n: int, wishes: int) -> None:
+        self.memory.done_step = n
+        if wishes & LEAVE and n < self.job.train.steps:
+            why = f"the ranks agreed to leave epoch {self.newest} after step {n}"
+            self._end(Left(False, self.held(), why), well=True)
+            self.world.hook("agreed", self.worker)
+        else:
+            self._next_step()

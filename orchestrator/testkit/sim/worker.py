@@ -10,12 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from orchestrator.core.supervisor.commands import DumpStacks, ExitWorker, FenceEpoch, InjectFault, RunEpoch
+from orchestrator.core.supervisor.commands import (
+    DumpStacks,
+    ExitWorker,
+    FenceEpoch,
+    InjectFault,
+    LeaveEpoch,
+    RunEpoch,
+    TakeCheckpoint,
+)
 from orchestrator.core.supervisor.events import Event, LeftEpoch, RankFinished, TaskFailed, WorkerGone, WorkerHello
 from orchestrator.core.timeouts import derive
 from orchestrator.runtime.ports import Beat, Failed, Finished, Left, WorkerCommand
 from orchestrator.testkit.sim.links import Link
-from orchestrator.testkit.sim.training import Training
+from orchestrator.testkit.sim.training import CHECKPOINT, LEAVE, Training
 
 if TYPE_CHECKING:
     from orchestrator.testkit.sim.world import World
@@ -55,6 +63,9 @@ class Worker:
         self._epoch = self._fenced = 0
         self._busy = self._inside = False
         self._exiting = False
+        # the cut-off watch: where it stood, since when it stands there and hears nothing
+        self._stood: tuple[int, int] = (0, 0)
+        self._mute_us = 0
 
     # ---- the process
 
@@ -62,6 +73,7 @@ class Worker:
         """Say hello after that long."""
         self.later(after_ms, self.link.start)
         self.later(after_ms + LOOK_MS, self._look_for_supervisor)
+        self.later(after_ms + LOOK_MS, self._look_for_cut)
 
     def later(self, delay_ms: float, what: Callable[[], None], *, thread: bool = False) -> None:
         """The process does it in `delay_ms`, in its training thread or in another one."""
@@ -166,6 +178,11 @@ class Worker:
                 self._on_run(command)
             case FenceEpoch(epoch=epoch):
                 self._on_fence(epoch)
+            case LeaveEpoch(epoch=epoch):
+                self.training.wish(epoch, LEAVE)
+                self.world.hook("leave", self)
+            case TakeCheckpoint(epoch=epoch):
+                self.training.wish(epoch, CHECKPOINT)
             case ExitWorker(why=why):
                 self._exit(why)
             case DumpStacks() | InjectFault():
@@ -248,6 +265,17 @@ class Worker:
             self.die("it has no rank and hears of no supervisor")
         else:
             self.later(LOOK_MS, self._look_for_supervisor)
+
+    def _look_for_cut(self) -> None:
+        """As runtime/cutoff.py: it stands still in a collective, and all the while the supervisor's machine is mute."""
+        t, now_us = self.training, self.world.timeline.now_us
+        at = (self._epoch, t.progress)
+        if not (self._busy and t.in_comm) or at != self._stood or not self.world.control_cut(self.node_id):
+            self._stood, self._mute_us = at, now_us
+        elif now_us - self._mute_us >= self.timeouts.lost_ms * 1000:
+            self.world.tell_story(f"{self.worker_id} is cut off and fences itself out of epoch {self._epoch}")
+            self._on_fence(self._epoch)
+        self.later(LOOK_MS, self._look_for_cut)
 
     @property
     def inside(self) -> bool:

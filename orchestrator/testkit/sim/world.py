@@ -13,15 +13,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orchestrator.core.cluster.view import ClusterView, NodeView
-from orchestrator.core.graph.view import GraphView, TensorView
+from orchestrator.core.graph.view import GraphView
 from orchestrator.core.job import DeviceKind
-from orchestrator.core.plan.plan import Plan
+from orchestrator.core.plan.plan import OPTIMIZER, PARAMS, Plan
+from orchestrator.core.reshard.recovery import Commit
 from orchestrator.core.supervisor.events import Event, WorkerGone
 from orchestrator.core.timeouts import derive
+from orchestrator.testkit.jobs import make_graph
 from orchestrator.testkit.sim import content
 from orchestrator.testkit.sim.checks import Checks
 from orchestrator.testkit.sim.group import Gate, Group
 from orchestrator.testkit.sim.hub import Fleet, Hub
+from orchestrator.testkit.sim.memory import Saved
 from orchestrator.testkit.sim.scenario import Scenario
 from orchestrator.testkit.sim.training import Training
 from orchestrator.testkit.sim.worker import Worker
@@ -29,8 +32,6 @@ from orchestrator.testkit.virtual_time import Timeline
 
 if TYPE_CHECKING:
     from orchestrator.core.plan.plan import Seat
-
-Values = tuple[int, tuple[int, ...], tuple[int, ...]]  # step, params, optimizer state
 
 
 @dataclass(slots=True)
@@ -56,20 +57,25 @@ class World:
         self.limits = derive(self.job.resilience.detect_within_ms)
         self.rng = random.Random(f"world {scenario.seed}")
         self.timeline = Timeline()
-        self.graph = _graph(scenario.blocks)
+        self.graph: GraphView = make_graph(*(n * content.BLOCK for n in scenario.layers), block=content.BLOCK)
+        self.cells = content.cells_of(self.graph, self.job.parallel.tensor)
+        train = self.job.train
         self.serial = content.Serial(
-            blocks=scenario.blocks, micro_batches=self.job.train.micro_batches, steps=self.job.train.steps
+            cells=self.cells, micro_batches=train.micro_batches, steps=train.steps, bad=scenario.bad_steps
         )
+        self.moved = 0  # blocks that travelled in reshards
+        self.flips = 0
+        self._lacks: dict[int, bool] = {}
         self.nodes: dict[str, Node] = {}
         for number in range(scenario.nodes):
             self.nodes[f"n{number}"] = Node(f"n{number}", self.job.cluster.slots_per_node)
         self.workers: dict[str, Worker] = {}
         self.groups: dict[int, Group] = {}
-        self.checkpoints: dict[str, Values] = {}
+        self.checkpoints: dict[str, Saved] = {}
         self.everybody_sees = self.rng.random() < 0.3  # a closed connection is seen by all ranks, or by neighbours only
         self.cascades = self.rng.random() < 0.5  # who leaves a group closes its connections
         self.slow_wires = self.rng.random() < 0.25
-        self.base_mb_ms = self.rng.uniform(4, 40)
+        self.base_mb_ms = self.rng.uniform(*scenario.micro_batch_ms)
         self.address = 0  # of the supervisor; a number that changes when it moves
         self.hub: Hub | None = None
         self.fleet: Fleet | None = None
@@ -167,6 +173,16 @@ class World:
             self.tell_story(f"the cluster says that {node_id} is {'healthy' if healthy else 'dead'}")
             self.cluster_changed()
 
+    def bring_back(self, node_id: str) -> None:
+        """A machine that was lost is up again, with nothing on it."""
+        node = self.nodes[node_id]
+        if node.runs or node.cut_control or any(w.node_id == node_id for w in self.living()):
+            return
+        self.see_node(node_id, False)  # else nobody would know that its workers are gone
+        node.runs, node.tells, node.silent = True, True, False
+        self.tell_story(f"node {node_id} comes back")
+        self.timeline.after(self.rng.uniform(100, 1000), lambda: self.see_node(node_id, node.runs))
+
     def add_node(self) -> None:
         """A machine joins."""
         node_id = f"n{len(self.nodes)}"
@@ -234,9 +250,16 @@ class World:
         """A member is through a gate."""
         self.hook(f"pass {kind}", training.worker)
 
-    def committed(self, training: Training, step: int) -> None:
+    def committed(self, training: Training, commit: Commit) -> None:
         """A member is through the commit exchange of a step."""
-        self.checks.committed(training, step)
+        self.checks.committed(training, commit)
+
+    def lacks(self, plan: Plan) -> bool:
+        """Whether somebody keeps params that others update."""
+        if plan.epoch not in self._lacks:
+            held = zip(plan.layout(PARAMS).holdings, plan.layout(OPTIMIZER).holdings, strict=True)
+            self._lacks[plan.epoch] = any(p.everything != o.everything for p, o in held)
+        return self._lacks[plan.epoch]
 
     def ready(self, worker_id: str, epoch: int) -> None:
         """A member has its state in place."""
@@ -249,19 +272,14 @@ class World:
 
     def user_error(self, training: Training, step: int) -> str:
         """What the user's code raises, or nothing."""
-        if self.broken_user_code_at and step == self.broken_user_code_at and training.rank == 0:
+        if self.broken_user_code_at and step == self.broken_user_code_at and training.new_rank == 0:
             return "Traceback (most recent call last):\nValueError: bad batch"
         return ""
 
-    def initial(self) -> Values:
+    def initial(self) -> Saved:
         """The state that the seed makes."""
-        return 0, self.serial.params[0], self.serial.optim[0]
+        return Saved(0, self.serial.params[0], self.serial.optim[0], 0.0)
 
-    def checkpoint(self, uri: str) -> Values | None:
+    def checkpoint(self, uri: str) -> Saved | None:
         """What was saved there."""
         return self.checkpoints.get(uri)
-
-
-def _graph(blocks: int) -> GraphView:
-    numel = blocks * content.BLOCK
-    return GraphView((TensorView("w", (numel,), 0, numel, True),), numel, numel, content.BLOCK, "sim")

@@ -44,7 +44,8 @@ def cluster() -> Iterator[LocalCluster]:
 @pytest.fixture
 def endpoint(cluster: LocalCluster) -> Iterator[str]:
     """A supervisor."""
-    yield ensure_supervisor(f"{HERE}:supervise", {"greeting": "hello"}, timeout_ms=LIMIT_MS)
+    endpoint, _ = ensure_supervisor(f"{HERE}:supervise", {"greeting": "hello"}, timeout_ms=LIMIT_MS)
+    yield endpoint
     shutdown_all()
     eventually(lambda: resolve_endpoint(2_000) is None)
 
@@ -114,7 +115,8 @@ def test_a_directory_holds_one_cluster(cluster: LocalCluster) -> None:
 
 def test_the_supervisor_is_found_and_not_started_twice(cluster: LocalCluster, endpoint: str) -> None:
     assert say(endpoint, "anything") == "hello"
-    again = ensure_supervisor(f"{HERE}:supervise", {"greeting": "another"}, timeout_ms=LIMIT_MS)
+    again, kept = ensure_supervisor(f"{HERE}:supervise", {"greeting": "another"}, timeout_ms=LIMIT_MS)
+    assert kept == {"greeting": "hello"}
     assert again == endpoint
     assert resolve_endpoint(LIMIT_MS) == endpoint
     (head,) = [r for r in cluster.records() if r.head]
@@ -127,7 +129,7 @@ def test_a_killed_supervisor_comes_back_and_its_workers_go_on(cluster: LocalClus
     before = supervisor_pid(LIMIT_MS)
     os.kill(before, signal.SIGKILL)
     eventually(lambda: _pid_or_zero() not in (0, before))
-    assert say(ensure_supervisor(f"{HERE}:supervise", {}, timeout_ms=LIMIT_MS), "anything") == "hello"
+    assert say(ensure_supervisor(f"{HERE}:supervise", {}, timeout_ms=LIMIT_MS)[0], "anything") == "hello"
     assert lives(worker_pid)
     assert ray.get(find_worker("job/w1").pid.remote(), timeout=LIMIT_S) == worker_pid
 
