@@ -13,7 +13,7 @@ RUNS ?= 200
 SEED ?=
 ARGS ?=
 
-.PHONY: help setup run test test-fast test-chaos sim bench bench-recovery bench-overhead bench-schedule bench-reshard \
+.PHONY: help setup run promises test test-fast test-chaos sim bench bench-recovery bench-overhead bench-schedule bench-reshard \
         check format-check lint types layers drift format protos generate lock clean
 
 help: ## Print these targets
@@ -36,6 +36,9 @@ test-fast: setup ## Run the tests that need no Ray cluster
 
 test-chaos: setup ## Run the tests that kill, stop and cut off real processes
 	@$(BIN)/python -m pytest -m chaos $(ARGS)
+
+promises: setup ## Kill, swap, shrink, grow, re-cut and drain by a script: the bits of an undisturbed run, for each layout
+	@$(BIN)/python -m bench.promises $(ARGS)
 
 sim: setup ## Simulate RUNS=n seeds of faults, or replay one with SEED=n
 	@$(BIN)/python -m orchestrator.testkit.sim $(if $(SEED),--runs 1 --seed $(SEED),--runs $(RUNS)) $(ARGS)

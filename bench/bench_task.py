@@ -39,18 +39,23 @@ class BenchTask(Task):
         self._dims = Dims(**json.loads(self.dims))
         self._gate = Gate(self.gate, self.variant) if self.gate else None
         self._log = StepLog(self.step_log, worker=os.getpid()) if self.step_log else None
+        self._drawn = 0  # newest step that a micro-batch was drawn for
 
     def build_model(self) -> nn.Module:
         """The decoder of the baselines."""
         return build_model(self._dims)
 
     def batch(self, *, seed: int, step: int, micro_batch: int) -> tuple[Tensor, Tensor]:
-        """What seat micro_batch // k draws as its micro-batch micro_batch % k, where a rank has k of them."""
+        """What seat micro_batch // k draws as its micro-batch micro_batch % k, where a rank has k of them.
+
+        A worker's first micro-batch of a step says that it is done with the one before, whatever the size of the job.
+        """
         if self._gate is not None:
             self._gate.pass_step(step)
         rank, own = divmod(micro_batch, self._dims.micro_batches_per_rank)
-        if self._log is not None and own == 0 and step > 1:
+        if self._log is not None and (own == 0 or step > self._drawn) and step > 1:
             self._log.step_done(rank=rank, step=step - 1)
+        self._drawn = step
         return batch_of(self._dims, step=step, rank=rank, micro_batch=own)
 
     def eval_batch(self, *, seed: int, index: int) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -17,8 +18,6 @@ class PacedGPT(GPT):
 
     def batch(self, *, seed: int, step: int, micro_batch: int) -> tuple[Tensor, Tensor]:
         """After the pause."""
-        try:
+        with contextlib.suppress(OSError, ValueError):  # not there, or being written
             time.sleep(int(Path(self.pace).read_text()) / 1e3)
-        except (OSError, ValueError):  # not there, or being written
-            pass
         return super().batch(seed=seed, step=step, micro_batch=micro_batch)

@@ -33,7 +33,7 @@ STEPS = 60
 NODES, SPARES = 4, 1
 WAIT_S = 90.0
 LOOK_S = 0.02
-BRISK_MS, SLOW_MS = 15, 400  # per micro-batch: while the script acts, and while it waits for processes to come up
+BRISK_MS, SLOW_MS = 15, 1200  # per micro-batch: while the script acts, and while it waits for processes to come up
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Layout:
 
     name: str
     cut: dict[str, int]
-    small: tuple[int, int]  # ranks after the node loss without a spare, and after one more worker is lost
+    small: tuple[int, ...]  # ranks after the node loss without a spare, and after one more worker is lost
 
 
 LAYOUTS = (
@@ -84,7 +84,7 @@ class Script:
     def play(self) -> None:
         """From beginning to end. Raises ScriptFailed."""
         full = self._job.parallel.ranks
-        first, second = self._layout.small
+        first = self._layout.small[0]
         self._until("step 4 and a spare", lambda s: s.step >= 4 and _spares(s) >= 1)
         self._hit("kill-worker", 1)
         self._until("the swap of rank 1", lambda s: s.recoveries >= 1 and _runs(s, full) and _spares(s) >= 1)
@@ -95,6 +95,7 @@ class Script:
         self._hit("kill-worker", 0)
         self._until(f"the loss at {first} ranks", lambda s: s.recoveries >= 4 and _runs(s, 2, 3))
         say(f"{self._job.name}: a node comes back")
+        self._pace_is(SLOW_MS)
         self._cluster.add_node(say)
         self._until("growth to full strength", lambda s: _runs(s, full) and not s.shrunk)
         if self._job.parallel.pipeline > 1:
@@ -189,11 +190,8 @@ def promise(layout: Layout, home: Path) -> bool:
             Script(session.client, job, layout, cluster, pace).play()
         except ScriptFailed as error:
             say(str(error))
-            session.client.cancel(job.name, who="promises")
             return False
-        status = session.client.get(job.name)
-        for status in session.client.watch_status(job.name):
-            pass
+        status = [session.client.get(job.name), *session.client.watch_status(job.name)][-1]
         stormy = Run(job, status, tuple(session.client.watch_events(job.name)))
     for r in stormy.records:
         if r.reason and ("starting epoch" in r.reason):

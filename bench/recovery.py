@@ -26,29 +26,20 @@ from typing import Any
 
 from bench.baselines import steps
 from bench.baselines.dims import Dims, add_dims_flags, dims_from
-from bench.bench_task import DIGEST_EVERY, bench_job
-from bench.harness import Run, figures, run_job, say
+from bench.bench_task import bench_job
+from bench.harness import figures, run_job, say
+from bench.watch import BenchFailed, JobWatch, digests_of, equal_digests
 from orchestrator.adapters.files.home import Home
-from orchestrator.adapters.grpc.client import ControlClient
 from orchestrator.adapters.ray.local_cluster import LocalCluster
 from orchestrator.apps.wiring import LOCAL, start_local
-from orchestrator.core.job import Job
 from orchestrator.core.supervisor.commands import FenceEpoch, RunEpoch
-from orchestrator.core.supervisor.events import DigestReported
-from orchestrator.core.supervisor.state import JobPhase, WorkerPhase
+from orchestrator.core.supervisor.state import JobPhase
 from orchestrator.runtime.ports import Record
-from orchestrator.runtime.status_types import JobStatus, WorkerStatus
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTLE_STEPS = 4  # whole steps at full strength before a kill
 STEPS_MAX = 1_000_000  # nobody gets there: the disturbed jobs are cancelled
-WAIT_S = 120.0
-LOOK_S = 0.05
 LAYOUTS = (("dp", 0, 0), ("zero1", 1, 1))  # name, ZeRO stage, peer copies
-
-
-class BenchFailed(Exception):
-    """Something did not happen in time, or the job ended; the message says what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,30 +108,25 @@ class Storm:
 class Chaser:
     """Kills workers and nodes of a running job and waits until it is whole again."""
 
-    def __init__(
-        self, client: ControlClient, job: Job, log: Path, rng: random.Random, kill_node: Callable[[str], object]
-    ) -> None:
-        self._client, self._job, self._log, self._rng, self._kill_node = client, job, log, rng, kill_node
-        self._ranks = job.parallel.ranks
+    def __init__(self, watch: JobWatch, rng: random.Random, kill_node: Callable[[str], object]) -> None:
+        self._watch, self._rng, self._kill_node = watch, rng, kill_node
+        self._ranks = watch.job.parallel.ranks
 
     def run(self, name: str, *, kills: int, node_kills: int) -> Storm:
         """The whole story of one layout. Raises BenchFailed."""
-        storm = Storm(name)
-        self._client.submit(self._job, yaml_text="")
-        spares = self._job.cluster.spares
+        storm, watch = Storm(name), self._watch
+        watch.client.submit(watch.job, yaml_text="")
+        spares = watch.job.cluster.spares
         for n in range(kills + node_kills):
             what = "worker" if n < kills else "node"
-            self._await_spares(spares if what == "worker" else spares - (n - kills))
+            watch.wait_for_spares(spares if what == "worker" else spares - (n - kills))
             storm.kills.append(self._kill(what))
             k = storm.kills[-1]
             parts = ", ".join(f"{name} {s * 1e3:.0f}" for name, s in k.milestones().items())
             say(f"{name} {what} kill {n}: {k.took_s:.2f} s = {k.over_bar:.2f} of the bar, step {k.step_s:.2f} s; ms: {parts}")
             if k.over_bar > 1:
                 say(k.story())
-        self._await_digest_after(self._newest())
-        self._client.cancel(self._job.name, who="bench-recovery")
-        self._wait("the end of the cancelled job", lambda: self._client.get(self._job.name).phase.terminal or None, over=True)
-        run = Run(self._job, self._client.get(self._job.name), tuple(self._client.watch_events(self._job.name)))
+        run = watch.end_after_digest(who="bench-recovery")
         storm.digests = digests_of(run.records)
         storm.last_step = max(storm.digests)
         storm.steps_lost = run.steps_lost
@@ -148,83 +134,26 @@ class Chaser:
         return storm
 
     def _kill(self, what: str) -> Kill:
-        since = time.monotonic()
-        done = self._wait("settled steps", lambda: d if len(d := self._whole(since)) > SETTLE_STEPS else None)
+        watch, since = self._watch, time.monotonic()
+        done = watch.wait("settled steps", lambda: d if len(d := self._whole(since)) > SETTLE_STEPS else None)
         newest, step_s = max(done), statistics.median(steps.step_times(done))
-        done = self._wait("one more step", lambda: d if max(d := self._whole(since)) > newest else None)
+        done = watch.wait("one more step", lambda: d if max(d := self._whole(since)) > newest else None)
         time.sleep(max(0.0, done[max(done)] + self._rng.random() * step_s - time.monotonic()))
-        victim = self._rng.choice(self._members())
-        seq = self._last_seq()
+        victim = self._rng.choice(watch.members())
+        seq = watch.last_seq()
         killed_s = time.monotonic()
         if what == "node":
             self._kill_node(victim.node_id)
         else:
             os.kill(victim.pid, signal.SIGKILL)
-        _, end_s = self._wait(
+        _, end_s = watch.wait(
             f"a new step after a {what} was killed",
-            lambda: steps.first_new_step(self._lines(), ranks=self._ranks, killed_s=killed_s),
+            lambda: steps.first_new_step(watch.lines(), ranks=self._ranks, killed_s=killed_s),
         )
-        records = tuple(self._client.watch_events(self._job.name, after_seq=seq))
-        return Kill(what, victim.rank, killed_s, end_s, step_s, records)
-
-    def _members(self) -> list[WorkerStatus]:
-        return [w for w in self._status().workers if w.phase is WorkerPhase.MEMBER]
-
-    def _status(self) -> JobStatus:
-        status = self._client.get(self._job.name)
-        if status.phase.terminal:
-            raise BenchFailed(f"the job has {status.phase}: {status.last_word}")
-        return status
-
-    def _await_spares(self, count: int) -> None:
-        def ready() -> bool | None:
-            status = self._status()
-            warm = sum(w.phase is WorkerPhase.SPARE and w.connected for w in status.workers)
-            return True if warm >= count and status.phase is JobPhase.RUNNING else None
-
-        self._wait(f"{count} warm spare(s)", ready, look_s=0.5)
-
-    def _await_digest_after(self, step: int) -> None:
-        wanted = (step // DIGEST_EVERY + 1) * DIGEST_EVERY
-        self._wait(f"step {wanted + 1}", lambda: True if self._newest() > wanted else None)
-
-    def _newest(self) -> int:
-        return max(self._whole(0.0), default=0)
-
-    def _last_seq(self) -> int:
-        decision = self._status().decision
-        return decision.seq if decision is not None else 0
-
-    def _lines(self) -> list[steps.Line]:
-        return steps.parse(self._log.read_text()) if self._log.exists() else []
+        return Kill(what, victim.rank, killed_s, end_s, step_s, watch.records(after_seq=seq))
 
     def _whole(self, since_s: float) -> dict[int, float]:
-        return steps.completions(self._lines(), ranks=self._ranks, after_s=since_s)
-
-    def _wait(self, what: str, check: Callable[[], Any], *, look_s: float = LOOK_S, over: bool = False) -> Any:
-        deadline = time.monotonic() + WAIT_S
-        while (value := check()) is None:
-            if time.monotonic() > deadline:
-                if not over:
-                    self._status()
-                raise BenchFailed(f"{what}: not within {WAIT_S:.0f} s")
-            time.sleep(look_s)
-        return value
-
-
-def digests_of(records: Sequence[Record]) -> dict[int, str]:
-    """Step -> digest, where every rank that reported one reported the same."""
-    found: dict[int, set[str]] = {}
-    for r in records:
-        if isinstance(r.event, DigestReported):
-            found.setdefault(r.event.step, set()).add(r.event.digest)
-    return {step: digests.pop() for step, digests in sorted(found.items()) if len(digests) == 1}
-
-
-def equal_digests(calm: dict[int, str], stormy: dict[int, str], *, until: int) -> bool:
-    """Whether both have a digest each DIGEST_EVERY steps up to `until`, and the same ones."""
-    wanted = range(DIGEST_EVERY, until + 1, DIGEST_EVERY)
-    return len(wanted) > 0 and all(s in calm and calm[s] == stormy.get(s) for s in wanted)
+        return steps.completions(self._watch.lines(), ranks=self._ranks, after_s=since_s)
 
 
 # -------------------------------------------------------------------------------------------------------------- the peers
@@ -324,7 +253,7 @@ def main() -> int:
         ]
         say("---- the same job undisturbed")
         until = max(s.last_step for s in storms)
-        calm = _undisturbed(dims, ranks=args.ranks, steps_total=until, folder=Path(folder) / "calm")
+        calm = undisturbed(dims, ranks=args.ranks, steps_total=until, folder=Path(folder) / "calm")
     equal = {s.name: equal_digests(calm, s.digests, until=s.last_step) for s in storms}
     peers = {}
     for system in ("torchrun", "torchft") if args.peer_kills else ():
@@ -355,11 +284,11 @@ def _storm(layout: tuple[str, int, int], dims: Dims, *, args: argparse.Namespace
     )
     with start_local(job, home=folder / "home", on_progress=say) as session:
         cluster = LocalCluster(nodes=args.ranks + args.spares, slots_per_node=1, run_dir=Home(folder / "home").cluster(LOCAL))
-        chaser = Chaser(session.client, job, log, random.Random(f"{seed}-{name}"), cluster.kill_node)
+        chaser = Chaser(JobWatch(session.client, job, log), random.Random(f"{seed}-{name}"), cluster.kill_node)
         return chaser.run(name, kills=args.kills, node_kills=args.node_kills)
 
 
-def _undisturbed(dims: Dims, *, ranks: int, steps_total: int, folder: Path) -> dict[int, str]:
+def undisturbed(dims: Dims, *, ranks: int, steps_total: int, folder: Path) -> dict[int, str]:
     """Digests of a run in which nothing fails: data parallel over the same ranks, on a cluster of its own."""
     folder.mkdir()
     job = bench_job("calm", dims, ranks=ranks, steps=steps_total)

@@ -152,6 +152,8 @@ class FlatState:
                     cut_dim = self._cut_dim(self.layer_names[layer], name)
                     if twin and cut_dim != self._cut_dim(self.layer_names[first[id(param)][0]], twin):
                         raise TaskError(f"parameters {twin} and {name} are tied: tensor_plan must cut both along one dimension")
+                    if twin and any(s.shape.twin == twin for s in self._slots):
+                        raise TaskError(f"parameter {name}, tied to {twin}, is in a third layer; only two layers can share one")
                     shape = Shape(name, tuple(param.shape), True, layer, cut_dim, twin)
                     slot = _Slot(shape, [(owner, key)], param)
                     slots[layer, id(param)] = slot

@@ -11,6 +11,7 @@ import torch.optim
 
 import orchestrator.apps.worker_main
 import orchestrator.engine.groups
+import tests.world.corruption
 import tests.world.tasks
 
 torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])  # imports the rest of itself when it is used

@@ -1,6 +1,7 @@
 """A whole system without Ray: the real supervisor, gRPC, journal and engine over worker processes that this fleet starts.
 
-Nodes are names here, so losing one is not real; everything else is. It is what makes a failure story testable in seconds.
+Nodes are names here, or network namespaces (machines.py); everything else is real. It is what makes a failure story testable in
+seconds.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from pathlib import Path
 from orchestrator.adapters.files.home import Home
 from orchestrator.adapters.files.journal import SqliteJournal
 from orchestrator.apps.supervisor import Supervisor, WorkerSettings
-from orchestrator.core.cluster.view import ClusterView, NodeView
 from orchestrator.core.job import Job
 from orchestrator.core.supervisor.commands import KillWorker, SpawnWorker
-from orchestrator.core.supervisor.events import ClusterChanged, Fault, SpawnFailed, WorkerGone
+from orchestrator.core.supervisor.events import ClusterChanged, Event, Fault, SpawnFailed, WorkerGone
 from orchestrator.runtime.ports import Clock, Record, Sink
 from orchestrator.runtime.replay import story, verify_replay
 from tests.world.facts import Facts
+from tests.world.machines import LOOPBACK, Machine, Machines
 from tests.world.relay import Relay
 from tests.world.spawning import WorkerProcess
 
@@ -35,32 +36,52 @@ class ProcessFleet:
         self._watches: list[asyncio.Task[None]] = []
 
     async def start(self, sink: Sink) -> None:
-        """All nodes are there and stay."""
+        """Say what the cluster looks like."""
         self._sink = sink
-        c = self._job.cluster
-        nodes = tuple(
-            NodeView(f"node-{i}", "127.0.0.1", c.device, c.slots_per_node, 1 << 33, True) for i in range(c.nodes + c.spares)
-        )
-        sink(ClusterChanged(0, ClusterView(1, nodes)))
+        self._system.machines.make(self._job.cluster)
+        self.look()
+
+    def tell(self, event: Event) -> None:
+        """Pass a fact on."""
+        assert self._sink is not None
+        self._sink(event)
+
+    def look(self) -> None:
+        """The cluster looks different now."""
+        self.tell(ClusterChanged(0, self._system.machines.view()))
 
     async def spawn(self, command: SpawnWorker) -> None:
-        """Start it, behind a relay if the test asked for them."""
-        if command.worker_id in self._system.processes:
+        """Start it, behind a relay if the test asked for them; a machine that cannot be reached lets it wait."""
+        system = self._system
+        if command.worker_id in system.processes or not system.machines.has(command.node_id):
             return
-        settings = {**self._settings.of(command.worker_id, command.node_id), "bind_host": "127.0.0.1"}
-        if self._system.relayed:
-            relay = self._system.relays[command.worker_id] = Relay(settings["endpoint"])
+        machine = system.machines.of(command.node_id)
+        if not machine.reachable:
+            machine.waiting.append(command)
+            return
+        settings = {**self._settings.of(command.worker_id, command.node_id), "bind_host": machine.address}
+        if system.relayed:
+            relay = system.relays[command.worker_id] = Relay(settings["endpoint"])
             settings["endpoint"] = await relay.start()
-        process = WorkerProcess(settings, output=self._system.output_of(command.worker_id))
-        self._system.processes[command.worker_id] = process
+        process = WorkerProcess(
+            settings, output=system.output_of(command.worker_id), namespace=machine.namespace, flips=system.flips
+        )
+        system.processes[command.worker_id] = process
+        system.homes[command.worker_id] = machine
         self._watches.append(asyncio.create_task(self._watch(command.worker_id, process)))
 
     async def _watch(self, worker_id: str, process: WorkerProcess) -> None:
         code = await process.wait()
-        assert self._sink is not None
+        evidence = f"its process ended with {code}"
         if code > 0:
-            self._sink(SpawnFailed(0, worker_id, f"exit code {code}: {process.said().strip()}"))
-        self._sink(WorkerGone(0, worker_id, f"its process ended with {code}"))
+            evidence = f"exit code {code}: {process.said().strip()}"
+        machine = self._system.homes[worker_id]
+        if not machine.reachable:
+            machine.ended.append((worker_id, evidence))
+            return
+        if code > 0:
+            self.tell(SpawnFailed(0, worker_id, evidence))
+        self.tell(WorkerGone(0, worker_id, evidence))
 
     async def adopt(self, worker_ids: Sequence[str]) -> None:
         """Watch again; those of an earlier system are gone."""
@@ -69,13 +90,12 @@ class ProcessFleet:
             if process is not None:
                 self._watches.append(asyncio.create_task(self._watch(worker_id, process)))
             else:
-                assert self._sink is not None
-                self._sink(WorkerGone(0, worker_id, "nobody knows its process"))
+                self.tell(WorkerGone(0, worker_id, "nobody knows its process"))
 
     async def kill(self, command: KillWorker) -> None:
-        """SIGKILL."""
+        """SIGKILL, if its machine can be reached."""
         process = self._system.processes.get(command.worker_id)
-        if self._system.kill_lost and process is not None:
+        if self._system.kill_lost and process is not None and self._system.homes[command.worker_id].reachable:
             process.kill()
 
     async def close(self) -> None:
@@ -92,7 +112,8 @@ class System:
     """One supervisor and its worker processes; use as an async context. At the end every journal must replay as it was written.
 
     With `kill_lost` False a worker that was declared lost lives on, as behind a broken network, and must be refused.
-    `relayed`: each worker's stream goes through a Relay of its own. `open_journal`: for a disk that misbehaves.
+    `relayed`: each worker's stream goes through a Relay of its own. `open_journal`: for a disk that misbehaves. `machines`: of
+    one job; without them nodes are names. `flips`: see WorkerProcess.
     """
 
     def __init__(
@@ -102,18 +123,27 @@ class System:
         kill_lost: bool = True,
         relayed: bool = False,
         open_journal: Callable[[Path], SqliteJournal] = SqliteJournal,
+        machines: Machines | None = None,
+        host: str = LOOPBACK,
+        flips: float = 0.0,
     ) -> None:
         self.home = Home(root)
         self.kill_lost = kill_lost
         self.processes: dict[str, WorkerProcess] = {}
         self.relayed = relayed
         self.relays: dict[str, Relay] = {}
+        self.machines = machines or Machines()
+        self.homes: dict[str, Machine] = {}  # worker -> where it lives
+        self.flips = flips
+        self._host = host
+        self._fleet: ProcessFleet | None = None
         self._open_journal = open_journal
         self.supervisor = self._new()
 
     def _new(self) -> Supervisor:
         def fleet(job: Job, settings: WorkerSettings, clock: Clock) -> ProcessFleet:
-            return ProcessFleet(job, settings, system=self)
+            self._fleet = ProcessFleet(job, settings, system=self)
+            return self._fleet
 
         return Supervisor(
             home=self.home,
@@ -121,6 +151,7 @@ class System:
             ray_address="",
             token="t" * 43,
             make_fleet=fleet,
+            host=self._host,
             open_journal=self._open_journal,
         )
 
@@ -165,6 +196,38 @@ class System:
         """End it and start another."""
         await self.end_supervisor()
         await self.start_supervisor()
+
+    # ---- machines that fail
+
+    def power_off(self, machine: Machine) -> None:
+        """Pull its power cord: its processes end and nobody hears a word of it."""
+        self.machines.unplug(machine)
+        machine.power = False
+        for worker_id, home in self.homes.items():
+            if home is machine:
+                self.processes[worker_id].kill()
+
+    def declare_dead(self, machine: Machine) -> None:
+        """The cluster notices that a machine does not answer."""
+        machine.declared_dead = True
+        self.look()
+
+    async def plug(self, machine: Machine) -> None:
+        """It is within reach again, without the processes that it had when its power went; what waited for it is done."""
+        self.machines.plug(machine)
+        waiting, machine.waiting = machine.waiting, []
+        ended, machine.ended = machine.ended, []
+        self.look()
+        assert self._fleet is not None
+        for worker_id, evidence in ended:
+            self._fleet.tell(WorkerGone(0, worker_id, evidence))
+        for command in waiting:
+            await self._fleet.spawn(command)
+
+    def look(self) -> None:
+        """Tell the supervisor, if there is one, what the cluster looks like."""
+        if self._fleet is not None:
+            self._fleet.look()
 
     def output_of(self, worker_id: str) -> Path:
         """File with what a worker prints."""

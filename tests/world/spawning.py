@@ -15,6 +15,8 @@ from contextlib import suppress
 from multiprocessing import forkserver
 from pathlib import Path
 
+from tests.world.machines import enter
+
 THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 PRELOAD = ["pytest", "tests.world.preload"]
 
@@ -22,9 +24,12 @@ _context = multiprocessing.get_context("forkserver")
 
 
 class WorkerProcess:
-    """One worker's process. What it prints, also after its stream is gone, is in the file `output`."""
+    """One worker's process. What it prints, also after its stream is gone, is in the file `output`.
 
-    def __init__(self, settings: Mapping[str, str], *, output: Path) -> None:
+    `namespace`: of its network. `flips`: share of what it receives in a reshard that arrives changed.
+    """
+
+    def __init__(self, settings: Mapping[str, str], *, output: Path, namespace: str = "", flips: float = 0.0) -> None:
         self.output = output
         before = {name: os.environ.get(name) for name in THREADS}
         os.environ.update(THREADS)  # the server must have them before it imports torch; it starts with the first worker
@@ -34,7 +39,7 @@ class WorkerProcess:
         finally:
             for name, value in before.items():
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
-        self._process = _context.Process(target=_work, args=(dict(settings), str(output)), daemon=True)
+        self._process = _context.Process(target=_work, args=(dict(settings), str(output), namespace, flips), daemon=True)
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
@@ -73,11 +78,17 @@ class WorkerProcess:
         self._ended.set()
 
 
-def _work(settings: dict[str, str], output: str) -> None:
+def _work(settings: dict[str, str], output: str, namespace: str, flips: float) -> None:
     """In the new process."""
     fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(fd, 1)
     os.dup2(fd, 2)
+    if namespace:
+        enter(namespace)  # before there is a second thread
     from orchestrator.apps.worker_main import live
 
+    if flips:
+        from tests.world.corruption import install
+
+        install(seed=settings["worker_id"], share=flips)
     live(settings, lambda: None)

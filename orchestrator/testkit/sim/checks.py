@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from orchestrator.core.job import FailureClass
 from orchestrator.core.plan.lint import lint
 from orchestrator.core.reshard.recovery import Commit, Source
 from orchestrator.core.supervisor.commands import Command, RunEpoch

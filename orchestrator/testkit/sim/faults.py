@@ -214,7 +214,8 @@ class Faults:
     def _scale(self, *, cut: bool) -> None:
         job, rng = self.world.job, self.rng
         per_rank, layers = job.parallel.stages_per_rank, len(self.world.graph.layers)
-        nodes, sizes = 0, ()
+        nodes = 0
+        sizes: tuple[int, ...] = ()
         if cut:
             stages = (
                 rng.randint(1, max(1, layers // per_rank)) * per_rank if rng.random() < 0.3 else job.parallel.pipeline * per_rank

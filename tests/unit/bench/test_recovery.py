@@ -9,11 +9,11 @@ import pytest
 
 from bench.baselines.dims import Dims
 from bench.bench_task import bench_job
-from bench.recovery import Kill, Storm, digests_of, equal_digests, numbers, table
+from bench.recovery import Kill, Storm, numbers, table
 from orchestrator.core.planner.planner import first_plan
 from orchestrator.core.reshard.recovery import Resume, Source
 from orchestrator.core.supervisor.commands import Command, FenceEpoch, RunEpoch
-from orchestrator.core.supervisor.events import DigestReported, Event, Tick
+from orchestrator.core.supervisor.events import Tick
 from orchestrator.runtime.ports import Record
 from orchestrator.testkit.jobs import make_graph
 
@@ -22,10 +22,8 @@ PLAN = first_plan(job=bench_job("j", Dims(), ranks=2, steps=9), graph=GRAPH, wor
 RUN = RunEpoch("j/w0", PLAN, Resume(Source.INIT, 0, None, (), (0, 1), "", 0, ()), "h:1")
 
 
-def record(
-    at_ms: int, *, phase: str, epoch: int, step: int, commands: tuple[Command, ...] = (), event: Event | None = None
-) -> Record:
-    return Record(at_ms, at_ms, 0.0, event or Tick(at_ms, ()), commands, "", phase, epoch, step)
+def record(at_ms: int, *, phase: str, epoch: int, step: int, commands: tuple[Command, ...] = ()) -> Record:
+    return Record(at_ms, at_ms, 0.0, Tick(at_ms, ()), commands, "", phase, epoch, step)
 
 
 STORY = (
@@ -60,30 +58,6 @@ def test_a_step_of_the_broken_epoch_is_not_the_next_one() -> None:
 
 def test_the_bar_is_one_and_a_half_steps_and_three_tenths() -> None:
     assert kill(took_s=0.6, step_s=0.2).over_bar == pytest.approx(1.0)
-
-
-def digest(step: int, worker: str, text: str) -> Record:
-    return record(step, phase="running", epoch=1, step=step, event=DigestReported(step, worker, 1, step, text))
-
-
-def test_digests_count_only_where_ranks_agree() -> None:
-    records = [digest(10, "a", "x"), digest(10, "b", "x"), digest(20, "a", "y"), digest(20, "b", "z"), digest(30, "a", "w")]
-    assert digests_of(records) == {10: "x", 30: "w"}
-
-
-@pytest.mark.parametrize(
-    ("stormy", "until", "equal"),
-    [
-        ({10: "x", 20: "y"}, 20, True),
-        ({10: "x", 20: "y"}, 10, True),
-        ({10: "x", 20: "other"}, 20, False),
-        ({20: "y"}, 20, False),  # one is missing
-        ({10: "x", 20: "y", 30: "z"}, 30, False),  # the undisturbed run did not get there
-        ({}, 0, False),  # nothing was compared
-    ],
-)
-def test_runs_are_equal_when_every_digest_is(stormy: dict[int, str], until: int, equal: bool) -> None:
-    assert equal_digests({10: "x", 20: "y"}, stormy, until=until) is equal
 
 
 PEERS: dict[str, dict[str, Any]] = {
