@@ -69,12 +69,12 @@ class Run:
 
     @property
     def survivors_restarted(self) -> int:
-        """Ranks that changed their process although nothing proved it dead and nobody declared it lost."""
+        """Workers that lost their place in the next epoch although nothing proved them dead and nobody declared them lost."""
         lost = {w for r in self.status.workers if r.phase == "lost" for w in [r.worker_id]}
         gone = {r.event.worker_id for r in self.records if isinstance(r.event, WorkerGone)}
         changed = 0
         for before, after in zip(self.epochs, self.epochs[1:], strict=False):
-            changed += sum(1 for rank, w in before.items() if after.get(rank) != w and w not in lost | gone)
+            changed += sum(1 for w in before.values() if w not in after.values() and w not in lost | gone)
         return changed
 
 

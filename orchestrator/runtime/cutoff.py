@@ -2,8 +2,8 @@
 
 On the supervisor's side of a partition it is declared lost and its rank goes to another; on its own side nobody can tell it so.
 Neither sign alone would be enough: a supervisor that is being restarted must not stop the workers, and a collective stands still
-for any slow peer. So it takes both: the training thread stands still in a collective, and all the while the supervisor's *machine*
-gives no sign of life, neither an open port nor a refusal. A supervisor that was restarted refuses; a cable that was pulled is mute.
+for any slow peer. So it takes both: the training thread stands still in a collective, and all the while the *machine* of the
+supervisor gives no sign of life, neither an open port nor a refusal. A supervisor that is away refuses; a pulled cable is mute.
 See docs/decisions/0008.
 """
 

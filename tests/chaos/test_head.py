@@ -1,4 +1,4 @@
-"""Ray's head is lost under a job: the workers step on, the head comes back around its store, and later losses are still mended."""
+"""Ray's head is lost under a job: the workers step on, the head comes back around its store, later losses are mended too."""
 
 from __future__ import annotations
 

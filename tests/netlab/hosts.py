@@ -81,7 +81,11 @@ class Hosts:
     def join(self, index: int) -> subprocess.Popen[bytes]:
         """Begin to make a machine a Ray node (the head, if it is machine 0); `joined` waits for it."""
         node = self.lab.node(index)
-        role = ["--head", f"--port={PORT}", "--num-cpus=0", "--include-dashboard=false"] if index == 0 else [f"--address={self.address}", "--num-cpus=1"]
+        role = (
+            ["--head", f"--port={PORT}", "--num-cpus=0", "--include-dashboard=false"]
+            if index == 0
+            else [f"--address={self.address}", "--num-cpus=1"]
+        )
         where = [f"--node-ip-address={node.address}", f"--temp-dir={self.lab.private}"]
         lean = ["--disable-usage-stats", f"--object-store-memory={STORE_BYTES}", "--num-gpus=0"]
         env = {**self.env, **head_storage(self.lab.root / "gcs")} if index == 0 else self.env
@@ -149,4 +153,3 @@ class Hosts:
             journal.close()
         assert past.mismatches == ()
         return Facts(self.records(job), past.state)
-

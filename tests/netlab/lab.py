@@ -40,7 +40,11 @@ class LabError(RuntimeError):
 def cannot() -> str:
     """Why this process may not make namespaces; empty when it may."""
     fields = dict(line.split(":\t") for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("Cap"))
-    return "" if int(fields["CapEff"], 16) >> CAP_SYS_ADMIN & 1 else "this process lacks CAP_SYS_ADMIN: run as root to test real hosts"
+    return (
+        ""
+        if int(fields["CapEff"], 16) >> CAP_SYS_ADMIN & 1
+        else "this process lacks CAP_SYS_ADMIN: run as root to test real hosts"
+    )
 
 
 def missing_tools() -> str:

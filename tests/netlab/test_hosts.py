@@ -1,4 +1,4 @@
-"""A job on real hosts, each with an address of its own: links are slow or cut and machines lose power, and the curve stays the same.
+"""A job on real hosts, each with an address of its own: links are slow or cut, machines lose power, and the curve stays the same.
 
 In a partition the side with the supervisor goes on. The other side's worker is alive, and nobody can tell it anything: it has to
 leave by itself, in time, and to stay harmless from then on.
@@ -27,12 +27,12 @@ from tests.world.jobs import document, tiny_job
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(180)]
 
 STEPS = 80
-SLOW_MBIT = 0.6
+SLOW_MBIT = 2.0
 SLOW_STEPS = 5
 
 
 def launched(hosts: Hosts, name: str, *, on: int, **settings: Any) -> Job:
-    """A job of three ranks and a spare that is swapped in where one is lost, started with `orchestrator launch` on some machine."""
+    """A job of three ranks and a spare, which is swapped in where one is lost; `orchestrator launch` is given on machine `on`."""
     settings = {"nodes": 3, "spares": 1, "zero": 1, "steps": STEPS, "pace_ms": 30, **settings}
     asked = document(name, **settings)
     asked["resilience"]["min_ranks"] = 3  # a spare that is not there yet is waited for
@@ -116,5 +116,3 @@ def checkpoints(place: Path, *, epoch: int) -> dict[int, str]:
     """Step -> digest of what ranks of this epoch have committed and nobody has pruned yet."""
     found = {step: read_manifest(uri) for step, uri in list_steps(str(place))}
     return {step: manifest.digest for step, manifest in found.items() if manifest.epoch == epoch}
-
-

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -113,8 +115,8 @@ class Machines:
                 self._lab.throttle(machine.index, None)
 
 
-def enter(namespace: str) -> None:
-    """This thread, and those that it starts, use the network of a namespace. Raises OSError."""
+def enter(namespace: str | Path) -> None:
+    """This thread, and those that it starts, use the network of a namespace (by name, or by file). Raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
     fd = os.open(Path("/run/netns") / namespace, os.O_RDONLY)
     try:
@@ -123,3 +125,15 @@ def enter(namespace: str) -> None:
             raise OSError(number, f"setns {namespace}: {os.strerror(number)}")
     finally:
         os.close(fd)
+
+
+@contextmanager
+def inside(namespace: str) -> Iterator[None]:
+    """The main thread is there meanwhile: whoever ends the namespace's processes must not find this one among them."""
+    before = os.open("/proc/self/ns/net", os.O_RDONLY)
+    enter(namespace)
+    try:
+        yield
+    finally:
+        enter(Path(f"/proc/self/fd/{before}"))
+        os.close(before)

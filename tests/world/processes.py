@@ -89,7 +89,7 @@ class ProcessFleet:
             process = self._system.processes.get(worker_id)
             if process is not None:
                 self._watches.append(asyncio.create_task(self._watch(worker_id, process)))
-            else:
+            elif not any(c.worker_id == worker_id for m in self._system.machines.all for c in m.waiting):
                 self.tell(WorkerGone(0, worker_id, "nobody knows its process"))
 
     async def kill(self, command: KillWorker) -> None:
@@ -104,8 +104,9 @@ class ProcessFleet:
             watch.cancel()
         await asyncio.gather(*self._watches, return_exceptions=True)
         if self._system.kill_lost:
-            for process in self._system.processes.values():
-                process.kill()
+            for worker_id, process in self._system.processes.items():
+                if self._system.homes[worker_id].reachable:
+                    process.kill()
 
 
 class System:

@@ -79,7 +79,7 @@ def once(regions: Regions) -> Regions:
             lo = max(r.start, done)
             out.append(Region(lo, r.stop, r.at + lo - r.start))
             done = r.stop
-    return tuple(out)
+    return join(out)  # what lay between neighbours may have been left out
 
 
 def lacking(wants: Regions, has: Regions) -> Regions:

@@ -99,6 +99,9 @@ def next_epoch(turn: Turn) -> None:
         plan = swap_plan(turn.plan(), epoch=state.epoch + 1, replacements={}, reason=f"epoch {state.epoch} broke: same workers")
         _begin(turn, plan, actions)
         return
+    scaled_down = turn.plan().size > state.goal.ranks <= len(left) + len(available(turn))
+    if scaled_down and Action.SHRINK not in actions:  # nobody asks for more workers than full strength
+        actions = (*actions[:-1], Action.SHRINK, actions[-1])
     troubles: list[str] = []
     for action in actions:
         found: Plan | None = None
@@ -112,8 +115,8 @@ def next_epoch(turn: Turn) -> None:
                     troubles.append(f"{action}: there is no checkpoint")
                 elif found := _swapped(turn, []) or _shrunk(turn, left, troubles):
                     turn.set(cold=f"the policy for {failure} says {action}")
-            case Action.WAIT:
-                break
+            case Action.WAIT:  # for a spare: when one is there, the wait is over
+                found = None if Action.SWAP in actions else _swapped(turn, troubles)
             case Action.FAIL:
                 outcome = Outcome.CORRUPT_STATE if failure is FailureClass.CORRUPT_STATE else Outcome.UNRECOVERABLE
                 why = f"{state.recoveries[-1].reason}; the policy for {failure} is {', '.join(actions)}"

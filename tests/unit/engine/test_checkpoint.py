@@ -19,6 +19,7 @@ from orchestrator.core.supervisor.events import CheckpointReported, DigestReport
 from orchestrator.engine.checkpoint import newest_good, verify
 from orchestrator.engine.checkpoint_fence import mark_name
 from orchestrator.engine.checkpoint_files import FORMAT, BadCheckpoint, Manifest, list_steps, prune, temp_name
+from orchestrator.engine.checkpoint_read import stored_digest
 from orchestrator.engine.describe import build_seeded
 from orchestrator.engine.tasks.loading import load_task
 from orchestrator.runtime.ports import Left
@@ -279,3 +280,40 @@ def test_a_swapped_digest_is_found_when_it_is_loaded(tmp_path: Path) -> None:
             assert "its manifest says 000" in outcome.detail
         told = [e for m in w.members() for e in m.events if isinstance(e, CheckpointReported)]
         assert {(e.step, e.uri, e.ok) for e in told} == {(3, str(marker.parent), False)}
+
+
+LAYERED: dict[str, Any] = {"target": "layered_task.py:Layered", "batch_norm": True, "steps": 4}
+
+
+def test_a_run_goes_on_from_the_checkpoint_of_another_plan_at_equal_bits(tmp_path: Path) -> None:
+    every = CheckpointSettings(str(tmp_path), 2, 9)
+    writer = job(size=2, zero_stage=3, fields={"pipeline": 2}, checkpoint=every, **LAYERED)
+    readers: list[tuple[dict[str, Any], int]] = [
+        ({"size": 1}, 1),
+        ({"size": 3, "zero_stage": 1, "copies": 1}, 3),
+        ({"size": 1, "fields": {"pipeline": 3}}, 3),
+        ({"size": 1, "fields": {"tensor": 2}}, 2),
+    ]
+    workers = [f"w{n}" for n in range(4)]
+    with world(writer) as w:
+        w.spawn(*workers)
+        w.start(*workers)
+        (digest,) = set(w.finish())
+        whole = curve(w)
+        for epoch, (cut, ranks) in enumerate(readers, start=2):
+            for worker in w.workers.values():
+                worker.events.clear()
+            resume = Resume(Source.CHECKPOINT, 2, None, (), tuple(range(ranks)), f"{tmp_path}/step-00000002", 0, ())
+            w.start(*workers[-ranks:], epoch=epoch, cut_as=job(**cut, **LAYERED), resume=resume)
+            (found,) = set(w.finish())
+            losses = curve(w)
+            assert list(losses) == [3, 4]
+            if "tensor" in cut.get("fields", {}):  # the order of sums is another one
+                assert losses[4] == pytest.approx(whole[4], rel=1e-4)
+                continue
+            assert found == digest
+            assert losses == {step: whole[step] for step in (3, 4)}
+    newest = newest_good(str(tmp_path), "tiny")
+    assert newest is not None
+    assert newest.step == 4
+    assert stored_digest(newest.uri) == newest.digest

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from orchestrator.core.job import OptimizerSettings
-from orchestrator.core.plan.layout import Interval
+from orchestrator.core.plan.layout import Interval, Intervals
+from orchestrator.engine.extents import Extents
 from orchestrator.engine.model_state import FlatState
-from orchestrator.engine.optim import MomentStore, Regions, ShardedOptimizer, StateKeys, clip_scale, lr_at, probe_keys
+from orchestrator.engine.optim import Reduced, Regions, Scalars, ShardedOptimizer, StateKeys, clip_scale, lr_at, probe_keys
 from orchestrator.engine.task import NamedShard, Task, TaskError
 
 SETTINGS = OptimizerSettings(
@@ -116,31 +118,47 @@ class Muddled(Plain):
         return made
 
 
+def _memory(keys: StateKeys, intervals: Intervals, *, cut_at: int = 1 << 30) -> dict[str, Extents]:
+    """Zeros for the moments, cut at multiples of `cut_at`."""
+    out = {}
+    for key, dtype in keys.elementwise:
+        out[key] = Extents(dtype)
+        for i in intervals:
+            edges = [i.start, *range(-(-(i.start + 1) // cut_at) * cut_at, i.stop, cut_at), i.stop]
+            for lo, hi in itertools.pairwise(edges):
+                out[key].add(Interval(lo, hi), torch.zeros(hi - lo, dtype=dtype))
+    return out
+
+
 def _steps(
-    task: Task, cuts: Sequence[Sequence[Interval]], *, keys: StateKeys, handover: bool
+    task: Task, cuts: Sequence[Sequence[Interval]], *, keys: StateKeys, handover: bool, cut_at: int = 1 << 30
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Four steps with the vector cut so; with `handover` each part's state goes to a new optimizer after two."""
     torch.manual_seed(0)
     state = FlatState(task.build_model())
-    store = MomentStore(torch.device("cpu"))
+    numel = state.space.numel
 
-    def make(intervals: Sequence[Interval]) -> ShardedOptimizer:
-        return ShardedOptimizer(task=task, settings=SETTINGS, state=state, keys=keys, intervals=intervals, store=store)
+    def make(intervals: Intervals, moments: Mapping[str, Extents], scalars: Scalars | None) -> ShardedOptimizer:
+        return ShardedOptimizer(task=task, settings=SETTINGS, state=state, intervals=intervals, moments=moments, scalars=scalars)
 
-    parts = [make(c) for c in cuts]
+    regions = [Regions(c) for c in cuts]
+    parts = [make(r.intervals, _memory(keys, r.intervals, cut_at=cut_at), None) for r in regions]
+    reduced = [Reduced(r, torch.empty(r.numel)) for r in regions]
     generator = torch.Generator().manual_seed(1)
     for step in range(1, 5):
-        grad = torch.randn(state.padded_numel, generator=generator)
-        for part in parts:
-            part.update(grad, lr=0.1 * step, scale=0.5, micro_batches=1)
+        grad = torch.randn(numel, generator=generator)
+        for part, mine in zip(parts, reduced, strict=True):
+            for start, values in mine.pieces():
+                values.copy_(grad[start : start + values.numel()])
+            part.update(mine, lr=0.1 * step, scale=0.5, micro_batches=1)
         if handover and step == 2:
-            heirs = [make(c) for c in cuts]
-            for old, new in zip(parts, heirs, strict=True):
-                new.keep_from(old)
-                new.install(old.scalars())
-            parts = heirs
-    moments = {k: torch.cat([p.buffers[k] for p in parts]) for k, _ in keys.elementwise}
-    return state.flat, moments
+            parts = [make(old.regions.intervals, old.moments, json.loads(json.dumps(old.scalars()))) for old in parts]
+    whole = {key: torch.zeros(numel, dtype=dtype) for key, dtype in keys.elementwise}
+    for part in parts:
+        for key, extents in part.moments.items():
+            for i, tensor in extents:
+                whole[key][i.start : i.stop] = tensor
+    return state.params.view(0, numel), whole
 
 
 @pytest.mark.parametrize(("task", "names"), [(Plain(), ["exp_avg", "exp_avg_sq"]), (Momentum(), ["momentum_buffer"])])
@@ -148,13 +166,15 @@ def test_parts_equal_the_whole_to_the_bit(task: Task, names: list[str]) -> None:
     state = FlatState(task.build_model())
     keys = probe_keys(task, SETTINGS, state)
     assert [k for k, _ in keys.elementwise] == names
-    whole = _steps(task, [[Interval(0, state.padded_numel)]], keys=keys, handover=False)
-    for handover in (False, True):
-        parts = _steps(task, [[Interval(0, 1024)], [Interval(1024, 2048)], [Interval(2048, 4096)]], keys=keys, handover=handover)
-        assert torch.equal(whole[0], parts[0])
+    alone = _steps(task, [[Interval(0, state.space.numel)]], keys=keys, handover=False)
+    for handover, cut_at in itertools.product((False, True), (1 << 30, 272)):
+        cuts = [[Interval(0, 1024), Interval(2048, 2560)], [Interval(1024, 2048)], [Interval(2560, 4096)]]
+        parts = _steps(task, cuts, keys=keys, handover=handover, cut_at=cut_at)
+        assert torch.equal(alone[0], parts[0])
         for key in names:
-            assert torch.equal(whole[1][key], parts[1][key])
-            assert math.isfinite(float(whole[1][key].sum()))
+            assert torch.equal(alone[1][key], parts[1][key])
+            assert alone[1][key].any()
+            assert math.isfinite(float(alone[1][key].sum()))
 
 
 def test_state_that_is_replaced_moves_like_state_that_is_changed() -> None:
@@ -165,6 +185,48 @@ def test_state_that_is_replaced_moves_like_state_that_is_changed() -> None:
         got = _steps(Replacing(), whole, keys=keys, handover=handover)
         assert torch.equal(expected[0], got[0])
         assert torch.equal(expected[1]["momentum_buffer"], got[1]["momentum_buffer"])
+
+
+def test_scalars_are_there_from_the_first_step_on() -> None:
+    state = FlatState(Plain().build_model())
+    keys = probe_keys(Plain(), SETTINGS, state)
+    part: Intervals = (Interval(1024, 2048),)
+
+    def make(scalars: Scalars | None) -> ShardedOptimizer:
+        return ShardedOptimizer(
+            task=Plain(), settings=SETTINGS, state=state, intervals=part, moments=_memory(keys, part), scalars=scalars
+        )
+
+    made = make(None)
+    assert made.scalars() == {}
+    made.update(Reduced(Regions(part), torch.ones(1024)), lr=0.1, scale=1.0, micro_batches=1)
+    step = {"dtype": "float32", "shape": [], "value": 1.0, "device": "cpu"}
+    assert made.scalars() == {"0.weight": {"step": step}, "0.bias": {"step": step}, "1.weight": {"step": step}}
+    assert make(made.scalars()).scalars() == made.scalars()
+    with pytest.raises(KeyError, match=r"0\.bias"):
+        make({"0.weight": {"step": step}})
+
+
+def test_a_rank_that_holds_only_buffers_updates_those() -> None:
+    model = nn.Sequential(nn.Linear(40, 40), nn.BatchNorm1d(40))
+    state = FlatState(model)
+    keys = probe_keys(Plain(), SETTINGS, state)
+    (buffers,) = state.buffers_only
+    held: Intervals = (Interval(buffers.start // 16 * 16 + 16, state.space.numel),)
+    made = ShardedOptimizer(
+        task=Plain(), settings=SETTINGS, state=state, intervals=held, moments=_memory(keys, held), scalars=None
+    )
+    assert made.shards == []
+    before = state.params.view(0, state.space.numel).clone()
+    counter = next(e for e in state.entries if e.name == "1.num_batches_tracked")
+    reduced = Reduced(Regions(held), torch.zeros(state.space.numel - held[0].start))
+    reduced.view(held[0].start, buffers.stop).fill_(1.5)
+    made.update(reduced, lr=0.1, scale=0.01, micro_batches=2)
+    after = state.params.view(0, state.space.numel)
+    assert torch.equal(after[: held[0].start], before[: held[0].start])
+    assert torch.equal(after[held[0].start : counter.start], before[held[0].start : counter.start] + 0.75)
+    assert after[counter.start] == 1.0
+    assert made.scalars() == {}
 
 
 def test_state_that_cannot_be_cut_is_refused() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from orchestrator.core.timeouts import derive
@@ -25,7 +27,7 @@ class Story:
         self.asked: list[int] = []
         self.fenced: list[tuple[int, int]] = []
         self.fenced_at_ms = -1
-        self.during = lambda: None
+        self.during: Callable[[], None] = lambda: None
         self.guard = CutOff(
             pulse=lambda: Pulse(5, "reduce", 0, self.progress, self.in_comm, 10),
             epoch=lambda: self.epoch,
