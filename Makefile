@@ -9,11 +9,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-stamp
-RUNS ?= 200
+RUNS ?=
 SEED ?=
 ARGS ?=
 
-.PHONY: help setup run promises test test-fast test-chaos sim bench bench-recovery bench-overhead bench-schedule bench-reshard \
+.PHONY: help setup run promises test test-fast test-chaos sim chaos bench bench-recovery bench-overhead bench-schedule bench-reshard \
         check format-check lint types layers drift format protos generate lock clean
 
 help: ## Print these targets
@@ -41,7 +41,10 @@ promises: setup ## Kill, swap, shrink, grow, re-cut and drain by a script: the b
 	@$(BIN)/python -m bench.promises $(ARGS)
 
 sim: setup ## Simulate RUNS=n seeds of faults, or replay one with SEED=n
-	@$(BIN)/python -m orchestrator.testkit.sim $(if $(SEED),--runs 1 --seed $(SEED),--runs $(RUNS)) $(ARGS)
+	@$(BIN)/python -m orchestrator.testkit.sim $(if $(SEED),--runs 1 --seed $(SEED),--runs $(or $(RUNS),200)) $(ARGS)
+
+chaos: setup ## Storms: RUNS=n seeded runs of mixed faults on real processes, or replay one with SEED=n
+	@$(BIN)/python -m bench.storms $(if $(SEED),--seed $(SEED),--runs $(or $(RUNS),30)) $(ARGS)
 
 bench: bench-recovery bench-overhead bench-schedule bench-reshard ## Run all benchmarks
 

@@ -21,7 +21,6 @@ DETECT_S: Final = 2.0
 PACE_MS: Final = 4  # of a micro-batch
 BUDGET: Final = 25
 GROW_AFTER: Final = 3  # steps
-DISK_MIB: Final = 8
 
 # kind -> (what it needs, how often it is drawn)
 KINDS: Final[dict[str, int]] = {

@@ -8,11 +8,8 @@ a way through each of them.
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -20,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from bench.storm_plan import DETECT_S, DISK_MIB, Storm, Strike
+from bench.storm_plan import DETECT_S, Storm, Strike
 from orchestrator.core.job import Job
 from orchestrator.core.plan.layout import Interval, subtract
 from orchestrator.core.plan.plan import OPTIMIZER, Plan
@@ -28,6 +25,7 @@ from orchestrator.core.supervisor.commands import RunEpoch
 from orchestrator.core.supervisor.events import CheckpointReported, Fault
 from orchestrator.runtime.control import NotPossibleError
 from orchestrator.runtime.ports import Record
+from tests.world.disks import full
 from tests.world.facts import Facts, Wanted, at_step, loses
 from tests.world.machines import Machine
 from tests.world.processes import System
@@ -206,14 +204,10 @@ class Weather:
         await self.system.plug(machine)
 
     async def _disk(self) -> str:
-        """Full until a checkpoint has failed; if none is due any more, one is asked for."""
-        filler = self.disk / "filler"
-        fill(filler)
+        """Full until a checkpoint has failed."""
         after = (await self.records())[-1].seq
-        try:
+        with full(self.disk):
             await self.wait_for(lambda r: isinstance(r.event, CheckpointReported) and not r.event.ok, after=after)
-        finally:
-            filler.unlink()
         return "full disk until a checkpoint failed"
 
     async def _cancel(self) -> str:
@@ -283,28 +277,3 @@ def _covers(plan: Plan, gone: set[str]) -> bool:
     layout = plan.layout(OPTIMIZER)
     held = [i for s in plan.seats if s.worker_id not in gone for i in layout.holdings[s.rank].everything]
     return not subtract((Interval(0, layout.numel),), held)
-
-
-# ---- a disk that can be full
-
-
-def mount(folder: Path) -> None:
-    """A small disk of its own."""
-    folder.mkdir(parents=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", str(folder)], check=True)
-
-
-def unmount(folder: Path) -> None:
-    """And away."""
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def fill(path: Path) -> None:
-    """Write until the disk is full."""
-    free = shutil.disk_usage(path.parent).free
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT)
-    try:
-        with suppress(OSError):
-            os.posix_fallocate(fd, 0, free)
-    finally:
-        os.close(fd)

@@ -9,22 +9,23 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import logging
 import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Final
 
 from bench.harness import figures
 from bench.storm_plan import DETECT_S, Storm, draw_storm
-from bench.storm_strikes import Weather, mount, unmount
+from bench.storm_strikes import Weather
 from bench.storm_verdict import Truths, Verdict, judge, leftovers, look, resume
 from orchestrator.core.supervisor.commands import KillWorker
 from tests.netlab.lab import Lab, cannot, missing_tools
+from tests.world.disks import small_disk
 from tests.world.facts import Facts
 from tests.world.machines import LOOPBACK, Machines, inside
 from tests.world.processes import System
@@ -37,36 +38,38 @@ SURVIVED_BAR: Final = 28 / 30
 async def run_storm(storm: Storm, *, root: Path, lab: Lab | None, truths: Truths) -> tuple[Verdict, Weather]:
     """One run, judged."""
     verdict = Verdict()
-    disk = root / "checkpoints"
-    if storm.small_disk:
-        mount(disk)
     machines = Machines(lab)
     host = lab.node(0).address if lab is not None else LOOPBACK
     system = System(root / "home", kill_lost=storm.kill_lost, machines=machines, host=host, flips=storm.flips)
+    disk = root / "checkpoints"
     job = storm.job(disk)
     weather = Weather(storm, job, system, disk)
     try:
-        async with system:
-            await system.submit(job)
-            watcher = asyncio.create_task(look(weather, verdict))
-            rage = asyncio.create_task(weather.rage())
-            try:
-                end = await _end(weather, rage)
-                if end is None:
-                    await _stuck(weather, verdict)
-                else:
-                    await _aftermath(weather, verdict, end, truths)
-            finally:
-                for task in (watcher, rage, *weather.later):
-                    task.cancel()
-                await asyncio.gather(watcher, rage, *weather.later, return_exceptions=True)
+        with small_disk(disk) if storm.small_disk else nullcontext():
+            async with system:
+                await system.submit(job)
+                await _under_way(weather, verdict, truths)
     except AssertionError as error:  # the journal does not replay
         verdict.status.append(f"{error}")
     finally:
         machines.repair()
-        if storm.small_disk:
-            unmount(disk)
     return verdict, weather
+
+
+async def _under_way(weather: Weather, verdict: Verdict, truths: Truths) -> None:
+    watcher = asyncio.create_task(look(weather, verdict))
+    rage = asyncio.create_task(weather.rage())
+    try:
+        end = await _end(weather, rage)
+        if end is None:
+            await _stuck(weather, verdict)
+        else:
+            await _aftermath(weather, verdict, end, truths)
+    finally:
+        tasks = [watcher, rage, *weather.later]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _end(weather: Weather, rage: asyncio.Task[None]) -> Facts | None:
@@ -172,7 +175,7 @@ def main() -> int:
     if why_not:
         print(f"STORMS THAT NEED REAL HOSTS ARE NOT RUN: {why_not}", flush=True)
     try:
-        with contextlib.ExitStack() as stack:
+        with ExitStack() as stack:
             lab = None if why_not else stack.enter_context(Lab(nodes=MACHINES, root=root / "lab"))
             if lab is not None:
                 stack.enter_context(inside(lab.node(0).namespace))

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from orchestrator.core.job import DeviceKind, Job
 from orchestrator.core.plan.layout import Intervals, intersect, merge, subtract
-from orchestrator.core.plan.plan import PARAMS, Plan
+from orchestrator.core.plan.plan import PARAMS, TENSOR, Plan
 from orchestrator.core.reshard.recovery import Commit, Held
 from orchestrator.engine.accumulate import GradAccumulator
 from orchestrator.engine.buffers import BufferPool
@@ -58,7 +58,8 @@ class RankState:
     """The state of the rank that this worker has (or had), and how far it is. Fields as in core.reshard.recovery.Held.
 
     The params are in the FlatState's extents; `left_params` is what only the plan before needed. It is there, and `holds` and the
-    moments reach beyond what the plan gives, as long as it is not known that all ranks have what they need.
+    moments reach beyond what the plan gives, as long as it is not known that all ranks have what they need. A rank that broke while
+    it became another tensor coordinate has all its params there.
     """
 
     plan: Plan
@@ -73,6 +74,11 @@ class RankState:
     commit: Commit | None
     done_step: int = -1  # newest step whose digest, evaluation and checkpoint are behind us
     left_params: Extents | None = None
+
+    @property
+    def tensor(self) -> int:
+        """Degree of tensor parallelism of the vector that this is a part of."""
+        return self.plan.axis(TENSOR)
 
     def latest_scalars(self) -> Scalars:
         """The optimizer's scalars as they are now."""
@@ -135,6 +141,7 @@ class Body:
         Its state is then that of the uncut model, until `place_tensor`.
         """
         if (self._degree, self._coordinate) != (degree, coordinate):
+            self.work = None  # gradients of other parameters
             self._build(degree=degree, coordinate=coordinate)
 
     def place_tensor(self) -> None:
@@ -203,15 +210,17 @@ class Body:
 
     def renew(self, intervals: Intervals) -> None:
         """A broken operation may still write into these params: go on with copies of the memory that they lie in."""
+        if not intervals:
+            return
         fresh = Extents(torch.float32, self.device)
         for i, tensor in self.state.params:
             hit = bool(intersect((i,), intervals))
             fresh.add(i, self.pool.take(i.numel).copy_(tensor) if hit else tensor)
         self.adopt(fresh, self._bound_layers)
 
-    def new_moments(self, intervals: Intervals) -> dict[str, Extents]:
-        """Zeros for every elementwise tensor of the optimizer."""
-        return {key: self.pages.extents(intervals, dtype) for key, dtype in self.keys.elementwise}
+    def new_moments(self, intervals: Intervals, *, zero: bool = True) -> dict[str, Extents]:
+        """Zeros, or anything if not `zero`, for every elementwise tensor of the optimizer."""
+        return {key: self.pages.extents(intervals, dtype, zero=zero) for key, dtype in self.keys.elementwise}
 
     # ------------------------------------------------------------------------------------------------------------ rank
 
@@ -224,7 +233,7 @@ class Body:
         return Held(
             plan_epoch=rank.plan.epoch,
             rank=rank.rank,
-            tensor=self.state.degree,
+            tensor=rank.tensor,
             applied_step=rank.applied_step,
             params_step=rank.params_step,
             prepared_step=rank.prepared_step,

@@ -179,9 +179,8 @@ def _from_memory(body: Body, *, plan: Plan, rank: int, group: EpochGroup, resume
     if old is not None and old.applied_step != resume.step:
         raise FatalCheck(f"rank {rank} holds step {old.applied_step}, epoch {plan.epoch} resumes at {resume.step}")
     had = _Had(body, old)
-    degree, coordinate = plan.axis(TENSOR), plan.coordinates(rank)[2]
-    moved_away = (body.state.degree, body.state.coordinate) != (degree, coordinate)
-    respaced = body.state.degree != degree
+    respaced = had.degree != plan.axis(TENSOR)
+    built_before = body.state
     _place(body, plan, rank)
     body.place_tensor()
     keep = Extents(torch.float32, body.device) if respaced else had.params
@@ -189,7 +188,7 @@ def _from_memory(body: Body, *, plan: Plan, rank: int, group: EpochGroup, resume
     holds = _holds(plan, rank)
     kept = {} if respaced or old is None else had.moments
     kept_holds: Intervals = () if respaced else had.holds
-    fresh_memory = body.new_moments(subtract(holds, kept_holds))
+    fresh_memory = body.new_moments(subtract(holds, kept_holds), zero=resume.step == 0)  # else all of it is received
     moments = {key: kept[key].merged_with(e) if key in kept else e for key, e in fresh_memory.items()}
     incoming = merge(Interval(t.start, t.stop) for t in resume.transfers if t.dst == rank and t.tensor == PARAMS)
     body.pristine = False
@@ -212,14 +211,16 @@ def _from_memory(body: Body, *, plan: Plan, rank: int, group: EpochGroup, resume
     except TransferCorrupt as error:
         raise FatalCheck(str(error)) from error
     except GroupBroken:
-        if torn and not moved_away:
+        if body.state is built_before:
             body.renew(torn)
-        if moved_away:
-            body.fresh()  # the module was built anew: what it held is gone
+        else:  # the new module has no state yet, and the old one is gone
+            body.adopt(Extents(torch.float32, body.device), ())
+            if old is not None:
+                had.goes_on_in(old)
         raise
     scalars = {**told, **had.scalars} if resume.step > 0 else {}
     commit = resume.commit if resume.commit is not None else (old.commit if old is not None else None)
-    left_params = None if respaced or old is None else had.params.merged_with(Extents(torch.float32, body.device))
+    left_params = None if respaced or old is None else had.current()
     if left_params is not None:
         left_params.drop(target.intervals)
     body.adopt(target, body.layers_of(plan, rank))
@@ -245,9 +246,24 @@ class _Had:
         left = old.left_params if old is not None else None
         # Without a rank the params are memory only: nothing in it is sent.
         self.params = body.state.params if left is None else body.state.params.merged_with(left)
+        self.degree = old.tensor if old is not None else body.state.degree
         self.moments: dict[str, Extents] = old.moments if old is not None else {}
         self.holds: Intervals = old.holds if old is not None else ()
         self.scalars: Scalars = old.latest_scalars() if old is not None else {}
+        # What a broken gather has left behind is of the step before, but for what this rank has updated itself.
+        self._torn = old is not None and old.params_step != old.applied_step
+
+    def current(self) -> Extents:
+        """Those of the params that are of this step, in the same memory."""
+        out = self.params.merged_with(Extents(self.params.dtype, self.params.device))
+        if self._torn:
+            out.drop(subtract(out.intervals, self.holds))
+        return out
+
+    def goes_on_in(self, old: RankState) -> None:
+        """The module that it was the state of is gone; it is still there to be moved."""
+        old.left_params, old.params_step = self.current(), old.applied_step
+        old.optimizer, old.scalars = None, self.scalars
 
 
 def _tell(report: MoveReport, rank: int) -> None:

@@ -256,9 +256,9 @@ class Trainer:
         return [[*r, *[None] * (longest - len(r))] for r in runs]
 
     def _work_for(self, step: int) -> StepWork:
-        """What is there already of this step, or a new beginning."""
-        body, work = self._body, self._body.work
-        keeps = work is not None and len(self._plan.stages) == 1 and self._streaming is None
+        """What is there already of this step, or a new beginning: who computes a micro-batch together begins together."""
+        body, work, plan = self._body, self._body.work, self._plan
+        keeps = len(plan.stages) == 1 and plan.axis(TENSOR) == 1 and self._streaming is None
         same = work is not None and (work.step, work.mine, work.lineage) == (step, self._mine, body.lineage)
         if work is not None and keeps and same and set(work.sums) == set(self._stages):
             return work

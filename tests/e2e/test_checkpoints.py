@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from orchestrator.core.job import Job
 from orchestrator.core.supervisor.events import CheckpointReported, StepCommitted

@@ -49,17 +49,6 @@ async def test_a_task_that_does_not_exist_ends_the_job_with_the_nearest_name(tmp
         assert "did you mean 'Staged'?" in run.state.last_word
 
 
-async def test_a_flipped_bit_stops_the_run_at_the_next_digest_and_names_rank_and_block(tmp_path: Path) -> None:
-    job = tiny_job("corrupt", act="flip", at_step=3, at_micro_batch=5)
-    async with System(tmp_path) as system:
-        run = await system.run(job)
-        assert run.state is not None
-        assert (run.state.phase, run.state.outcome) == ("failed", "corrupt-state")
-        assert "after step 5 rank 2 holds other bits of params than the rank that owns them: block 0" in run.state.last_word
-        assert max(run.losses) == 5
-        assert list(run.epochs) == [1], "nothing was tried again"
-
-
 async def test_failures_without_progress_spend_the_budget(tmp_path: Path) -> None:
     job = tiny_job("budget", failures=1, spares=2, pace_ms=20)
     async with System(tmp_path) as system:

@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 
-from orchestrator.core.reshard.recovery import Resume, resolve
-from orchestrator.core.supervisor import epochs, machine
+from orchestrator.core.job import FailureClass, Job
+from orchestrator.core.plan.plan import Plan
+from orchestrator.core.planner.shape import shape_for
+from orchestrator.core.reshard.recovery import Held, Resume, resolve
+from orchestrator.core.supervisor import changes, choice, epochs, machine, memory, reports
 from orchestrator.core.supervisor.commands import Command, EndJob, KillWorker
 from orchestrator.core.supervisor.events import EpochReady, Observation
-from orchestrator.core.supervisor.state import JobPhase, State
+from orchestrator.core.supervisor.state import JobPhase, State, Worker
 from orchestrator.core.supervisor.turn import Turn
 from orchestrator.runtime import driver, observe
 from orchestrator.runtime.carrier import Carrier
@@ -36,10 +39,10 @@ def quiet() -> Iterator[None]:
 def commits_are_ignored(patch: pytest.MonkeyPatch) -> None:
     """Survivors at different steps, and nobody rolls forward."""
 
-    def deaf(*, plans: Any, new: Any, held: Any, known: Any) -> Resume:
-        return resolve(plans=plans, new=new, held={r: replace(h, commit=None) for r, h in held.items()}, known=None)
+    def deaf(*, held: dict[int, Held], known: Any, **rest: Any) -> Resume:
+        return resolve(held={r: replace(h, commit=None) for r, h in held.items()}, known=None, **rest)
 
-    patch.setattr(epochs, "resolve", deaf)
+    patch.setattr(memory, "resolve", deaf)
 
 
 def a_transfer_is_forgotten(patch: pytest.MonkeyPatch) -> None:
@@ -49,7 +52,7 @@ def a_transfer_is_forgotten(patch: pytest.MonkeyPatch) -> None:
         resume = resolve(**known)
         return replace(resume, transfers=resume.transfers[:-1])
 
-    patch.setattr(epochs, "resolve", forgetful)
+    patch.setattr(memory, "resolve", forgetful)
 
 
 def old_ids_are_not_fenced(patch: pytest.MonkeyPatch) -> None:
@@ -68,15 +71,15 @@ def old_ids_are_not_fenced(patch: pytest.MonkeyPatch) -> None:
 
 def the_next_epoch_does_not_wait(patch: pytest.MonkeyPatch) -> None:
     """The next epoch starts while members are still inside the broken one."""
-    real = epochs.advance
+    real = machine._advance
 
     def advance(turn: Turn) -> None:
         if turn.state.phase is JobPhase.FENCING:
-            epochs._next_epoch(turn)
+            choice.next_epoch(turn)
         else:
             real(turn)
 
-    patch.setattr(machine, "advance", advance)
+    patch.setattr(machine, "_advance", advance)
 
 
 def commands_go_out_before_the_record(patch: pytest.MonkeyPatch) -> None:
@@ -103,14 +106,14 @@ def records_are_not_durable(patch: pytest.MonkeyPatch) -> None:
 
 def the_first_ready_rank_speaks_for_all(patch: pytest.MonkeyPatch) -> None:
     """The status says running while ranks are still getting their state."""
-    real = machine._ready
+    real = reports.ready
 
     def ready(turn: Turn, event: EpochReady) -> None:
         real(turn, event)
         if turn.state.phase is JobPhase.FORMING and event.epoch == turn.state.epoch:
             epochs.running(turn)
 
-    patch.setattr(machine, "_ready", ready)
+    patch.setattr(reports, "ready", ready)
 
 
 def a_pause_of_the_supervisor_counts_as_silence(patch: pytest.MonkeyPatch) -> None:
@@ -136,6 +139,73 @@ def a_decision_depends_on_more_than_its_event(patch: pytest.MonkeyPatch) -> None
     patch.setattr(driver, "step", counting)
 
 
+def torn_params_are_believed(patch: pytest.MonkeyPatch) -> None:
+    """A survivor that broke in the middle of a gather counts as if its params were complete."""
+
+    def trusting(*, held: dict[int, Held], **rest: Any) -> Resume:
+        return resolve(held={r: replace(h, params_step=h.applied_step) for r, h in held.items()}, **rest)
+
+    patch.setattr(memory, "resolve", trusting)
+
+
+def a_shrink_forgets_a_region(patch: pytest.MonkeyPatch) -> None:
+    """The first survivors go on, whatever the others hold."""
+    patch.setattr(choice, "cover", lambda _turn, workers, count: list(workers)[:count])
+    patch.setattr(choice, "_in_memory", lambda _turn, _plan: True)
+
+
+def a_job_shrinks_below_its_minimum(patch: pytest.MonkeyPatch) -> None:
+    """Any number of ranks will do."""
+
+    def careless(job: Job, graph: Any, workers: int) -> tuple[int, int] | None:
+        return shape_for(replace(job, resilience=replace(job.resilience, ranks_min=1)), graph, workers)
+
+    patch.setattr(choice, "shape_for", careless)
+
+
+def growth_knows_no_pause(patch: pytest.MonkeyPatch) -> None:
+    """The job grows as soon as a worker is there."""
+    patch.setattr(changes, "_settled", lambda _turn: True)
+
+
+def growth_is_put_off_for_ever(patch: pytest.MonkeyPatch) -> None:
+    """It is never long enough since the last change."""
+    patch.setattr(changes, "_settled", lambda _turn: False)
+
+
+def the_heirs_get_nothing(patch: pytest.MonkeyPatch) -> None:
+    """A handover in which those who stay take nothing over."""
+
+    def lazy(plan: Plan, _going: Any) -> Plan:
+        return plan
+
+    patch.setattr(choice, "handover", lazy)
+
+
+def the_accused_goes_on(patch: pytest.MonkeyPatch) -> None:
+    """Who is outvoted leaves the epoch like everybody, and comes back with what it holds."""
+    real = reports.lose
+
+    def lenient(turn: Turn, worker: Worker, failure: FailureClass, evidence: str) -> None:
+        if failure is FailureClass.CORRUPT_STATE:
+            epochs.fence(turn, FailureClass.COLLECTIVE_BROKEN, evidence)
+        else:
+            real(turn, worker, failure, evidence)
+
+    patch.setattr(reports, "lose", lenient)
+
+
+def a_planned_change_is_charged(patch: pytest.MonkeyPatch) -> None:
+    """The ranks leave as they were asked to, and it counts as a failure."""
+    real = changes.fence
+
+    def dear(turn: Turn, failure: FailureClass, why: str, **how: Any) -> None:
+        turn.set(budget=turn.state.budget - 1)
+        real(turn, failure, why, **how)
+
+    patch.setattr(changes, "fence", dear)
+
+
 @pytest.mark.parametrize(
     ("plant", "says"),
     [
@@ -148,6 +218,14 @@ def a_decision_depends_on_more_than_its_event(patch: pytest.MonkeyPatch) -> None
         (the_first_ready_rank_speaks_for_all, "have no state yet"),
         (a_pause_of_the_supervisor_counts_as_silence, ""),
         (a_decision_depends_on_more_than_its_event, "replay: "),
+        (torn_params_are_believed, "which it does not hold"),
+        (a_shrink_forgets_a_region, "its survivors hold step"),
+        (a_job_shrinks_below_its_minimum, "must never train"),
+        (growth_knows_no_pause, "the size changed at step"),
+        (growth_is_put_off_for_ever, "the job does not grow"),
+        (the_heirs_get_nothing, "hands over again and again"),
+        (the_accused_goes_on, "is known to be wrong"),
+        (a_planned_change_is_charged, "cost a step or a unit of the budget"),
     ],
     ids=lambda v: v.__name__ if callable(v) else None,
 )

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from orchestrator.testkit.sim.world import World
 
 
+CATCH_UP_MS = 60.0  # after it was held up, within which it gets to what has come in
 KILL_WORKS = 0.8  # of the fleet's kills; the fence must do without them
 
 
@@ -55,7 +56,8 @@ class Process:
     def go_on(self) -> None:
         """It gets to what has come in since."""
         self.held_up = False
-        self.world.timeline.after(0, self._catch_up)
+        rng = self.world.rng  # timers that fell due may come before what the network brought
+        self.world.timeline.after(rng.choice((0, rng.uniform(0, CATCH_UP_MS))) if self._inbox else 0, self._catch_up)
 
     def _catch_up(self) -> None:
         while self._inbox and self.alive and not self.held_up:

@@ -37,14 +37,14 @@ class Kind(StrEnum):
 
 WEIGHTS = {
     Kind.CALM: 2,
-    Kind.PAUSES: 8,
+    Kind.PAUSES: 7,
     Kind.SINGLE: 20,
     Kind.CHAOS: 40,
     Kind.STINGY: 3,
     Kind.USER: 2,
     Kind.CANCEL: 3,
-    Kind.PLANNED: 15,
-    Kind.ELASTIC: 10,
+    Kind.PLANNED: 12,
+    Kind.ELASTIC: 16,
     Kind.BAD: 4,
     Kind.CORRUPT: 5,
     Kind.SLOW: 4,
@@ -227,7 +227,7 @@ def scenario(seed: int) -> Scenario:
 
 
 def _shape(rng: random.Random) -> dict[str, int]:
-    pipeline = rng.choice((1, 1, 1, 1, 2, 2, 3))
+    pipeline = rng.choice((1, 1, 1, 2, 2, 3))
     data = rng.choice({1: (2, 3, 4, 4, 4), 2: (1, 2, 2, 3), 3: (1, 2)}[pipeline])
     tensor = 2 if pipeline == 1 and data == 2 and rng.random() < 0.5 else 1
     zero = rng.choice((0, 1, 1, 2, 3))
@@ -270,7 +270,11 @@ def _faults(rng: random.Random, *, kind: Kind, ranks: int, until_ms: float) -> l
         case Kind.CALM | Kind.USER:
             return []
         case Kind.PAUSES:
-            return some(("pause", "pause supervisor", "slow disk"), 1, 6)
+            pauses = some(("pause", "pause supervisor", "slow disk"), 1, 5)
+            if rng.random() < 0.5:  # both at once
+                at_ms = rng.uniform(1500, until_ms)
+                pauses += [Fault(a, at_ms + rng.uniform(0, 500), "", 0, 0) for a in ("pause", "pause supervisor")]
+            return pauses
         case Kind.SINGLE:
             return some(LOSSES, 1, 1) + (some(HARMLESS, 1, 3) if rng.random() < 0.5 else [])
         case Kind.CANCEL:

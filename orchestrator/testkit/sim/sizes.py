@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from orchestrator.testkit.sim.world import World
 
 SLACK = 3  # steps, beside the pause before growth, that a growth may take to begin
+HANDOVERS_MAX = 3  # one after the other
 
 
 class Sizes:
@@ -26,6 +27,7 @@ class Sizes:
         self._sized_step = 0
         self._asked = False  # somebody changed what full strength is, since the last change of size
         self._could_grow = 0  # steps in a row
+        self._handovers = 0  # in a row
 
     def asked(self) -> None:
         """Somebody scaled the job."""
@@ -41,6 +43,10 @@ class Sizes:
             say(f"epoch {plan.epoch} has {plan.size} ranks, and fewer than {least} must never train")
         if plan.size > state.goal.ranks and (old is None or plan.size > old.size) and not _hands_over(before):
             say(f"epoch {plan.epoch} has {plan.size} ranks, full strength is {state.goal.ranks}")
+        handed = before.change is not None and before.change.kind is ChangeKind.HANDOVER
+        self._handovers = self._handovers + 1 if handed else 0
+        if self._handovers > HANDOVERS_MAX:
+            say(f"epoch {plan.epoch} hands over again and again, and nobody goes")
         self._could_grow = 0
         if step < self._sized_step:
             self._sized_step = step
