@@ -59,7 +59,8 @@ class GradAccumulator:
     @property
     def next_index(self) -> int:
         """The first micro-batch that is not complete; hi when all are."""
-        return self._stack[-1][0][1] if self._stack else self._lo
+        complete = self.partials()
+        return complete[-1][0][1] if complete else self._lo
 
     @property
     def done(self) -> bool:
@@ -121,15 +122,13 @@ class GradAccumulator:
         kept = self._stack[:-1] if self._open is not None and self._open.joined else self._stack
         return list(kept)
 
-    def reset(self, lo: int | None = None, hi: int | None = None) -> None:
-        """Start the next step (over another run if given); the buffers are used again."""
+    def reset(self) -> None:
+        """Start the next step; the buffers are used again."""
         for _, value in self._stack:
             self._pool.give(value)
         if self._spare is not None:
             self._pool.give(self._spare)
         self._stack, self._spare, self._open = [], None, None
-        self._lo = self._lo if lo is None else lo
-        self._hi = self._hi if hi is None else hi
 
     def _joins(self, index: int) -> bool:
         if not self._stack:

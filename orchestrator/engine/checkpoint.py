@@ -8,6 +8,7 @@ a file of its own. At most one checkpoint is under way; one whose epoch ends fir
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -246,7 +247,7 @@ class CheckpointWriter:
                 self._lead(root, place, final, work, cancel)
             else:
                 _write_part(place, work)
-            outcome = Outcome(work.step, uri, True, "", committed=work.rank == 0)
+            outcome = Outcome(work.step, uri, True, work.digest, committed=work.rank == 0)
         except Exception as error:  # reported; the run goes on without this checkpoint
             outcome = Outcome(work.step, uri, False, f"{type(error).__name__}: {error}", committed=False)
         with self._lock:
@@ -312,12 +313,22 @@ def _write_part(place: Place, work: _Assignment) -> None:
     try:
         place.write_text(_done_name(work.rank), json.dumps(_write_files(place, work)))
     except Exception as error:
-        try:  # first of all make room, should the disk be full
-            place.remove_files(f"__{work.rank}_")
-            place.write_text(_failed_name(work.rank), f"{type(error).__name__}: {error}")
-        except OSError as second:
-            log.warning("rank 0 could not be told that this part of %s failed: %s", place.uri, second)
-        raise
+        if place.full and not isinstance(error, OSError):  # torch's writer says something else
+            error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), place.path)
+        _tell_failure(place, work, f"{type(error).__name__}: {error}")
+        raise error
+
+
+def _tell_failure(place: Place, work: _Assignment, why: str) -> None:
+    """Whoever waits for this part need not wait for long: a full disk takes at least an empty file."""
+    try:  # first of all make room
+        place.remove_files(f"__{work.rank}_")
+        place.write_text(_failed_name(work.rank), why)
+    except OSError:
+        try:
+            place.write_text(_failed_name(work.rank), "")
+        except OSError as error:
+            log.warning("rank 0 could not be told that this part of %s failed (%s): %s", place.uri, why, error)
 
 
 def _write_files(place: Place, work: _Assignment) -> dict[str, Any]:
@@ -362,7 +373,7 @@ def _await_parts(place: Place, work: _Assignment, cancel: threading.Event) -> li
         names = set(place.names())
         failed = [r for r in range(work.ranks) if _failed_name(r) in names]
         if failed:
-            why = place.read_text(_failed_name(failed[0]))
+            why = place.read_text(_failed_name(failed[0])) or "there was no room left to say why"
             more = f" (and those of ranks {failed[1:]})" if failed[1:] else ""
             raise BadCheckpoint(f"the part of rank {failed[0]}{more} could not be written: {why}")
         missing = [r for r in range(work.ranks) if _done_name(r) not in names]

@@ -25,6 +25,7 @@ FORMAT = 2
 _NAME = re.compile(r"step-(\d{8})(?:-e\d+(?:-[0-9a-f]+)?)?")
 _TEMP = re.compile(r"\.tmp-step-(\d{8})-e(\d+)(?:-[0-9a-z]+)?")
 _CHUNK_BYTES = 16 << 20
+_ROOM_BYTES_MIN = 1 << 20
 
 
 class BadCheckpoint(Exception):
@@ -126,6 +127,14 @@ class Place:
     def child(self, name: str) -> Place:
         """A directory in it."""
         return Place(f"{self.uri}/{name}")
+
+    @property
+    def full(self) -> bool:
+        """Whether the file system has no room to speak of (local ones; of others nobody knows)."""
+        if not self.local:
+            return False
+        room = os.statvfs(self.path)
+        return room.f_bavail * room.f_frsize < _ROOM_BYTES_MIN
 
     def make(self) -> None:
         """Create the directory."""

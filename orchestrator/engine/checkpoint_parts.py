@@ -94,26 +94,22 @@ def collect(
     pieces: list[Piece] = []
     kept: Scalars = {}
     for e in state.entries:
-        if e.cut_dim < 0 and e.coordinate > 0:
+        if e.twin or (e.cut_dim < 0 and e.coordinate > 0):
             continue
-        if not e.twin:
-            for lo, hi in _stretches(e, owned_params):
-                copied = _copy(state.params, lo, hi, stage(f"{MODEL}.{e.name}", lo, hi - lo, torch.float32))
-                if e.kind is Kind.COUNTER:
-                    copied = initial[e.name].cpu().view(1) + copied.round().to(initial[e.name].dtype)
-                pieces += _pieces(f"{MODEL}.{e.name}", e, lo, hi, copied)
+        for lo, hi in _stretches(e, owned_params):
+            copied = _copy(state.params, lo, hi, stage(f"{MODEL}.{e.name}", lo, hi - lo, torch.float32))
+            if e.kind is Kind.COUNTER:
+                copied = initial[e.name].cpu().view(1) + copied.round().to(initial[e.name].dtype)
+            pieces += _pieces(f"{MODEL}.{e.name}", e, lo, hi, copied)
         if e.kind is not Kind.PARAM or step == 0:
             continue
         if any(i.start <= e.start < i.stop for i in owned_state) and e.coordinate == 0 and e.name in scalars:
             kept[e.name] = scalars[e.name]
-        if e.twin:
-            continue
         for lo, hi in _stretches(e, owned_state):
             for key, extents in moments.items():
                 fqn = f"{OPTIM}.{e.name}.{key}"
                 pieces += _pieces(fqn, e, lo, hi, _copy(extents, lo, hi, stage(fqn, lo, hi - lo, extents.dtype)))
-    twins = {e.name for e in state.entries if e.twin}
-    pieces += [p for name, values in kept.items() if name not in twins for p in _scalar_pieces(name, values)]
+    pieces += [p for name, values in kept.items() for p in _scalar_pieces(name, values)]
     if rank == 0:
         pieces += _constants(state)
     return pieces, kept

@@ -200,14 +200,15 @@ def _scalars(manifest: Manifest, state: FlatState, held: Intervals | None) -> Sc
     if not manifest.scalars:
         return out
     for e in state.entries:
-        if e.kind is not Kind.PARAM or e.start == e.stop or e.name in out:
+        name = e.twin or e.name
+        if e.kind is not Kind.PARAM or e.start == e.stop or name in out:
             continue
         if held is not None and not intersect((Interval(e.start, e.stop),), held):
             continue
-        found = manifest.scalars.get(e.name)
+        found = manifest.scalars.get(name)
         if found is None:
-            raise BadCheckpoint(f"it has no optimizer state of {e.name}")
-        out[e.name] = found
+            raise BadCheckpoint(f"it has no optimizer state of {name}")
+        out[name] = found
     return out
 
 

@@ -49,6 +49,7 @@ class Control:
             if epoch <= self._fenced:
                 return f"epoch {epoch} was fenced before it began (epochs up to {self._fenced} are)"
             self._epoch = epoch
+            self._wishes = {e: wish for e, wish in self._wishes.items() if e >= epoch}
             self._cancelled = threading.Event()
             return ""
 
@@ -68,9 +69,13 @@ class Control:
         self.check()
 
     def wish(self, epoch: int, wish: int) -> None:
-        """From any thread: what the ranks of this epoch should agree on in their next commit exchange (bits, commit.py)."""
+        """From any thread: what the ranks of this epoch should agree on in their next commit exchange (bits, commit.py).
+
+        It may come before its epoch; one for an epoch that is over is forgotten.
+        """
         with self._lock:
-            self._wishes = {epoch: self._wishes.get(epoch, 0) | wish}
+            if epoch >= self._newest:
+                self._wishes[epoch] = self._wishes.get(epoch, 0) | wish
 
     def wishes(self) -> int:
         """Those for the present epoch, told once: who takes part in the exchange that follows knows of them."""

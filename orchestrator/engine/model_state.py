@@ -326,7 +326,8 @@ class FlatState:
         """The parameters' parts inside the intervals, in order of the flat vector: one per parameter and stretch of memory.
 
         Padding and buffers give no shard: `apply_buffers` updates those. Intervals are taken as they are: a shard never reaches
-        over the end of one, so that the caller's own memory may be cut there.
+        over the end of one, so that the caller's own memory may be cut there. A twin goes by the name of its first, so that an
+        optimizer that goes by names treats both alike.
         """
         out: list[NamedShard] = []
         for interval in intervals:
@@ -340,7 +341,7 @@ class FlatState:
                 for lo, hi, view in self.params.pieces(start, stop):
                     param = nn.Parameter(view)
                     self._shards.append((weakref.ref(param), lo, hi))
-                    out.append(NamedShard(e.name, param, len(e.whole), lo, hi))
+                    out.append(NamedShard(e.twin or e.name, param, len(e.whole), lo, hi))
         return out
 
     # ------------------------------------------------------------------------------------------------------ gradients

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
@@ -20,7 +22,7 @@ import pytest
 
 from orchestrator.core.cluster.view import ClusterView
 from orchestrator.core.supervisor.commands import KillWorker, SpawnWorker
-from orchestrator.core.supervisor.events import ClusterChanged, Event, SpawnFailed, WorkerGone
+from orchestrator.core.supervisor.events import ClusterChanged, DrainRequested, Event, SpawnFailed, WorkerGone
 from orchestrator.core.timeouts import Timeouts, derive
 from orchestrator.runtime.clock import SystemClock
 from orchestrator.runtime.ports import Fleet
@@ -62,6 +64,10 @@ class FleetHarness(Protocol):
 
     def clear(self, node_id: str) -> None:
         """What is left of a lost node is ended."""
+        ...
+
+    def announce_drain(self, node_id: str, *, deadline_s: int) -> None:
+        """Whoever runs the machines gives notice that the node goes."""
         ...
 
 
@@ -113,6 +119,15 @@ class RayHarness:
 
     def clear(self, node_id: str) -> None:
         self.cluster.kill_node(node_id)
+
+    def announce_drain(self, node_id: str, *, deadline_s: int) -> None:
+        command = [
+            *(sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--address", self.cluster.address, "--node-id", node_id),
+            *("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot reclaim"),
+            *("--deadline-remaining-seconds", str(deadline_s)),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+        assert done.returncode == 0, done.stderr
 
 
 @contextmanager
@@ -350,6 +365,33 @@ async def test_a_node_whose_agent_died_is_lost_though_its_worker_goes_on(harness
         harness.clear(node)
         assert not lives(pid)
     await asyncio.to_thread(harness.add_node)
+
+
+async def test_a_drain_that_ray_announces_is_told_once_and_ends_with_the_node(harness: FleetHarness) -> None:
+    looks = 3 * 5 * TIMEOUTS.tick_ms / 1000  # so long that the cluster is looked at again, more than once
+    goes, stays = harness.nodes()
+    async with started(harness, "wait_for_ever") as (fleet, seen):
+        worker = fresh()
+        await fleet.spawn(SpawnWorker(worker, goes))
+        pid, _ = await harness.whereabouts(worker)
+        await asyncio.to_thread(harness.announce_drain, goes, deadline_s=1)
+        event = await seen.until(lambda e: isinstance(e, DrainRequested))
+        assert isinstance(event, DrainRequested)
+        assert (event.node_id, event.who) == (goes, "ray")
+        assert event.why in {f"Ray drains it, deadline in {s} s" for s in (0, 1)}
+        await asyncio.sleep(1 + looks)
+        assert lives(pid), "Ray leaves a running worker alone, also after the deadline"
+        await asyncio.to_thread(harness.announce_drain, goes, deadline_s=300)  # the same drain, put off
+        await asyncio.sleep(looks)
+        async with started(harness, "wait_for_ever") as (_, later):  # a restarted supervisor is told with the first look
+            (told,) = [e for e in later.events if isinstance(e, DrainRequested)]
+            assert told.why in {f"Ray drains it, deadline in {s} s" for s in range(200, 301)}
+        await fleet.kill(KillWorker(worker, "its rank has moved"))
+        await seen.until(shows(unhealthy(goes)))  # nothing runs there any more, so Ray ends the node
+        await asyncio.sleep(looks)
+        assert [e.node_id for e in seen.events if isinstance(e, DrainRequested)] == [goes]
+        harness.clear(goes)
+        assert await asyncio.to_thread(harness.add_node) != stays
 
 
 async def test_close_releases_the_workers(harness: FleetHarness) -> None:

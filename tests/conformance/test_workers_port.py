@@ -135,11 +135,11 @@ async def test_reports_become_events_and_beats_do_not(port: WorkersHarness) -> N
     peer = await joined(port, "w1")
     await peer.say(beat("w1", step=9))
     await peer.say(EpochReady(0, "w1", 1))
-    await peer.say(StepCommitted(0, "w1", 1, 4, 2.5, 0.5, 1.0, 1e-3, 12.0, 64))
+    await peer.say(StepCommitted(0, "w1", 1, 4, 2.5, 0.5, 1.0, 1e-3, 12.0, 64, False, 2.5))
     ready = await port.events.of(EpochReady)
     step = await port.events.of(StepCommitted)
     assert ready == EpochReady(ready.at_ms, "w1", 1)
-    assert step == StepCommitted(step.at_ms, "w1", 1, 4, 2.5, 0.5, 1.0, 1e-3, 12.0, 64)
+    assert step == StepCommitted(step.at_ms, "w1", 1, 4, 2.5, 0.5, 1.0, 1e-3, 12.0, 64, False, 2.5)
     assert 0 < ready.at_ms <= step.at_ms
     assert list(port.beats) == [beat("w1", step=9)]
     assert [type(e) for e in of(port, "w1")] == [WorkerHello, EpochReady, StepCommitted]
@@ -195,7 +195,7 @@ async def test_nothing_that_a_fenced_worker_says_counts(port: WorkersHarness) ->
     await port.events.of(EpochReady)
     port.workers.refuse("w1", "lost")
     told = len(of(port, "w1"))
-    await peer.say(StepCommitted(0, "w1", 1, 4, 2.5, 0.5, 1.0, 1e-3, 12.0, 64))
+    await peer.say(StepCommitted(0, "w1", 1, 4, 2.5, 0.5, 1.0, 1e-3, 12.0, 64, False, 2.5))
     await other.say(EpochReady(0, "w2", 1))
     await port.events.first(lambda e: isinstance(e, EpochReady) and e.worker_id == "w2")
     assert len(of(port, "w1")) == told

@@ -110,9 +110,10 @@ def test_a_restarted_supervisor_ends_those_again_that_were_told_to_end() -> None
 
 
 def test_dead_workers_are_forgotten_one_day_and_refused_all_the_same() -> None:
-    s = running()
+    s = running(at=0, steps=DEAD_MAX + 20, budget_refill_steps=1)
     spare = "j/w4"
-    for _ in range(DEAD_MAX + 10):
+    for n in range(1, DEAD_MAX + 11):
+        s.commit(n)  # so that the losses are far apart
         asked = only(SpawnWorker, s.tell(ev.WorkerGone(s.now, spare, "refused")))
         spare = asked[0].worker_id
         s.hello(spare)

@@ -4,6 +4,10 @@ Ray starts processes and reports deaths; it never restarts a worker, because whe
 A group of one bundle per worker, pinned to a node by its id label, reserves exactly one slot: Ray cannot place a second
 worker there, cannot move the first, and removing the group frees the slot whatever state the actor is in. Every call into
 Ray runs in a thread, since each may block for a minute while the GCS is away.
+
+A node that Ray begins to drain (`ray drain-node`, an autoscaler's notice of a spot reclaim) becomes a DrainRequested. Ray places
+nothing there any more and ends the node as soon as nothing runs on it; a running worker it leaves alone, also after the deadline,
+which whoever asked for the drain enforces. What reason was given, Ray tells nobody before the node is dead.
 """
 
 from __future__ import annotations
@@ -18,12 +22,13 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 import ray
+from ray._private.state import state as ray_state
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 
 from orchestrator.adapters.ray.placement import actor_name, create_worker, end_worker, find_worker
 from orchestrator.adapters.ray.view import ViewTracker, slot_request
 from orchestrator.core.supervisor.commands import KillWorker, SpawnWorker
-from orchestrator.core.supervisor.events import ClusterChanged, SpawnFailed, WorkerGone
+from orchestrator.core.supervisor.events import ClusterChanged, DrainRequested, SpawnFailed, WorkerGone
 from orchestrator.core.timeouts import Timeouts
 from orchestrator.runtime.ports import Clock, Sink
 
@@ -79,6 +84,7 @@ class RayFleet:
         self._clock = clock
         self._tracker = ViewTracker(after_generation=after_generation)
         self._rows: dict[str, Mapping[str, Any]] = {}
+        self._draining: frozenset[str] = frozenset()  # living nodes that Ray was seen to drain: a drain is told once
         self._workers: dict[str, _Worker] = {}
         self._executor = ThreadPoolExecutor(max_workers=_THREADS_MAX, thread_name_prefix="ray-fleet")
         self._sink: Sink | None = None
@@ -139,6 +145,7 @@ class RayFleet:
 
     async def _look(self) -> None:
         rows = await self._in_thread(ray.nodes)
+        draining: dict[str, int] = await self._in_thread(ray_state.get_draining_nodes)
         self._rows.update({row["NodeID"]: row for row in rows if row["Alive"]})
         view = self._tracker.look(rows)
         if view is not None:
@@ -147,6 +154,16 @@ class RayFleet:
         for worker in self._workers.values():
             if worker.node_id in lost:
                 worker.node_lost.set()
+        self._tell_drains(draining)
+
+    def _tell_drains(self, draining: Mapping[str, int]) -> None:
+        """`draining`: node id -> deadline in Unix ms, 0 without one. Ray cannot call a drain off: it ends with the node."""
+        living = {n.node_id for n in self._tracker.view.healthy()}
+        for node_id in sorted((draining.keys() & living) - self._draining):
+            left_s = max(0, round(draining[node_id] / 1000 - self._clock.wall_s()))
+            why = f"Ray drains it, deadline in {left_s} s" if draining[node_id] else "Ray drains it, without a deadline"
+            self._emit(DrainRequested(at_ms=self._clock.now_ms(), node_id=node_id, who="ray", why=why))
+        self._draining = (self._draining | draining.keys()) & living
 
     # ---- workers ------------------------------------------------------------------------------------------------------
 
@@ -253,7 +270,7 @@ class RayFleet:
     def _name(self, worker_id: str) -> str:
         return actor_name(job=self._job, worker_id=worker_id)
 
-    def _emit(self, event: ClusterChanged | SpawnFailed | WorkerGone) -> None:
+    def _emit(self, event: ClusterChanged | DrainRequested | SpawnFailed | WorkerGone) -> None:
         assert self._sink is not None, "start() comes first"
         self._sink(event)
 

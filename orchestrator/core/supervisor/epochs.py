@@ -32,6 +32,9 @@ SPAWN_FAILURES_MAX = 3  # when no worker ever came up: it is the task that canno
 FLAP_SPAN = 4  # a shrink within so many times grow_after_steps of the last growth doubles the pause before the next
 PAUSE_MAX = 64  # times grow_after_steps
 
+# What a worker is lost by that may be its node's fault; one that never came up has its own back-off.
+OWN_FAULTS = (FailureClass.WORKER_EXITED, FailureClass.WORKER_HUNG, FailureClass.CORRUPT_STATE)
+
 # What several failures of one epoch amount to: the last of them in this order decides what is done.
 STRICTNESS = (
     FailureClass.PLANNED,
@@ -53,7 +56,8 @@ def lose(turn: Turn, worker: Worker, failure: FailureClass, evidence: str) -> No
     name = turn.name(worker)
     turn.say(f"{name} is lost, {failure}: {evidence}")
     was = worker.phase
-    turn.worker(worker.worker_id, WorkerPhase.LOST, connected=False, cause=f"{failure}: {evidence}", suspect="")
+    at = turn.state.committed_step if failure in OWN_FAULTS and was is not WorkerPhase.REQUESTED else -1
+    turn.worker(worker.worker_id, WorkerPhase.LOST, connected=False, cause=f"{failure}: {evidence}", suspect="", fault_step=at)
     turn.do(KillWorker(worker.worker_id, evidence))
     if was in (WorkerPhase.MEMBER, WorkerPhase.LEFT):
         fence(turn, failure, f"{name} was lost: {evidence}", lost=(worker.worker_id,))

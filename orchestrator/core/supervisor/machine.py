@@ -23,6 +23,7 @@ from orchestrator.core.supervisor.commands import (
     TakeCheckpoint,
 )
 from orchestrator.core.supervisor.epochs import end, give_up, lose, run_epoch, touch
+from orchestrator.core.supervisor.errors import weigh
 from orchestrator.core.supervisor.staff import back_off, dismiss_surplus, forget, staff
 from orchestrator.core.supervisor.state import (
     CheckpointRef,
@@ -69,6 +70,7 @@ def step(state: State, event: ev.Event) -> Decision:
     if not state.phase.terminal:
         _handle(turn, event)
         if not turn.state.phase.terminal:
+            weigh(turn)
             staff(turn)
             _advance(turn)
             forget(turn)

@@ -80,6 +80,7 @@ class Worker:
     left_epoch: int = 0  # newest epoch that it left
     held: Held | None = None
     cause: str = ""  # why it was lost or ended
+    fault_step: int = -1  # committed step at which it was lost by a fault that may be its node's; -1: it was not
     stacks_asked: bool = False
     slow_since_ms: int = -1  # since when it has been slow without a break; -1: it is not
     slow_told: bool = False  # it was said that its slowness is confirmed
@@ -149,6 +150,9 @@ class State:
     cluster: ClusterView | None = None
     graph: GraphView | None = None
     drained: tuple[str, ...] = ()  # node ids
+    failing: tuple[
+        str, ...
+    ] = ()  # nodes that too many workers were lost on; those that are drained as well are so for that alone
     scaled: ParallelSettings | None = None  # full strength as somebody changed it; None: as the job says
     recut: tuple[int, ...] = ()  # layers per stage that spare a slow rank; empty: the pipeline is cut as it should be
     change: Change | None = None  # a planned one that is under way

@@ -21,13 +21,23 @@ def drain(turn: Turn, event: ev.DrainRequested) -> None:
     """Empty a node."""
     state = turn.state
     because = f" ({event.why})" if event.why else ""
+    if event.node_id in state.drained and event.node_id in state.failing:
+        turn.set(failing=tuple(n for n in state.failing if n != event.node_id))
+        turn.say(f"node {event.node_id[:12]} is drained already and stays so, says {event.who}{because}")
+        return
     if event.node_id in state.drained or state.cluster is None or state.cluster.node(event.node_id) is None:
         turn.say(f"drain of {event.node_id} by {event.who}{because}: nothing to do")
         return
-    turn.set(drained=(*state.drained, event.node_id))
+    turn.set(failing=tuple(n for n in state.failing if n != event.node_id))
     turn.say(f"node {event.node_id[:12]} is to be drained, says {event.who}{because}: its ranks move as soon as they can")
-    for w in list(state.workers.values()):
-        if w.node_id == event.node_id and w.phase in (WorkerPhase.SPARE, WorkerPhase.REQUESTED):
+    empty(turn, event.node_id)
+
+
+def empty(turn: Turn, node_id: str) -> None:
+    """Mark a node as drained, and end those on it that have no rank."""
+    turn.set(drained=(*turn.state.drained, node_id))
+    for w in list(turn.state.workers.values()):
+        if w.node_id == node_id and w.phase in (WorkerPhase.SPARE, WorkerPhase.REQUESTED):
             _dismiss(turn, w, "its node is drained")
 
 

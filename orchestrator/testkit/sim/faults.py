@@ -176,6 +176,9 @@ class Faults:
                 self.ask(ReplaceRequested(0, target.worker_id, "the simulation"))
             case "lose and return":
                 self._lose_node(node_id, silently=rng.random() < 0.3, returns=True)
+            case "bad node":  # whoever is on it ends, again and again
+                for n in range(rng.randint(2, 4)):
+                    after(n * rng.uniform(300, 1500), lambda: self._kill_one_on(node_id))
             case "flip":
                 target.training.flip = True
             case "slow for long":
@@ -210,6 +213,11 @@ class Faults:
                 hub_ms=self.rng.uniform(0, 3000 if late else 20),
                 worker_ms=self.rng.uniform(0, 20),
             )
+
+    def _kill_one_on(self, node_id: str) -> None:
+        there = [w for w in self.world.living() if w.node_id == node_id and not w.stopped]
+        if there and not self.calm:
+            self.rng.choice(there).die("killed on a bad node")
 
     def _scale(self, *, cut: bool) -> None:
         job, rng = self.world.job, self.rng

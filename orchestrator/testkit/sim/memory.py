@@ -122,6 +122,12 @@ class Memory:
         self.done_step = done
         self.flipped = {(name, b) for name, b in self.flipped if b in (self.optim if name == OPTIMIZER else self.params)}
 
+    def outlive_module(self, place: tuple[int, int]) -> None:
+        """The module was built anew for another place, and its state never came: what was held can still be moved."""
+        stale = self.stale(self.applied)
+        self.left = {b: v for b, v in self.all_params().items() if b not in stale}
+        self.params, self.params_step, self.place = {}, self.applied, place
+
     def tear(self, blocks: set[int], rng: random.Random) -> None:
         """A broken operation has written into some of these params, or into none."""
         for values in (self.params, self.left):

@@ -102,7 +102,7 @@ class Restoring:
                 sent[t.dst, t.tensor, b] = values[t.tensor][b]
         place = (self.plan.axis(TENSOR), self.plan.coordinates(self.rank)[2])
         if memory.plan is not None and memory.place != place:
-            self.t.on_break = memory.forget  # the module is built anew: what it held is gone
+            self.t.on_break = lambda: memory.outlive_module(place)
         elif memory.plan is not None:
             self.t.on_break = lambda: memory.tear(incoming & stale, self.world.rng)
         self.t.gate("exchange", step, sent, self._received)

@@ -37,7 +37,7 @@ class Kind(StrEnum):
 
 WEIGHTS = {
     Kind.CALM: 2,
-    Kind.PAUSES: 7,
+    Kind.PAUSES: 10,
     Kind.SINGLE: 20,
     Kind.CHAOS: 40,
     Kind.STINGY: 3,
@@ -112,6 +112,7 @@ ACTIONS = (
     *("supervisor",) * 6,
     "slow disk",
     "bad spawns",
+    "bad node",
     "add node",
     *("drain",) * 2,
     "scale",
@@ -179,7 +180,7 @@ def scenario(seed: int) -> Scenario:
     shape = _shape(rng)
     ranks = shape["pipeline"] * shape["data"] * shape["tensor"]
     steps = rng.randint(10, 20)
-    if kind in (Kind.ELASTIC, Kind.PLANNED):
+    if kind in (Kind.ELASTIC, Kind.PLANNED, Kind.PAUSES):
         steps = rng.randint(20, 40)
     layers = _layers(rng, shape)
     slots = rng.choice((1, 1, 2))
@@ -283,7 +284,7 @@ def _faults(rng: random.Random, *, kind: Kind, ranks: int, until_ms: float) -> l
             harmless = [at(CHANGE_POINTS, HARMLESS) for _ in range(rng.choice((0, 1, 2)))]
             return [*some(WISHES, 1, 5), *harmless]
         case Kind.ELASTIC:
-            lost = [_fault(rng, "lose and return", ranks=ranks, until_ms=until_ms) for _ in range(rng.randint(1, 3))]
+            lost = some(("lose and return", "lose and return", "bad node"), 1, 3)
             return [*lost, *(some(HARMLESS, 1, 2) if rng.random() < 0.5 else [])]
         case Kind.BAD:
             return some((*HARMLESS, "kill"), 0, 2)

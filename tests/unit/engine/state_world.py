@@ -149,7 +149,7 @@ def scalars_of(state: FlatState, held: Intervals) -> Scalars:
     """As an AdamW would have it after seven steps."""
     step = {"dtype": "float32", "shape": [], "value": 7.0, "device": "cpu"}
     touched = [e for e in state.entries if e.kind is Kind.PARAM and any(i.start < e.stop and e.start < i.stop for i in held)]
-    return {e.name: {"step": step} for e in touched if e.start < e.stop}
+    return {e.twin or e.name: {"step": step} for e in touched if e.start < e.stop}
 
 
 class Rank:

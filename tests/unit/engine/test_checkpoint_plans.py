@@ -78,7 +78,8 @@ def write(plan: Plan, plan_name: str, folder: Path, **more: Any) -> str:
     for n, writer in enumerate(them):
         begin(writer, Rank(plan, n), **more)
     told = outcomes(them)
-    assert [(o.ok, o.detail, o.committed) for o in told] == [(True, "", n == 0) for n in range(plan.size)]
+    assert [(o.ok, o.committed) for o in told] == [(True, n == 0) for n in range(plan.size)]
+    assert len({o.detail for o in told}) == 1, "the digest"
     return told[0].uri
 
 
@@ -161,7 +162,8 @@ def test_a_twin_is_stored_once(written: dict[str, str]) -> None:
     whole = metadata.state_dict_metadata["model.embed.weight"]
     other = metadata.state_dict_metadata["model.head.weight"]
     assert whole == other
-    assert verify(written["all"]).scalars["head.weight"] == verify(written["all"]).scalars["embed.weight"]
+    assert "embed.weight" in verify(written["all"]).scalars
+    assert "head.weight" not in verify(written["all"]).scalars
 
 
 def test_stretches_that_are_cut_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

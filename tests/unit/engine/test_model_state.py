@@ -141,6 +141,8 @@ def test_layers_lie_one_after_the_other_and_tied_weights_twice() -> None:
     assert twins == {"head.weight": "embed.weight"}
     assert model.head.weight is not model.embed.weight
     assert torch.equal(model.head.weight, before["embed.weight"])
+    shards = [s.name for s in state.shards([Interval(0, state.space.numel)])]
+    assert (shards.count("embed.weight"), "head.weight" in shards) == (2, False), "an optimizer may go by names"
     state.params.view(state.bounds(0).start, state.bounds(0).stop).zero_()
     assert not model.embed.weight.any()
     assert torch.equal(model.head.weight, before["embed.weight"])

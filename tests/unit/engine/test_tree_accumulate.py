@@ -62,6 +62,8 @@ def test_an_interrupted_micro_batch_leaves_no_trace(stop_at: int, join_leaves: b
             interrupted = True
             buffer += 1e6  # half a backward pass, then the epoch broke
             assert all(float(value.abs().max()) < 9e5 for _, value in grads.partials())
+            goes_on_at = grads.next_index
+            assert grads.begin()[0] == goes_on_at
             continue
         buffer += gradient(index)
         computed.append(index)
@@ -91,6 +93,22 @@ def test_buffers_are_few_and_used_again() -> None:
         run(grads)
         grads.reset()
         assert pool.free_bytes <= 4 * NUMEL * 7  # log2(64) + 1
+
+
+def test_sizes_that_nobody_asks_for_any_more_make_room() -> None:
+    pool = BufferPool(free_bytes_max=1000)
+    for numel in (200, 100, 150):  # as the plans change
+        pool.give(pool.take(numel))
+    assert pool.free_bytes == 4 * 250
+    again = pool.take(100)
+    address = again.data_ptr()
+    pool.give(again)
+    more = pool.take(130)
+    pool.give(more)  # 150 was asked for longest ago
+    assert pool.free_bytes == 4 * 230
+    assert pool.take(100).data_ptr() == address
+    pool.give(pool.take(300))
+    assert pool.free_bytes == 4 * 130, "what does not fit at all makes no room"
 
 
 def test_misuse() -> None:
