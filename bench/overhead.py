@@ -19,9 +19,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from bench.baselines.dims import Dims, add_dims_flags, dims_from
 from bench.baselines.proc import die_with_parent, free_port
@@ -142,10 +144,14 @@ def _running(variant: Variant, dims: Dims, gate: str, folder: Path) -> Iterator[
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One claim, measured; step times are medians over blocks, milliseconds."""
+    """One claim, measured; step times are medians over blocks, milliseconds.
+
+    `ratio` is of times, `work` of the CPU seconds that went into the same blocks: other load disturbs those less.
+    """
 
     claim: Claim
     ratio: Ratio
+    work: Ratio
     ours_ms: float
     base_ms: float
 
@@ -156,35 +162,46 @@ def measure(claim: Claim, dims: Dims, *, pairs: int, folder: Path) -> Result:
     order = alternation(pairs)
     with ExitStack() as stack:
         keeper = stack.enter_context(Gatekeeper(folder / "gate", ranks=RANKS))
-        groups = {
-            letter: (v.name, stack.enter_context(_running(v, dims, keeper.path, folder)))
-            for letter, v in (("A", claim.ours), ("B", claim.base))
-        }
-        keeper.await_all({name for name, _ in groups.values()}, limit_s=START_LIMIT_S)
-        for name, _ in groups.values():
-            keeper.run(name, BLOCK_STEPS)  # first touches, the first digest
-        for _, pgid in groups.values():
-            pause_group(pgid)
-        times = []
+        groups: dict[str, tuple[str, int]] = {}
+        for letter, v in (("A", claim.ours), ("B", claim.base)):
+            pgid = stack.enter_context(_running(v, dims, keeper.path, folder))
+            keeper.await_all({v.name}, limit_s=START_LIMIT_S)
+            keeper.run(v.name, BLOCK_STEPS)  # first touches, the first digest
+            pause_group(pgid)  # before the other starts: whoever stands at its gate for long is taken for hung
+            groups[letter] = v.name, pgid
+        times, work = [], []
         for letter in order:
             name, pgid = groups[letter]
             resume_group(pgid)
             time.sleep(SETTLE_S)
             keeper.run(name, SETTLE_STEPS)
+            before_s = cpu_s(pgid)
             times.append(keeper.run(name, BLOCK_STEPS) / BLOCK_STEPS * 1e3)
+            work.append(cpu_s(pgid) - before_s)
             pause_group(pgid)
     by = {x: statistics.median(t for t, letter in zip(times, order, strict=True) if letter == x) for x in "AB"}
-    return Result(claim, paired_ratio(order, times), by["A"], by["B"])
+    return Result(claim, paired_ratio(order, times), paired_ratio(order, work), by["A"], by["B"])
+
+
+def cpu_s(pgid: int) -> float:
+    """CPU seconds that the living processes of a group have used."""
+    used = 0.0
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError):
+            if os.getpgid(process.pid) == pgid:
+                times = process.cpu_times()
+                used += times.user + times.system
+    return used
 
 
 def table(results: Sequence[Result]) -> str:
     """For people."""
-    lines = [f"{'claim':44} {'ours':>9} {'base':>9} {'ratio':>7}  {'95 % interval':16} {'bar':>5} {'noise':>6}  pairs"]
+    lines = [f"{'claim':44} {'ours':>9} {'base':>9} {'ratio':>7}  {'95 % interval':16} {'bar':>5} {'noise':>6} {'CPU':>6}  pairs"]
     for r in results:
         interval = f"{r.ratio.low:.3f} .. {r.ratio.high:.3f}"
         lines.append(
             f"{r.claim.what:44} {r.ours_ms:6.1f} ms {r.base_ms:6.1f} ms {r.ratio.median:7.3f}  {interval:16} "
-            f"{r.claim.bar:5.2f} {r.ratio.noise:6.3f}  {r.ratio.pairs}"
+            f"{r.claim.bar:5.2f} {r.ratio.noise:6.3f} {r.work.median:6.3f}  {r.ratio.pairs}"
         )
     return "\n".join(lines)
 
@@ -216,6 +233,7 @@ def main() -> int:
         found[f"{r.claim.key}_overhead"] = round(r.ratio.median, 4)
         found[f"{r.claim.key}_overhead_low"] = round(r.ratio.low, 4)
         found[f"{r.claim.key}_overhead_high"] = round(r.ratio.high, 4)
+        found[f"{r.claim.key}_cpu"] = round(r.work.median, 4)
         found[f"{r.claim.key}_noise"] = round(r.ratio.noise, 4)
         found[f"{r.claim.key}_step_ms"] = round(r.ours_ms, 1)
     figures("overhead", noise=max(r.ratio.noise for r in results), **found)

@@ -58,8 +58,8 @@ class RankState:
     """The state of the rank that this worker has (or had), and how far it is. Fields as in core.reshard.recovery.Held.
 
     The params are in the FlatState's extents; `left_params` is what only the plan before needed. It is there, and `holds` and the
-    moments reach beyond what the plan gives, as long as it is not known that all ranks have what they need. A rank that broke while
-    it became another tensor coordinate has all its params there.
+    moments reach beyond what the plan gives, as long as it is not known that all ranks have what they need. A rank that broke
+    while it became another tensor coordinate has all its params there.
     """
 
     plan: Plan

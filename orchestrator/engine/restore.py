@@ -59,7 +59,6 @@ def apply_commit(body: Body, state: RankState, commit: Commit) -> None:
     """The update of a committed step, on what this rank holds; nothing can interrupt it but the end of the process."""
     assert state.optimizer is not None
     if not commit.skipped:
-        body.pristine = False
         train = body.job.train
         with user_code():
             state.optimizer.update(
@@ -69,8 +68,8 @@ def apply_commit(body: Body, state: RankState, commit: Commit) -> None:
                 micro_batches=train.micro_batches,
             )
     state.applied_step = commit.step
-    only_own = bool(subtract(body.state.params.intervals, state.holds))
-    if not only_own or (commit.skipped and state.params_step == commit.step - 1):
+    needs_others = bool(subtract(body.state.params.intervals, state.holds))
+    if not needs_others or (commit.skipped and state.params_step == commit.step - 1):
         state.params_step = commit.step
     else:
         state.params_step = -1

@@ -115,7 +115,7 @@ async def test_without_a_spare_the_job_waits_visibly_and_goes_on_with_the_next_w
     async with System(tmp_path) as system:
         await system.submit(job, kill(1, step=5))
         waiting = await system.until(job, is_in("waiting", epoch=1))
-        assert "1 spare(s) are missing: waiting for a node or a worker" in waiting.reason
+        assert "1 spare(s) are missing; waiting for a node or a worker" in waiting.reason
         status = await system.supervisor.service.get(job.name)
         assert status.phase in ("waiting", "forming")
         run = await system.finish(job)

@@ -76,9 +76,9 @@ async def test_a_step_whose_loss_is_no_number_is_skipped_or_taken_back_with_the_
         assert run.state is not None
         assert run.state.outcome == "completed", str(run)
         assert run.state.skipped == 1
-        assert {s: loss for s, loss in run.losses.items() if s != BAD} == {s: x for s, x in alone.losses.items() if s != BAD}
+        assert run.losses == alone.losses, "a skipped step shows the usual loss"
+        assert all(map(math.isfinite, run.losses.values()))
         assert run.digest == alone.digest, str(run)
-    assert all(math.isnan(run.losses[BAD]) for run in (alone, skipped))
     assert list(skipped.epochs) == [1], "nobody left"
     assert back.said("it is skipped when it comes again")
     assert back.said("state read from"), str(back)
@@ -87,7 +87,7 @@ async def test_a_step_whose_loss_is_no_number_is_skipped_or_taken_back_with_the_
 @pytest.mark.skipif(bool(cannot()), reason=f"A FULL DISK IS NOT TESTED: {cannot()}")
 async def test_a_full_disk_costs_a_checkpoint_and_nothing_else(tmp_path: Path, calm: Calm) -> None:
     with small_disk(tmp_path / "disk") as disk:
-        job = tiny_job("disk", zero=1, nodes=3, steps=40, pace_ms=10, checkpoint=disk, checkpoint_every=4)
+        job = tiny_job("disk", zero=1, nodes=3, steps=40, pace_ms=20, checkpoint=disk, checkpoint_every=4)
         async with System(tmp_path / "home") as system:
             await system.submit(job)
             await system.until(job, saved(ok=True))

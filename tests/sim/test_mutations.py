@@ -23,7 +23,7 @@ from orchestrator.runtime.carrier import Carrier
 from orchestrator.runtime.ports import Record
 from orchestrator.testkit.sim.run import simulate
 
-SEEDS = 150
+SEEDS = 300
 Plant = Callable[[pytest.MonkeyPatch], None]
 
 

@@ -16,7 +16,7 @@ from orchestrator.testkit.sim.runner import several, summary
 from orchestrator.testkit.sim.scenario import Kind
 
 QUICK = 30
-FULL = 150
+FULL = 170
 
 
 @pytest.fixture(autouse=True)

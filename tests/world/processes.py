@@ -17,6 +17,7 @@ from orchestrator.apps.supervisor import Supervisor, WorkerSettings
 from orchestrator.core.job import Job
 from orchestrator.core.supervisor.commands import KillWorker, SpawnWorker
 from orchestrator.core.supervisor.events import ClusterChanged, Event, Fault, SpawnFailed, WorkerGone
+from orchestrator.runtime.entry import PAST_FOLDER
 from orchestrator.runtime.ports import Clock, Record, Sink
 from orchestrator.runtime.replay import story, verify_replay
 from tests.world.facts import Facts
@@ -179,7 +180,10 @@ class System:
 
     def check_journals(self) -> None:
         """Every decision that was written down is the one that the program makes of the same events."""
-        for folder in self.home.jobs.iterdir():
+        past = self.home.jobs / PAST_FOLDER
+        for folder in (*self.home.jobs.iterdir(), *(past.iterdir() if past.is_dir() else ())):
+            if folder.name == PAST_FOLDER:
+                continue
             journal = SqliteJournal(folder, read_only=True)
             assert verify_replay(journal) == ()
             journal.close()

@@ -67,7 +67,10 @@ def first_epoch(turn: Turn) -> None:
         _missing(turn, "")  # one node must not hold all of the state while workers on other nodes are coming up
         return
     try:
-        plan = first_plan(job=goal_job(state), graph=state.graph, workers=ready, epoch=state.epoch + 1)
+        job = goal_job(state)
+        if job.parallel.ranks == 1:  # scaled down to one rank before it began: there is no peer to keep a copy
+            job = replace(job, parallel=replace(job.parallel, copies=0))
+        plan = first_plan(job=job, graph=state.graph, workers=ready, epoch=state.epoch + 1)
     except PlanError as e:
         _missing(turn, f"no plan: {e}")
         return

@@ -53,8 +53,10 @@ def from_memory(turn: Turn, plan: Plan) -> Resume:
         if found is plan:
             return resume
     held = trusted(turn)
-    # A survivor that told of a commit may be gone by now; what was resumed by it is known all the same.
-    told = [c for c in (state.commit, state.resume.commit if state.resume else None) if c is not None]
+    # A survivor that told of a commit may be gone by now; what was resumed by it is known all the same. Who knows of one only by
+    # what it holds may have no seat in the plan.
+    heard = (state.commit, state.resume.commit if state.resume else None, *(h.commit for h in held.values()))
+    told = [c for c in heard if c is not None]
     known: Commit | None = max(told, key=lambda c: c.step, default=None)
     resume = resolve(
         new=plan,

@@ -150,9 +150,7 @@ class State:
     cluster: ClusterView | None = None
     graph: GraphView | None = None
     drained: tuple[str, ...] = ()  # node ids
-    failing: tuple[
-        str, ...
-    ] = ()  # nodes that too many workers were lost on; those that are drained as well are so for that alone
+    failing: tuple[str, ...] = ()  # too many workers were lost on these nodes; one that is drained as well is so for that alone
     scaled: ParallelSettings | None = None  # full strength as somebody changed it; None: as the job says
     recut: tuple[int, ...] = ()  # layers per stage that spare a slow rank; empty: the pipeline is cut as it should be
     change: Change | None = None  # a planned one that is under way

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
 from bench.gate import Gate, GateError, Gatekeeper
+from bench.overhead import cpu_s
 from bench.pairs import alternation, median_interval, paired_ratio
 
 
@@ -87,3 +92,16 @@ def test_systems_take_turns_by_whole_blocks(tmp_path: Path) -> None:
 def test_ranks_that_never_come_are_named(tmp_path: Path) -> None:
     with Gatekeeper(tmp_path / "gate", ranks=2) as keeper, pytest.raises(GateError, match=r"\{'a': 0\}"):
         keeper.await_all({"a"}, limit_s=0.05)
+
+
+def test_cpu_time_is_of_the_whole_group_and_of_nobody_else() -> None:
+    spin = "while time.process_time() < 0.3: pass"
+    code = f"import os, sys, time\nchild = os.fork()\n{spin}\nos.write(1, b'x')\ntime.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True) as leader:
+        try:
+            assert leader.stdout is not None
+            assert leader.stdout.read(2) == b"xx"
+            assert 0.55 < cpu_s(leader.pid) < 1.2
+        finally:
+            os.killpg(leader.pid, signal.SIGKILL)
+    assert cpu_s(leader.pid) == 0.0

@@ -10,8 +10,9 @@ import pytest
 from orchestrator.core.plan.layout import merge
 from orchestrator.core.plan.plan import PARAMS
 from orchestrator.core.reshard.recovery import Held
+from orchestrator.core.supervisor.events import Fault
 from orchestrator.runtime.ports import Left
-from tests.unit.engine.engine_world import Trap, World, curve, undisturbed, world
+from tests.unit.engine.engine_world import Trap, World, curve, world
 from tests.unit.engine.test_every_plan import layered
 from tests.unit.engine.test_live_reshard import calm
 
@@ -55,9 +56,6 @@ def test_params_that_a_broken_gather_left_behind_do_not_come_back() -> None:
         assert (set(w.finish()), curve(w)) == ({calm()[0]}, calm()[1])
 
 
-CLOSE = {"rel": 1e-4}
-
-
 @pytest.mark.parametrize("phase", ["restoring", "agreeing"])
 @pytest.mark.parametrize(("before", "after"), [({"tensor": 2, "data": 2}, {"data": 4}), ({"data": 4}, {"tensor": 2, "data": 2})])
 def test_a_break_in_a_change_of_the_tensor_degree_loses_nothing(
@@ -76,14 +74,12 @@ def test_a_break_in_a_change_of_the_tensor_degree_loses_nothing(
         assert resume.step == next(iter(held.values())).applied_step
         assert len(set(w.finish())) == 1
         for step, (loss, norm) in calm()[1].items():
-            assert curve(w)[step] == (pytest.approx(loss, **CLOSE), pytest.approx(norm, **CLOSE))
+            assert curve(w)[step] == (pytest.approx(loss, rel=1e-4), pytest.approx(norm, rel=1e-4))
 
 
 @pytest.mark.parametrize("micro_batch", [3, 4])
 def test_a_tensor_rank_dies_in_the_middle_of_a_step(micro_batch: int) -> None:
     """Those that are left have micro-batches that the new one has not; all coordinates compute the same ones together."""
-    from orchestrator.core.supervisor.events import Fault
-
     the_job = layered(steps=4, tensor=2, copies=1)
     with world(the_job) as w:
         w.spawn("w0", "w1")
@@ -95,6 +91,3 @@ def test_a_tensor_rank_dies_in_the_middle_of_a_step(micro_batch: int) -> None:
         w.start("w0", "w1")
         assert w.recover("spare").step == 2
         assert (w.finish(), curve(w)) == expected
-
-
-_ = undisturbed
