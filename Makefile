@@ -13,8 +13,8 @@ RUNS ?=
 SEED ?=
 ARGS ?=
 
-.PHONY: help setup run promises test test-fast test-chaos sim chaos bench bench-recovery bench-overhead bench-schedule bench-reshard \
-        check format-check lint types layers drift format protos generate lock clean
+.PHONY: help setup run promises test test-fast test-chaos sim chaos bench bench-recovery bench-overhead \
+        bench-elastic bench-schedule bench-reshard check format-check lint types layers drift format protos generate lock clean
 
 help: ## Print these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -29,10 +29,10 @@ run: setup ## Train the main job on 4 nodes + 1 spare, kill a node mid-step, com
 	@$(BIN)/python -m bench.main_job $(ARGS)
 
 test: setup ## Run all tests (ARGS="-k name" narrows)
-	@$(BIN)/python -m pytest $(ARGS)
+	@tools/test.sh $(BIN) $(ARGS)
 
 test-fast: setup ## Run the tests that need no Ray cluster
-	@$(BIN)/python -m pytest -m "not ray and not chaos and not slow" $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not ray and not chaos and not slow" $(ARGS)
 
 test-chaos: setup ## Run the tests that kill, stop and cut off real processes
 	@$(BIN)/python -m pytest -m chaos $(ARGS)
@@ -46,13 +46,16 @@ sim: setup ## Simulate RUNS=n seeds of faults, or replay one with SEED=n
 chaos: setup ## Storms: RUNS=n seeded runs of mixed faults on real processes, or replay one with SEED=n
 	@$(BIN)/python -m bench.storms $(if $(SEED),--seed $(SEED),--runs $(or $(RUNS),30)) $(ARGS)
 
-bench: bench-recovery bench-overhead bench-schedule bench-reshard ## Run all benchmarks
+bench: bench-recovery bench-overhead bench-elastic bench-schedule bench-reshard ## Run all benchmarks
 
 bench-recovery: setup ## Time from kill -9 to the next step, ours beside torchrun and torchft
 	@$(BIN)/python -m bench.recovery $(ARGS)
 
 bench-overhead: setup ## Cost without faults, ours over a plain DDP loop
 	@$(BIN)/python -m bench.overhead $(ARGS)
+
+bench-elastic: setup ## Time to go on with one rank less after a node loss, and the pause to grow back
+	@$(BIN)/python -m bench.elastic $(ARGS)
 
 bench-schedule: setup ## Time and memory to plan the reshard of 260 B parameters on 1,024 ranks
 	@$(BIN)/python -m bench.schedule $(ARGS)

@@ -107,7 +107,8 @@ class Storm:
 
     def __str__(self) -> str:
         spares = f"{self.spares} spare{'' if self.spares == 1 else 's'}"
-        extra = f"{', checkpoints' if self.checkpoints else ''}{'' if self.kill_lost else ', zombies'}"
+        words = ((self.checkpoints, "checkpoints"), (not self.kill_lost, "zombies"), (bool(self.flips), "bits flip"))
+        extra = "".join(f", {word}" for true, word in words if true)
         return f"{self.shape} on {self.ranks} ranks, {spares}{extra}: {' '.join(map(str, self.strikes))}"
 
 

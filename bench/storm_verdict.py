@@ -18,8 +18,9 @@ from typing import Final
 
 from bench.storm_plan import DETECT_S, common, resilience
 from bench.storm_strikes import Weather
-from orchestrator.core.supervisor.events import DigestReported, Fault, StepCommitted
-from orchestrator.core.supervisor.state import Outcome
+from orchestrator.core.supervisor.commands import KillWorker
+from orchestrator.core.supervisor.events import DigestReported, Fault, StepCommitted, WorkerHello
+from orchestrator.core.supervisor.state import Outcome, WorkerPhase
 from orchestrator.engine.checkpoint_files import BadCheckpoint, list_steps, verify
 from orchestrator.runtime.status_types import JobStatus
 from tests.world.facts import Facts
@@ -112,6 +113,8 @@ def shown_as_well(status: JobStatus, weather: Weather, *, limit_s: float) -> str
     if status.phase.terminal:
         return ""
     for w in status.workers:
+        if w.phase is WorkerPhase.REQUESTED:
+            continue  # nobody claims that it is there; it may take long to come
         harm = weather.harmed.get(w.worker_id)
         if harm is not None and w.phase.alive and not w.suspect and time.monotonic() - harm.since_s > limit_s:
             return f"{w.worker_id}, {harm.how}, is shown as {w.phase} and nothing is said of it after {limit_s:.0f} s"
@@ -188,6 +191,15 @@ async def resume(weather: Weather, verdict: Verdict, end: Facts, truths: Truths,
     if again.state.outcome is not Outcome.COMPLETED:
         told.digest.append(f"{again.state.outcome}: {again.state.last_word}")
     verdict.resume += told.digest
+
+
+def overlooked(weather: Weather, end: Facts) -> list[str]:
+    """Who had come, was harmed long before the end and was never declared lost."""
+    came = {r.event.worker_id for r in end.records if isinstance(r.event, WorkerHello)}
+    told = {c.worker_id for r in end.records for c in r.commands if isinstance(c, KillWorker)}
+    over_s = end.records[-1].at_ms / 1000  # of the clock that harm is noted by
+    missed = [h for w, h in weather.harmed.items() if w in came - told and over_s - h.since_s > NOTICE_S]
+    return [f"{h.worker_id}, {h.how}, was never declared lost" for h in missed]
 
 
 async def leftovers(weather: Weather) -> list[str]:

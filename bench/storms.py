@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import re
 import shutil
 import sys
 import tempfile
@@ -20,10 +21,9 @@ from pathlib import Path
 from typing import Final
 
 from bench.harness import figures
-from bench.storm_plan import DETECT_S, Storm, draw_storm
+from bench.storm_plan import Storm, draw_storm
 from bench.storm_strikes import Weather
-from bench.storm_verdict import Truths, Verdict, judge, leftovers, look, resume
-from orchestrator.core.supervisor.commands import KillWorker
+from bench.storm_verdict import Truths, Verdict, judge, leftovers, look, overlooked, resume
 from tests.netlab.lab import Lab, cannot, missing_tools
 from tests.world.disks import small_disk
 from tests.world.facts import Facts
@@ -32,7 +32,7 @@ from tests.world.processes import System
 
 MACHINES: Final = 7  # one for the supervisor, four ranks, two spares
 LIMIT_S: Final = 90.0  # a run that takes longer is stuck
-SURVIVED_BAR: Final = 28 / 30
+LOST_BAR: Final = 15  # one run in so many may be lost
 
 
 async def run_storm(storm: Storm, *, root: Path, lab: Lab | None, truths: Truths) -> tuple[Verdict, Weather]:
@@ -94,11 +94,11 @@ async def _stuck(weather: Weather, verdict: Verdict) -> None:
 async def _aftermath(weather: Weather, verdict: Verdict, end: Facts, truths: Truths) -> None:
     await judge(weather, verdict, end, truths)
     verdict.status += await leftovers(weather)
-    told = {c.worker_id for f in (*weather.facts, end) for r in f.records for c in r.commands if isinstance(c, KillWorker)}
-    over_s = time.monotonic() - max((h.since_s for h in weather.harmed.values() if h.since_s < float("inf")), default=0.0)
-    missed = [h for w, h in weather.harmed.items() if w not in told and h.since_s < float("inf")]
-    if missed and over_s > 2 * DETECT_S and not end.digest:
-        verdict.status += [f"{h.worker_id}, {h.how}, was never declared lost" for h in missed]
+    verdict.status += overlooked(weather, end)
+    if weather.storm.flips:
+        log = await weather.system.log(weather.job)
+        again = sum(int(n) for n in re.findall(r"(\d+) part\(s\) fetched again", log))
+        weather.struck.append(f"{again} part(s) arrived changed and were fetched again")
     await resume(weather, verdict, end, truths, lambda: weather.system.finish(weather.job))
 
 
@@ -149,7 +149,7 @@ async def run_all(seeds: list[int], *, root: Path, lab: Lab | None, tell_story: 
         seconds=round(time.monotonic() - began, 1),
     )
     wrong = counts["wrong_digest"] + counts["wrong_status"] + counts["unresumable"]
-    return not wrong and counts["survived"] >= int(SURVIVED_BAR * ran)
+    return not wrong and counts["survived"] >= ran - ran // LOST_BAR
 
 
 def keep(folder: Path, seed: int) -> Path:

@@ -218,7 +218,7 @@ def a_planned_change_is_charged(patch: pytest.MonkeyPatch) -> None:
         (the_first_ready_rank_speaks_for_all, "have no state yet"),
         (a_pause_of_the_supervisor_counts_as_silence, ""),
         (a_decision_depends_on_more_than_its_event, "replay: "),
-        (torn_params_are_believed, "which it does not hold"),
+        (torn_params_are_believed, "params"),
         (a_shrink_forgets_a_region, "its survivors hold step"),
         (a_job_shrinks_below_its_minimum, "must never train"),
         (growth_knows_no_pause, "the size changed at step"),

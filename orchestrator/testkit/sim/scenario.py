@@ -46,7 +46,7 @@ WEIGHTS = {
     Kind.PLANNED: 12,
     Kind.ELASTIC: 16,
     Kind.BAD: 4,
-    Kind.CORRUPT: 5,
+    Kind.CORRUPT: 7,
     Kind.SLOW: 4,
 }
 
@@ -90,6 +90,8 @@ CHANGE_POINTS = (
     ("pass exchange", 0),
     ("pass exchange", 1),
 )
+# Where a job has steps to lose.
+STEADY_POINTS = tuple((point, n) for point in ("pass commit", "pass reduce", "open commit") for n in (1, 2, 4, 8))
 
 LOSSES = ("kill", "kill", "kill", "node off", "node killed", "node killed", "stop", "hang", "raylet")
 HARMLESS = ("supervisor", "supervisor", "supervisor", "break stream", "slow disk", "add node", "checkpoint")  # beside one loss
@@ -202,7 +204,7 @@ def scenario(seed: int) -> Scenario:
         uri="mem:/c" if saves else "",
         every=rng.choice((0, 3, 3)),
         keep=2,
-        failure_budget=1 if kind is Kind.STINGY else 1000,
+        failure_budget={Kind.STINGY: 1, Kind.CORRUPT: 30}.get(kind, 1000),
         budget_refill_steps=5,
         ranks_min=1 if rng.random() < 0.5 else rng.randint(1, ranks),
         grow_after_steps=rng.randint(1, 5),
@@ -284,7 +286,7 @@ def _faults(rng: random.Random, *, kind: Kind, ranks: int, until_ms: float) -> l
             harmless = [at(CHANGE_POINTS, HARMLESS) for _ in range(rng.choice((0, 1, 2)))]
             return [*some(WISHES, 1, 5), *harmless]
         case Kind.ELASTIC:
-            lost = some(("lose and return", "lose and return", "bad node"), 1, 3)
+            lost = [at(STEADY_POINTS, ("lose and return", "lose and return", "bad node")) for _ in range(rng.randint(1, 3))]
             return [*lost, *(some(HARMLESS, 1, 2) if rng.random() < 0.5 else [])]
         case Kind.BAD:
             return some((*HARMLESS, "kill"), 0, 2)
