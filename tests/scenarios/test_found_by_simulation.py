@@ -17,9 +17,9 @@ def test_waiting_ends_when_a_spare_is_there_also_when_the_policy_does_not_say_sw
     s = running(spares=0, policies=WAIT_ONLY)
     s.gone("j/w3")
     assert not only(RunEpoch, s.leave_all(3))
-    assert s.state.phase is JobPhase.WAITING
+    assert s.state.phase == JobPhase.WAITING
     s.hello_all()
-    assert s.state.phase is JobPhase.FORMING
+    assert [r.phase for r in [s.state]] == [JobPhase.FORMING]
     assert s.plan.size == 4
 
 

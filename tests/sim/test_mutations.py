@@ -184,7 +184,7 @@ def the_heirs_get_nothing(patch: pytest.MonkeyPatch) -> None:
 
 def the_accused_goes_on(patch: pytest.MonkeyPatch) -> None:
     """Who is outvoted leaves the epoch like everybody, and comes back with what it holds."""
-    real = reports.lose
+    real = epochs.lose
 
     def lenient(turn: Turn, worker: Worker, failure: FailureClass, evidence: str) -> None:
         if failure is FailureClass.CORRUPT_STATE:
@@ -197,7 +197,7 @@ def the_accused_goes_on(patch: pytest.MonkeyPatch) -> None:
 
 def a_planned_change_is_charged(patch: pytest.MonkeyPatch) -> None:
     """The ranks leave as they were asked to, and it counts as a failure."""
-    real = changes.fence
+    real = epochs.fence
 
     def dear(turn: Turn, failure: FailureClass, why: str, **how: Any) -> None:
         turn.set(budget=turn.state.budget - 1)

@@ -36,7 +36,8 @@ def actions(schedule: PipelineSchedule, *, pipeline: int, stages: int, rank: int
     """What pipeline rank `rank` of `pipeline` does in a step, in order. Stage s is run by rank s modulo `pipeline`.
 
     1F1B: Narayanan et al., arXiv 2006.09503; interleaved: arXiv 2104.04473 section 2.2, here for any number of micro-batches;
-    zero bubble: ZB-H1 of arXiv 2401.10241 section 2.2; one rank has no bubble and does its backward passes in one. Raises ValueError for stages that are no multiple of the ranks.
+    zero bubble: ZB-H1 of arXiv 2401.10241 section 2.2; one rank has no bubble and does its backward passes in one. Raises
+    ValueError for stages that are no multiple of the ranks.
     """
     if stages % pipeline or not 0 <= rank < pipeline:
         raise ValueError(f"{stages} stages do not lie evenly on {pipeline} ranks, or there is no rank {rank}")
