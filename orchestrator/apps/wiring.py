@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from orchestrator.adapters.files.home import ClusterEndpoint, Home
-from orchestrator.adapters.files.journal import SqliteJournal
+from orchestrator.adapters.files.journal import JournalDamaged, SqliteJournal
 from orchestrator.adapters.files.token import ensure_token, put_token, read_token
 from orchestrator.adapters.grpc.client import CALL_MS, ControlClient
 from orchestrator.core.graph.view import GraphView
@@ -213,18 +213,23 @@ def _shut_down(home: Path, cluster: str) -> bool:
 
 def _put_aside(place: Home, cluster: str, *, keep: str, on_progress: Progress) -> None:
     """Jobs that an earlier cluster of this name left unfinished when it died: the one to be run goes on, the others must not
-    take its nodes. Their folders move to jobs/.past; run again, they resume from their newest checkpoint.
+    take its nodes. Their folders move to jobs/.past; run again, they resume from their newest checkpoint. So does any whose journal
+    this version cannot read.
     """
-    for folder in sorted(p for p in place.jobs.iterdir() if p.is_dir() and not p.name.startswith(".") and p.name != keep):
+    for folder in sorted(p for p in place.jobs.iterdir() if p.is_dir() and not p.name.startswith(".")):
         owner = folder / CLUSTER_FILE
         if not owner.is_file() or owner.read_text(encoding="utf-8").strip() != cluster:
             continue
-        journal = SqliteJournal(folder, read_only=True)
+        try:
+            journal = SqliteJournal(folder, read_only=True)
+        except JournalDamaged as error:
+            on_progress(f"the journal of job {folder.name} cannot be read ({error}): it is now in {put_past(folder)}")
+            continue
         try:
             state = replay(journal).state if journal.exists else None
         finally:
             journal.close()
-        if state is None or not state.phase.terminal:
+        if folder.name != keep and (state is None or not state.phase.terminal):
             aside = put_past(folder)
             on_progress(f"job {folder.name} was left unfinished by an earlier cluster: its journal is now in {aside}")
 

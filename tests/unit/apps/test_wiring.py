@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import socket
+import sqlite3
 from pathlib import Path
 
 import pytest
 
 from orchestrator.adapters.files.home import ClusterEndpoint, Home
+from orchestrator.adapters.files.journal import FILE_NAME, SqliteJournal
 from orchestrator.adapters.files.token import ensure_token
+from orchestrator.apps import wiring
 from orchestrator.apps.wiring import down
+from orchestrator.runtime.entry import CLUSTER_FILE
+from orchestrator.testkit.jobs import make_job
 
 
 @pytest.mark.parametrize("token", ["good", "open to others", "absent"])
@@ -27,3 +32,21 @@ def test_a_supervisor_that_cannot_be_asked_is_forgotten_and_not_said_to_be_ended
     ]
     assert home.read_endpoint("local") is None
     assert down(home=tmp_path, cluster=None) == []
+
+
+@pytest.mark.parametrize("keep", ["j", "another"])
+def test_a_journal_of_another_version_is_put_aside_with_a_word(tmp_path: Path, keep: str) -> None:
+    home = Home(tmp_path)
+    folder = home.jobs / "j"
+    journal = SqliteJournal(folder)
+    journal.create(make_job())
+    journal.close()
+    (folder / CLUSTER_FILE).write_text("local")
+    with sqlite3.connect(folder / FILE_NAME) as db:
+        db.execute("UPDATE meta SET value = '1' WHERE key = 'format'")
+    db.close()
+    told: list[str] = []
+    wiring._put_aside(home, "local", keep=keep, on_progress=told.append)
+    assert not folder.exists()
+    assert (home.jobs / ".past" / "j.1" / FILE_NAME).is_file()
+    assert "journal format 1" in told[0]
