@@ -213,8 +213,8 @@ def _shut_down(home: Path, cluster: str) -> bool:
 
 def _put_aside(place: Home, cluster: str, *, keep: str, on_progress: Progress) -> None:
     """Jobs that an earlier cluster of this name left unfinished when it died: the one to be run goes on, the others must not
-    take its nodes. Their folders move to jobs/.past; run again, they resume from their newest checkpoint. So does any whose journal
-    this version cannot read.
+    take its nodes. Their folders move to jobs/.past; run again, they resume from their newest checkpoint. So does any folder
+    whose journal this version cannot read.
     """
     for folder in sorted(p for p in place.jobs.iterdir() if p.is_dir() and not p.name.startswith(".")):
         owner = folder / CLUSTER_FILE

@@ -130,8 +130,8 @@ class TorchEngine:
         seed_drawing(seed=job.train.seed, step=-1, micro_batch=0)  # what setup() draws is equal on all ranks too
         task = load_task(job.task)
         body = Body(job=job, task=task, device=torch.device(job.cluster.device.value))
-        body.prefault(ranks=job.parallel.ranks, zero_stage=job.parallel.zero_stage, copies=job.parallel.copies)
         self._throw_away(body)
+        body.prefault()
         self._body = body
         self._control.phase("idle")
         return body.graph

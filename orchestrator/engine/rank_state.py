@@ -257,14 +257,21 @@ class Body:
         self.work = None
         self.lineage += 1
 
-    def prefault(self, *, ranks: int, zero_stage: int, copies: int) -> None:
-        """Touch the memory that a rank of such a plan will need: the first touch of a page costs ten times a copy."""
+    def prefault(self) -> None:
+        """Touch the memory that a rank of the job will need: the first touch of a page costs ten times a copy.
+
+        Vectors of the whole model only where a rank sums the gradient of all of it.
+        """
+        parallel, numel = self.job.parallel, self.graph.padded_numel
+        sections = parallel.pipeline * parallel.tensor
+        self.pool.clear()
         with torch.no_grad():
-            numel = self.graph.padded_numel
-            run = -(-self.job.train.micro_batches // ranks)
-            vectors = [self.pool.take(numel) for _ in range(run.bit_length() + 1)]
-            for vector in vectors:
-                self.pool.give(vector.zero_())
-            share = min(numel, -(-numel // ranks) * (1 + copies)) if zero_stage else numel
+            if sections == 1 and parallel.zero_stage < 2:
+                run = -(-self.job.train.micro_batches // parallel.data)
+                vectors = [self.pool.take(numel) for _ in range(run.bit_length() + 1)]
+                for vector in vectors:
+                    self.pool.give(vector.zero_())
+            holders = sections * (parallel.data if parallel.zero_stage else 1)
+            share = min(numel, -(-numel // holders) * (1 + parallel.copies))
             for _, dtype in self.keys.elementwise:
                 self.pages.prefault(share, dtype)

@@ -3,19 +3,22 @@
 A task declares which linear layers are cut (ColwiseParallel, RowwiseParallel), `parallelize_module` does the rest. Two things
 make it fit here. DTensor wants a default group to draw its mesh on: the `fake` backend will do, nothing is ever sent over it. And
 its collectives look their group up by name at every call: each epoch registers the group of its tensor axis under the mesh's
-name, so that survivors leave a broken group and go on with the same module. Parameters are DTensors over views of the flat
-vector, so that an optimizer may update the vector in place and backward adds into views of a gradient vector.
+name, so that survivors leave a broken group and go on with the same module. The wait for such a collective is ours, because an
+abort must end it. Parameters are DTensors over views of the flat vector, so that an optimizer may update the vector in place and
+backward adds into views of a gradient vector.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed._functional_collectives as functional
 import torch.distributed.distributed_c10d as c10d
 from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
@@ -202,6 +205,24 @@ class _Registered:
 
 
 _registered = _Registered()
+_wait_in_the_library: Any = functional.wait_tensor
+
+
+def _wait_tensor(tensor: Tensor) -> Tensor:
+    """In the place of the functional collectives' own wait, which an abort could not end."""
+    group = _registered.group
+    if group is not None:
+        group.wait_in(functools.partial(_wait_without_grad, tensor))
+    out: Tensor = _wait_in_the_library(tensor)  # no wait any more
+    return out
+
+
+def _wait_without_grad(tensor: Tensor) -> None:
+    with torch.no_grad():
+        _wait_in_the_library(tensor)
+
+
+functional.wait_tensor = _wait_tensor
 atexit.register(_registered.drop)  # before the wait for destructors at exit, which was registered earlier
 
 

@@ -84,7 +84,10 @@ class GlooGroup(LibraryGroup):
             for work in works:
                 work.wait(timeout)
 
-        wait_elsewhere = LeftBehind(wait)
+        self.wait_in(wait)
+
+    def wait_in(self, call: Callable[[], object]) -> None:
+        wait_elsewhere = LeftBehind(call)
         with self._lock:
             self._waiters.add(wait_elsewhere.done)
         try:

@@ -107,6 +107,13 @@ class LibraryGroup(EpochGroup):
         incoming = [(tensor, src) for tensor, src in recvs if tensor.numel()]
         return self._transfers(lambda pg: self._start_exchange(pg, outgoing, incoming, tag))
 
+    def wait_in(self, call: Callable[[], object]) -> None:
+        """Run `call`, which waits inside the library for an operation of this group. Raises GroupBroken, on an abort at once."""
+        try:
+            call()
+        except RuntimeError as error:
+            raise self._failed(error) from error
+
     def close(self) -> None:
         self.abort()
         with self._lock:

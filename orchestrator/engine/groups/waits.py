@@ -15,7 +15,7 @@ from queue import SimpleQueue
 class LeftBehind:
     """One blocking call that runs elsewhere. `done` is set when it has ended, or by whoever gives it up."""
 
-    def __init__(self, call: Callable[[], None]) -> None:
+    def __init__(self, call: Callable[[], object]) -> None:
         self._call = call
         self.done = threading.Event()
         self.error: RuntimeError | None = None

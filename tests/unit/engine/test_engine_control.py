@@ -21,6 +21,9 @@ from orchestrator.core.supervisor.events import (
     Fault,
     StepCommitted,
 )
+from orchestrator.engine.commit import CHECKPOINT, LEAVE
+from orchestrator.engine.control import Control
+from orchestrator.engine.engine import TorchEngine
 from orchestrator.engine.faults import FaultBox, InjectedError
 from orchestrator.engine.rank_state import aligned
 from orchestrator.runtime.ports import Failed, Left
@@ -231,6 +234,32 @@ def test_a_hang_of_limited_length_is_only_a_pause() -> None:
         digests = w.finish()
         assert w.workers["w0"].commits()[2].step_ms >= 300.0  # it waited for the one that was stopped
         assert set(digests) == {undisturbed(the_job)[0]}
+
+
+def test_a_wish_waits_for_its_epoch_and_ends_with_it() -> None:
+    control = Control()
+    control.wish(3, CHECKPOINT)  # faster than the order to begin
+    assert control.enter(2) == ""
+    control.wish(2, CHECKPOINT)
+    control.wish(2, LEAVE)
+    control.wish(1, CHECKPOINT)  # late
+    assert (control.wishes(), control.wishes()) == (LEAVE | CHECKPOINT, 0)
+    control.wish(2, LEAVE)
+    control.leave()
+    assert control.enter(3) == ""
+    assert (control.wishes(), control.wishes()) == (CHECKPOINT, 0)
+
+
+@pytest.mark.parametrize(("parallel", "vectors"), [({}, 3), ({"pipeline": 2}, 0), ({"zero_stage": 3}, 0), ({"tensor": 2}, 0)])
+def test_whole_vectors_are_kept_only_where_a_rank_needs_them(parallel: dict[str, int], vectors: int) -> None:
+    zero_stage = parallel.pop("zero_stage", 0)
+    engine = TorchEngine(job(size=2, zero_stage=zero_stage, target="layered_task.py:Layered", fields=parallel), "127.0.0.1")
+    try:
+        graph = engine.warm()
+        assert engine._body is not None
+        assert engine._body.pool.free_bytes == 4 * graph.padded_numel * vectors
+    finally:
+        engine.close()
 
 
 def test_faults_wait_for_their_step() -> None:

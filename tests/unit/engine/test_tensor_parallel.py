@@ -16,17 +16,19 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed._functional_collectives as functional
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, SequenceParallel
 
 from orchestrator.core.graph.space import cut, local_shape
+from orchestrator.engine import tensor_parallel
 from orchestrator.engine.groups import EpochGroup, GroupBroken, StoreServer
 from orchestrator.engine.layered import LayeredStage
 from orchestrator.engine.task import Task, TaskError
 from orchestrator.engine.tasks.gpt import GPT
 from orchestrator.engine.tensor_parallel import TensorParallel, cut_dim
-from tests.unit.engine.groups_world import DEADLINE_S, HOST, form
+from tests.unit.engine.groups_world import DEADLINE_S, HOST, form, run_ranks
 from tests.unit.engine.layered_task import Layered
 from tests.unit.engine.layered_world import SCALE, SEED, build
 
@@ -322,6 +324,24 @@ def test_processes_may_change_places() -> None:
     (first, second), serial = results(2, run_roles, "gpt", ""), train(gpt())
     assert_like_serial([first[0], second[0]], serial)
     assert_like_serial([second[1], first[1]], serial)
+
+
+def test_an_abort_ends_a_wait_that_gloo_has_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transfer that was half-way when its connection went is waited for until the time-out, inside the library."""
+    forgotten = threading.Event()
+
+    def work(group: EpochGroup) -> None:
+        monkeypatch.setattr(tensor_parallel._registered, "group", group)
+        monkeypatch.setattr(tensor_parallel, "_wait_in_the_library", lambda tensor: forgotten.wait(60))
+        threading.Timer(0.1, group.abort).start()
+        with pytest.raises(GroupBroken, match="aborted"):
+            functional.wait_tensor(torch.zeros(1))
+        assert not forgotten.is_set()
+
+    try:
+        run_ranks(1, work)
+    finally:
+        forgotten.set()
 
 
 @pytest.mark.parametrize("phase", ["forward", "backward"])
