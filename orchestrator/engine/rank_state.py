@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from orchestrator.core.job import DeviceKind, Job
-from orchestrator.core.plan.layout import Intervals, intersect, merge, subtract
+from orchestrator.core.plan.layout import Interval, Intervals, intersect, merge, subtract
 from orchestrator.core.plan.plan import PARAMS, TENSOR, Plan
 from orchestrator.core.reshard.recovery import Commit, Held
 from orchestrator.engine.accumulate import GradAccumulator
@@ -92,6 +92,7 @@ class StepWork:
     step: int
     mine: tuple[int, ...]
     lineage: int
+    stages: dict[int, Interval]  # the stages of `sums`, and where in the vector each lies
     sums: dict[int, GradAccumulator]  # by stage
     losses: dict[int, float]
 

@@ -196,7 +196,7 @@ class Trainer:
         state = self._rank_state()
         assert state.applied_step == step - 1 == state.params_step, "the state of the step before"
         skipped = step in self._skip_steps
-        work = StepWork(step, (), self._body.lineage, {}, {}) if skipped else self._compute(step)
+        work = StepWork(step, (), self._body.lineage, {}, {}, {}) if skipped else self._compute(step)
         self._control.check()
         reduced = self._body.reduced(state.holds)
         self._control.phase("reduce", step)
@@ -259,13 +259,14 @@ class Trainer:
         """What is there already of this step, or a new beginning: who computes a micro-batch together begins together."""
         body, work, plan = self._body, self._body.work, self._plan
         keeps = len(plan.stages) == 1 and plan.axis(TENSOR) == 1 and self._streaming is None
-        same = work is not None and (work.step, work.mine, work.lineage) == (step, self._mine, body.lineage)
-        if work is not None and keeps and same and set(work.sums) == set(self._stages):
+        found = work is not None and (work.step, work.mine, work.lineage, work.stages)
+        if work is not None and keeps and found == (step, self._mine, body.lineage, self._stages):
             return work
         if work is not None:
             for sums in work.sums.values():
                 sums.reset()
         lo, hi = (self._mine[0], self._mine[-1] + 1) if self._mine else (0, 0)
+        stages = self._stages if self._streaming is None else {}
         made = {
             s: GradAccumulator(
                 bounds.numel,
@@ -276,10 +277,9 @@ class Trainer:
                 exact=self._exact,
                 join_leaves=body.adds_once,
             )
-            for s, bounds in self._stages.items()
-            if self._streaming is None
+            for s, bounds in stages.items()
         }
-        body.work = StepWork(step, self._mine, body.lineage, made, {})
+        body.work = StepWork(step, self._mine, body.lineage, stages, made, {})
         return body.work
 
     # --------------------------------------------------------------------------------------------------------- reduce

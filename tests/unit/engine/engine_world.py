@@ -289,6 +289,23 @@ class World:
         self.run(plan, resume)
         return resume
 
+    def survivors(self, victim: str) -> dict[str, Held]:
+        """Once the victim is dead the others are fenced; what they hold, by worker."""
+        self.until(lambda: self.workers[victim].dead)
+        assert self.plan is not None
+        epoch = self.plan.epoch
+        for worker in self.members():
+            worker.send("fence", epoch)
+        self.outcomes()
+        held: dict[str, Held] = {}
+        for worker in self.members():
+            if not worker.dead:
+                left = worker.outcomes[epoch]
+                assert isinstance(left, Left), left
+                assert left.held is not None
+                held[worker.worker_id] = left.held
+        return held
+
     @property
     def graph(self) -> GraphView:
         """Of any worker: all have the same."""

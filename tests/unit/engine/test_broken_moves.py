@@ -9,32 +9,12 @@ import pytest
 
 from orchestrator.core.plan.layout import merge
 from orchestrator.core.plan.plan import PARAMS
-from orchestrator.core.reshard.recovery import Held
 from orchestrator.core.supervisor.events import Fault
-from orchestrator.runtime.ports import Left
-from tests.unit.engine.engine_world import Trap, World, curve, world
+from tests.unit.engine.engine_world import Trap, curve, world
 from tests.unit.engine.test_every_plan import layered
 from tests.unit.engine.test_live_reshard import calm
 
 pytestmark = pytest.mark.slow
-
-
-def survivors(w: World, victim: str) -> dict[str, Held]:
-    """Once the victim is dead the others are fenced; what they hold, by worker."""
-    w.until(lambda: w.workers[victim].dead)
-    assert w.plan is not None
-    epoch = w.plan.epoch
-    for worker in w.members():
-        worker.send("fence", epoch)
-    w.outcomes()
-    held = {}
-    for worker in w.members():
-        if not worker.dead:
-            left = worker.outcomes[epoch]
-            assert isinstance(left, Left), left
-            assert left.held is not None
-            held[worker.worker_id] = left.held
-    return held
 
 
 def test_params_that_a_broken_gather_left_behind_do_not_come_back() -> None:
@@ -44,10 +24,10 @@ def test_params_that_a_broken_gather_left_behind_do_not_come_back() -> None:
         w.spawn("w3", traps=[Trap("gather", 3)])
         w.spawn("w2", traps=[Trap("agreeing", 3)])
         w.start("w0", "w1", "w2", "w3")
-        before = survivors(w, "w3")
+        before = w.survivors("w3")
         assert {h.params_step for h in before.values()} == {-1}
         w.reshard(before, new_job=layered(data=3, zero=3, copies=1), workers=["w0", "w1", "w2"])
-        after = survivors(w, "w2")
+        after = w.survivors("w2")
         assert w.plan is not None
         for worker, held in after.items():
             got = w.plan.layout(PARAMS).holdings[held.rank].everything
@@ -69,12 +49,22 @@ def test_a_break_in_a_change_of_the_tensor_degree_loses_nothing(
         w.until(lambda: 1 in w.workers["w0"].commits())
         held = w.leave()
         w.reshard(held, new_job=layered(**after), workers=["w0", "w1", "w2", "w3"])
-        left = survivors(w, "w3")
+        left = w.survivors("w3")
         resume = w.reshard(left, new_job=layered(data=3), workers=["w0", "w1", "w2"])
         assert resume.step == next(iter(held.values())).applied_step
         assert len(set(w.finish())) == 1
         for step, (loss, norm) in calm()[1].items():
             assert list(curve(w)[step]) == pytest.approx([loss, norm], rel=1e-4)
+
+
+def test_sums_of_one_stage_are_not_those_of_the_whole_model() -> None:
+    """The first of two stages becomes the only one, with the same micro-batches of the same step."""
+    with world(layered(steps=6, pipeline=2, copies=1)) as w:
+        w.spawn("w0")
+        w.spawn("w1", traps=[Trap("reduce", 3)])
+        w.start("w0", "w1")
+        w.reshard(w.survivors("w1"), new_job=layered(), workers=["w0"])
+        assert (set(w.finish()), curve(w)) == ({calm()[0]}, calm()[1])
 
 
 @pytest.mark.parametrize("micro_batch", [3, 4])

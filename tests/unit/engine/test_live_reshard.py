@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from orchestrator.core.plan.plan import PipelineSchedule
-from orchestrator.runtime.ports import Left
 from tests.unit.engine.engine_world import Trap, curve, undisturbed, world
 from tests.unit.engine.test_every_plan import layered
 
@@ -84,19 +83,7 @@ def test_a_rank_dies_at_any_moment(name: str, phase: str) -> None:
         if phase in BETWEEN:
             w.until(lambda: 3 in w.workers["w0"].commits())
             w.change(new_job=the_job, workers=["w0", "w1", "w2", "w3"])
-        w.until(lambda: w.workers["w2"].dead)
-        assert w.plan is not None
-        epoch = w.plan.epoch
-        for worker in w.members():
-            worker.send("fence", epoch)
-        w.outcomes()
-        held = {}
-        for worker in w.members():
-            if not worker.dead:
-                left = worker.outcomes[epoch]
-                assert isinstance(left, Left)
-                assert left.held is not None
-                held[worker.worker_id] = left.held
+        held = w.survivors("w2")
         smaller = dict(cut) | ({"pipeline": 1, "data": 3} if "pipeline" in cut else {"data": 3})
         w.reshard(held, new_job=layered(**smaller), workers=["w0", "w1", "w3"])
         assert set(w.finish()) == {digest}
