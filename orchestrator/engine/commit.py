@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from orchestrator.core.graph.space import space_of
+from orchestrator.core.graph.space import counted
 from orchestrator.core.graph.view import GraphView
-from orchestrator.core.plan.layout import Interval, Intervals, intersect, merge, subtract
+from orchestrator.core.plan.layout import Interval, Intervals, intersect
 from orchestrator.core.plan.plan import OPTIMIZER, PIPELINE, TENSOR, Plan
 from orchestrator.engine.groups.base import EpochGroup
 from orchestrator.engine.norms import block_sums
@@ -30,19 +30,6 @@ class Told:
     losses: Mapping[int, float]  # by micro-batch
     squares: tuple[float, ...]
     wishes: int  # of anybody
-
-
-def counted(graph: GraphView, degree: int) -> Intervals:
-    """Every parameter of the vector once, and padding, whose gradient is zero."""
-    space = space_of(graph, degree)
-    out: list[Interval] = []
-    for t, place in zip(graph.tensors, space.places, strict=True):
-        for coordinate in range(degree):
-            again = not t.trainable or t.twin or (coordinate > 0 and t.cut_dim < 0)
-            if again and place.start < place.stop:
-                base = coordinate * space.section
-                out.append(Interval(base + place.start, base + place.stop))
-    return subtract((Interval(0, space.numel),), merge(out))
 
 
 def cut_at_blocks(intervals: Intervals, block: int) -> list[Interval]:

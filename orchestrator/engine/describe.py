@@ -41,6 +41,11 @@ def named_layers(task: Task, module: nn.Module) -> tuple[tuple[str, nn.Module], 
     return layers
 
 
+def lay_out_task(task: Task, module: nn.Module) -> FlatState:
+    """The state of a built model, layer by layer as its task names them. Raises TaskError."""
+    return FlatState(module, named_layers(task, module), cut_dim=partial(cut_dim, task))
+
+
 def graph_of(job: Job, task: Task, state: FlatState) -> GraphView:
     """The view of a model that is laid out already."""
     view = graph_view(state.shapes, layer_names=state.layer_names, fingerprint="")
@@ -51,7 +56,7 @@ def describe(job: Job) -> GraphView:
     """Build the model once and look at it; nothing is trained. Raises TaskError for what the user can fix."""
     task = load_task(job.task)
     module = build_seeded(task, seed=job.train.seed)
-    return graph_of(job, task, FlatState(module, named_layers(task, module), cut_dim=partial(cut_dim, task)))
+    return graph_of(job, task, lay_out_task(task, module))
 
 
 def _fingerprint(job: Job, task: Task, tensors: tuple[TensorView, ...]) -> str:

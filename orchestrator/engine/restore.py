@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,13 +20,11 @@ from orchestrator.core.plan.plan import OPTIMIZER, PARAMS, TENSOR, Plan
 from orchestrator.core.reshard.recovery import Commit, Resume, Source, Transfer
 from orchestrator.engine.checkpoint_read import load_checkpoint
 from orchestrator.engine.control import Control
-from orchestrator.engine.describe import build_seeded, named_layers
+from orchestrator.engine.describe import build_seeded, lay_out_task
 from orchestrator.engine.extents import Extents
 from orchestrator.engine.groups.base import EpochGroup, GroupBroken
-from orchestrator.engine.model_state import FlatState
 from orchestrator.engine.optim import Scalars, ShardedOptimizer, lr_at
 from orchestrator.engine.rank_state import Body, FatalCheck, RankState, user_code
-from orchestrator.engine.tensor_parallel import cut_dim
 from orchestrator.engine.transfer import MoveReport, TransferCorrupt, move
 
 _HEADER_TAG = 1
@@ -110,15 +107,16 @@ def _from_seed(body: Body, *, plan: Plan, rank: int) -> None:
     else:
         with user_code():
             module = build_seeded(body.task, seed=body.job.train.seed).to(body.device)
-            seeded = FlatState(module, named_layers(body.task, module), cut_dim=partial(cut_dim, body.task))
-        serial, whole = seeded.params, False
+            serial, whole = lay_out_task(body.task, module).params, False
     body.place_tensor()
     target = body.target_params(plan, rank, serial if whole else Extents(torch.float32, body.device))
     if not whole:
         _copy_runs(target, serial, _serial_runs(body, target.intervals))
     body.adopt(target, body.layers_of(plan, rank))
     body.pristine = False
-    _fresh_rank(body, plan, rank, scalars=None, step=0)
+    holds = _holds(plan, rank)
+    moments = body.new_moments(holds)
+    body.rank = RankState(plan, rank, holds, moments, new_optimizer(body, holds, moments, None), {}, 0, 0, 0, None, -1)
 
 
 def _serial_runs(body: Body, wanted: Intervals) -> list[tuple[int, int, int]]:
@@ -138,13 +136,6 @@ def _copy_runs(target: Extents, source: Extents, found: Sequence[tuple[int, int,
         for lo, hi, view in source.pieces(b, b + n):
             for x, y, out in target.pieces(a + lo - b, a + hi - b):
                 out.copy_(view[x - a - lo + b : y - a - lo + b])
-
-
-def _fresh_rank(body: Body, plan: Plan, rank: int, *, scalars: Scalars | None, step: int, done: int = -1) -> None:
-    holds = _holds(plan, rank)
-    moments = body.new_moments(holds)
-    optimizer = new_optimizer(body, holds, moments, scalars)
-    body.rank = RankState(plan, rank, holds, moments, optimizer, {}, step, step, step, None, done)
 
 
 def _from_checkpoint(body: Body, *, plan: Plan, rank: int, resume: Resume) -> None:

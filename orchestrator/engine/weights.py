@@ -41,7 +41,6 @@ class Resident:
     def __init__(self, body: Body, *, plan: Plan, rank: int) -> None:
         self._body, self._plan = body, plan
         self._layers = {s: range(plan.stages[s].first, plan.stages[s].last) for s in plan.stages_of(rank)}
-        self._stage_of = {layer: s for s, layers in self._layers.items() for layer in layers}
         self._changes: dict[tuple[int, int], Changes] = {}
         self._work: StepWork | None = None
 

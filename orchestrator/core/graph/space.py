@@ -16,7 +16,7 @@ from functools import lru_cache
 from itertools import pairwise
 
 from orchestrator.core.graph.view import GraphView, LayerView, TensorView
-from orchestrator.core.plan.layout import Interval, Intervals, merge
+from orchestrator.core.plan.layout import Interval, Intervals, merge, subtract
 
 ALIGN = 16  # elements; block boundaries then cut a parameter at whole cache lines, where vectorised kernels do not care
 BLOCKS_MAX = 1024
@@ -147,17 +147,17 @@ def space_of(graph: GraphView, degree: int) -> Space:
     return lay_out(shapes, layers=len(graph.layers), block=graph.block, degree=degree)
 
 
-def normed(graph: GraphView, degree: int) -> Intervals:
-    """What the gradient's norm is taken over: every parameter once (no twin, nothing that another coordinate has as well)."""
+def counted(graph: GraphView, degree: int) -> Intervals:
+    """What the gradient's norm is taken over: every parameter of the vector once, and padding, whose gradient is zero."""
     space = space_of(graph, degree)
-    out = []
+    out: list[Interval] = []
     for t, place in zip(graph.tensors, space.places, strict=True):
-        if not t.trainable or t.twin or place.start == place.stop:
-            continue
-        for coordinate in range(degree if t.cut_dim >= 0 else 1):
-            base = coordinate * space.section
-            out.append(Interval(base + place.start, base + place.stop))
-    return merge(out)
+        for coordinate in range(degree):
+            again = not t.trainable or t.twin or (coordinate > 0 and t.cut_dim < 0)
+            if again and place.start < place.stop:
+                base = coordinate * space.section
+                out.append(Interval(base + place.start, base + place.stop))
+    return subtract((Interval(0, space.numel),), merge(out))
 
 
 def twins(graph: GraphView, degree: int) -> tuple[tuple[Interval, Interval], ...]:

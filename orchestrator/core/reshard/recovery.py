@@ -75,11 +75,6 @@ class Resume:
     predicted_ms: int  # how long the transfers should take
     skip_steps: tuple[int, ...]  # steps that are committed without an update when they come (again)
 
-    @property
-    def elements_moved(self) -> int:
-        """fp32 elements that travel (the optimizer counts once per moment at execution)."""
-        return sum(t.stop - t.start for t in self.transfers)
-
 
 class Unrecoverable(ValueError):
     """No set of survivors holds the whole state; the message names what is missing."""

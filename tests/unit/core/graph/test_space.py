@@ -17,11 +17,11 @@ from orchestrator.core.graph.space import (
     BLOCKS_MAX,
     Shape,
     block_size,
+    counted,
     cut,
     graph_view,
     lay_out,
     local_shape,
-    normed,
     runs,
     space_of,
     twins,
@@ -123,9 +123,9 @@ def test_sections_are_whole_blocks_layer_after_layer(graph: GraphView, degree: i
 @given(graphs(), degrees)
 def test_the_norm_counts_every_parameter_once(graph: GraphView, degree: int) -> None:
     mine = chunked(graph, degree)
-    counted = torch.cat([mine[i.start : i.stop] for i in normed(graph, degree)] or [mine[:0]])
+    once = torch.cat([mine[i.start : i.stop] for i in counted(graph, degree)] or [mine[:0]])
     expected = [x for t in graph.tensors if t.trainable and not t.twin for x in range(t.start + 1, t.stop + 1)]
-    assert sorted(counted[counted > 0].tolist()) == expected
+    assert sorted(once[once > 0].tolist()) == expected
 
 
 @given(graphs(), degrees)
@@ -175,7 +175,7 @@ def test_the_view_is_the_space_of_degree_one() -> None:
     assert (view.numel, view.padded_numel, view.block, view.fingerprint) == (18, 2 * BLOCK_MIN, BLOCK_MIN, "p")
     assert [(t.start, t.stop) for t in view.tensors] == [(0, 6), (6, 12), (BLOCK_MIN, BLOCK_MIN + 6)]
     assert [(n.name, n.start, n.stop) for n in view.layers] == [("x", 0, BLOCK_MIN), ("y", BLOCK_MIN, 2 * BLOCK_MIN)]
-    assert total(normed(view, 1)) == 6
+    assert total(counted(view, 1)) == view.padded_numel - 12
 
 
 @pytest.mark.parametrize(
