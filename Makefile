@@ -32,7 +32,7 @@ test: setup ## Run all tests (ARGS="-k name" narrows)
 	@tools/test.sh $(BIN) $(ARGS)
 
 test-fast: setup ## Run the tests that need no Ray cluster
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not ray and not chaos and not slow" $(ARGS)
+	@$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not ray and not chaos and not slow" $(ARGS)
 
 test-chaos: setup ## Run the tests that kill, stop and cut off real processes
 	@$(BIN)/python -m pytest -m chaos $(ARGS)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# All tests: first on two cores those that kill nothing, then the others one after the other. Further arguments go to
-# both; a half in which they select nothing is fine.
+# All tests: first those that kill nothing, four at a time because most of them wait, then the others, two at a time. Further
+# arguments go to both; a half in which they select nothing is fine.
 set -uo pipefail
 bin="$1"
 shift
@@ -18,6 +18,6 @@ run() {
 }
 
 status=0
-run -n 2 --dist loadfile --no-loadscope-reorder -m "not chaos" "$@" || status=$?
-run -m chaos "$@" || status=$?
+run -n 4 --dist loadfile --no-loadscope-reorder -m "not chaos" "$@" || status=$?
+run -n 2 --dist loadfile --no-loadscope-reorder -m chaos "$@" || status=$?
 exit "$status"
