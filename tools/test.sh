@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# All tests: first those that kill nothing, four at a time because most of them wait, then the others, two at a time. Further
-# arguments go to both; a half in which they select nothing is fine.
+# All tests: those marked `chaos` come last and two at a time, the others four at a time, because most of them wait. Further
+# arguments go to both halves; one in which they select nothing is fine.
 set -uo pipefail
 bin="$1"
 shift

@@ -259,8 +259,8 @@ class Trainer:
         """What is there already of this step, or a new beginning: who computes a micro-batch together begins together."""
         body, work, plan = self._body, self._body.work, self._plan
         keeps = len(plan.stages) == 1 and plan.axis(TENSOR) == 1 and self._streaming is None
-        found = work is not None and (work.step, work.mine, work.lineage, work.stages)
-        if work is not None and keeps and found == (step, self._mine, body.lineage, self._stages):
+        wanted = (step, self._mine, body.lineage, self._stages)
+        if work is not None and keeps and (work.step, work.mine, work.lineage, work.stages) == wanted:
             return work
         if work is not None:
             for sums in work.sums.values():
