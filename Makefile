@@ -14,10 +14,11 @@ SEED ?=
 ARGS ?=
 
 .PHONY: help setup run promises test test-fast test-chaos sim chaos bench bench-recovery bench-overhead \
-        bench-elastic bench-schedule bench-reshard check format-check lint types layers drift format protos generate lock clean
+        bench-elastic bench-schedule bench-reshard bench-placement bench-plan-rules bench-plan-scale bench-plan-regret \
+        bench-plan-accuracy check format-check lint types layers drift format protos generate lock clean
 
 help: ## Print these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-20s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP) ## Create .venv from requirements.lock and install the project into it
 
@@ -46,7 +47,8 @@ sim: setup ## Simulate RUNS=n seeds of faults, or replay one with SEED=n
 chaos: setup ## Storms: RUNS=n seeded runs of mixed faults on real processes, or replay one with SEED=n
 	@$(BIN)/python -m bench.storms $(if $(SEED),--seed $(SEED),--runs $(or $(RUNS),30)) $(ARGS)
 
-bench: bench-recovery bench-overhead bench-elastic bench-schedule bench-reshard ## Run all benchmarks
+bench: bench-recovery bench-overhead bench-elastic bench-schedule bench-reshard bench-placement bench-plan-rules bench-plan-scale \
+       bench-plan-regret bench-plan-accuracy ## Run all benchmarks
 
 bench-recovery: setup ## Time from kill -9 to the next step, ours beside torchrun and torchft
 	@$(BIN)/python -m bench.recovery $(ARGS)
@@ -62,6 +64,21 @@ bench-schedule: setup ## Time and memory to plan the reshard of 260 B parameters
 
 bench-reshard: setup ## Time to move 1 GiB of optimizer state 4 -> 3 and 3 -> 4, beside raw gloo and DCP
 	@$(BIN)/python -m bench.reshard $(ARGS)
+
+bench-placement: setup ## Ranks to devices on 200 random traffic graphs, beside exhaustive search
+	@$(BIN)/python -m bench.placement $(ARGS)
+
+bench-plan-rules: setup ## The planner's choice beside the rules that people use, on public models and clusters
+	@$(BIN)/python -m bench.plan_rules $(ARGS)
+
+bench-plan-scale: setup ## Time and memory to plan 260 B parameters on 10,000 devices
+	@$(BIN)/python -m bench.plan_scale $(ARGS)
+
+bench-plan-regret: setup ## The planner's choice beside exhaustive search on 300 small problems
+	@$(BIN)/python -m bench.plan_regret $(ARGS)
+
+bench-plan-accuracy: setup ## Predicted step time and memory beside plans that are really run here
+	@$(BIN)/python -m bench.plan_accuracy $(ARGS)
 
 check: format-check lint types layers drift test ## Everything CI checks: format, lint, types, layers, drift, tests
 
