@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from orchestrator.core.plan.plan import PipelineSchedule
+from orchestrator.core.planner.strategy import Space
 
 
 class Consistency(StrEnum):
@@ -84,12 +85,22 @@ class ParallelSettings:
     stages_per_rank: int  # more than 1: interleaved
     layers_per_stage: tuple[int, ...]  # uneven stages, in forward order; empty: balanced by parameters
     schedule: PipelineSchedule
-    recompute: bool  # compute activations inside a layer again in the backward pass instead of keeping them
+    recompute: tuple[bool, ...]  # compute activations inside a layer again in the backward pass; of each stage, or one for all
+    shares: tuple[int, ...]  # micro-batches of each replica in a step; empty: as even as can be
 
     @property
     def ranks(self) -> int:
         """Ranks at full strength."""
         return self.pipeline * self.data * self.tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PlannerSettings:
+    """Whether the planner chooses how the job is cut, once the workers have measured themselves."""
+
+    auto: bool  # else the job is cut as ParallelSettings say, which are only a beginning where the planner chooses
+    space: Space  # what it may choose from; axes that the file gives are fixed in it
+    checkpoint: bool  # it chooses the interval of durable checkpoints too
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +193,7 @@ class Job:
     task: TaskRef
     train: TrainSettings
     parallel: ParallelSettings
+    planner: PlannerSettings
     cluster: ClusterSettings
     checkpoint: CheckpointSettings
     resilience: ResilienceSettings

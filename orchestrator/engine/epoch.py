@@ -93,7 +93,7 @@ class Epoch:
     def _after(self, step: int) -> None:
         rank, uri = self._body.rank, self._body.job.checkpoint.uri
         assert rank is not None
-        checkpoint = bool(uri) and (self._checkpoint_wished or self._due(step, self._body.job.checkpoint.every))
+        checkpoint = bool(uri) and (self._checkpoint_wished or self._due(step, self._plan.checkpoint_every))
         if checkpoint or self._due(step, self._train.digest_every):
             self._digest = self._compute_digest(step)
             self._report(DigestReported(at_ms=0, worker_id=self._worker, epoch=self._plan.epoch, step=step, digest=self._digest))

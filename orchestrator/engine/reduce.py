@@ -97,14 +97,15 @@ def reduce_scatter_exact(
     pool: BufferPool,
     out: Tensor | None = None,
     scratch_bytes: int = SCRATCH_BYTES,
+    shares: Sequence[int] = (),
 ) -> Tensor:
     """The sum over all `total` micro-batches, in tree order, of the region that this rank owns: [numel(rank)].
 
-    `partials`: this rank's segments (tree.segments of tree.split) with flat vectors [length], which are only read:
-    they stay valid when GroupBroken is raised. `out`, if given, is written and returned; after GroupBroken neither it
+    `partials`: this rank's segments (tree.segments of tree.split, where `shares` does not say how many micro-batches each
+    rank has) with flat vectors [length], which are only read: they stay valid when GroupBroken is raised. `out`, if given, is written and returned; after GroupBroken neither it
     nor what this call took from `pool` is used again. Scratch is bounded by `scratch_bytes` (at least a few KiB).
     """
-    counts, merges = _exact_order(group, partials, total)
+    counts, merges = _exact_order(group, partials, total, shares)
     region = pool.take(ownership.numel(group.rank), _dtype(partials)) if out is None else out
     _Reduction(group, ownership, [value for _, value in partials], counts, merges, pool, scratch_bytes).run(region)
     return region
@@ -119,12 +120,13 @@ def all_reduce_exact(
     total: int,
     pool: BufferPool,
     scratch_bytes: int = SCRATCH_BYTES,
+    shares: Sequence[int] = (),
 ) -> None:
     """The whole sum into `out` [length] on every rank; `ownership` only says who adds what.
 
     Otherwise as reduce_scatter_exact.
     """
-    counts, merges = _exact_order(group, partials, total)
+    counts, merges = _exact_order(group, partials, total, shares)
     _Reduction(group, ownership, [value for _, value in partials], counts, merges, pool, scratch_bytes).run_and_gather(out)
 
 
@@ -325,8 +327,10 @@ class _Reduction:
         self.incoming = []
 
 
-def _exact_order(group: EpochGroup | Part, partials: Sequence[tuple[Node, Tensor]], total: int) -> tuple[list[int], list[int]]:
-    by_rank = all_segments(total, group.size)
+def _exact_order(
+    group: EpochGroup | Part, partials: Sequence[tuple[Node, Tensor]], total: int, shares: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    by_rank = all_segments(total, group.size, shares)
     if [node for node, _ in partials] != by_rank[group.rank]:
         nodes = [node for node, _ in partials]
         raise ValueError(f"rank {group.rank} of {group.size} has sums of {nodes}, not of {by_rank[group.rank]}")

@@ -97,7 +97,7 @@ class Trainer:
                 weights=weights,
                 seed=self._train.seed,
                 scale=1.0 / self._train.micro_batches,
-                recompute=plan.recompute,
+                recompute=plan.recompute[s],
                 precision=self._train.precision,
                 device=body.device,
                 to_device=body.to_device,
@@ -303,14 +303,16 @@ class Trainer:
         if not self._plan.zero_stage:
             whole = reduced.view(bounds.start, bounds.stop)
             if self._exact:
-                all_reduce_exact(self._peers, ownership, partials, whole, total=total, pool=body.pool)
+                all_reduce_exact(self._peers, ownership, partials, whole, total=total, pool=body.pool, shares=self._plan.shares)
             else:
                 all_reduce_fast(self._peers, ownership, partials, whole, pool=body.pool)
             return
         mine = [reduced.view(i.start, i.stop) for i in intersect(self._primary, (bounds,))]
         region = mine[0] if len(mine) == 1 else body.pool.take(sum(v.numel() for v in mine))
         if self._exact:
-            reduce_scatter_exact(self._peers, ownership, partials, total=total, pool=body.pool, out=region)
+            reduce_scatter_exact(
+                self._peers, ownership, partials, total=total, pool=body.pool, out=region, shares=self._plan.shares
+            )
         else:
             reduce_scatter_fast(self._peers, ownership, partials, pool=body.pool, out=region)
         if len(mine) > 1:

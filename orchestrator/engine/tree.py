@@ -25,10 +25,16 @@ def midpoint(lo: int, hi: int) -> int:
     return lo + (1 << ((hi - lo - 1).bit_length() - 1))
 
 
-def split(total: int, rank: int, size: int) -> range:
-    """The contiguous micro-batches of `rank`; empty for some ranks when there are more ranks than micro-batches."""
-    if total < 1 or not 0 <= rank < size:
+def split(total: int, rank: int, size: int, shares: Sequence[int] = ()) -> range:
+    """The contiguous micro-batches of `rank`, by the `shares` of the ranks or even.
+
+    Empty for some ranks when there are more ranks than micro-batches. Raises ValueError for shares that are no split.
+    """
+    if total < 1 or not 0 <= rank < size or (shares and (len(shares), sum(shares)) != (size, total)):
         raise ValueError(f"no split of {total} micro-batches for rank {rank} of {size}")
+    if shares:
+        first = sum(shares[:rank])
+        return range(first, first + shares[rank])
     return range(total * rank // size, total * (rank + 1) // size)
 
 
@@ -53,9 +59,9 @@ def segments(lo: int, hi: int, total: int) -> list[Node]:
     return found
 
 
-def all_segments(total: int, size: int) -> list[list[Node]]:
+def all_segments(total: int, size: int, shares: Sequence[int] = ()) -> list[list[Node]]:
     """Every rank's segments; concatenated they cover [0, total) in order."""
-    runs = [split(total, rank, size) for rank in range(size)]
+    runs = [split(total, rank, size, shares) for rank in range(size)]
     return [segments(run.start, run.stop, total) for run in runs]
 
 

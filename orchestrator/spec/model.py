@@ -6,7 +6,8 @@ What one field alone cannot tell (that there are at least as many micro-batches 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeAlias
+from enum import StrEnum
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
 
@@ -26,6 +27,13 @@ class Section(BaseModel):
     """What all sections share: unknown keys are refused, a value keeps its type, nothing changes after construction."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Planning(StrEnum):
+    """Who cuts the job."""
+
+    GIVEN = "given"
+    AUTO = "auto"
 
 
 class TaskSpec(Section):
@@ -92,8 +100,12 @@ class TrainSpec(Section):
 
 
 class ParallelSpec(Section):
-    """How the model and its state are cut over pipeline x data x tensor ranks."""
+    """How the model and its state are cut over pipeline x data x tensor ranks. In the file it may also be just auto."""
 
+    plan: Planning = Field(
+        default=Planning.GIVEN,
+        description="given: as the keys below say. auto: the planner measures and chooses; keys that the file gives stay fixed.",
+    )
     data: Annotated[int, Field(ge=1, le=NODES_MAX * SLOTS_MAX)] | None = Field(
         default=None,
         description="Ranks along the data axis. Absent: the slots of the cluster over pipeline times tensor.",
@@ -127,13 +139,25 @@ class ParallelSpec(Section):
         default=None,
         description="Order of passes in a pipeline. Absent: interleaved with several stages per rank, else 1f1b.",
     )
-    recompute: bool = Field(
-        default=False, description="Compute activations again in the backward pass instead of keeping them: less memory."
+    recompute: bool | Annotated[tuple[bool, ...], Field(min_length=1, max_length=LAYERS_MAX)] = Field(
+        default=False,
+        description="Compute activations again in the backward pass instead of keeping them: less memory. May be a list, by stage.",
+    )
+    shares: tuple[Annotated[int, Field(ge=1, le=MICRO_BATCHES_MAX)], ...] = Field(
+        default=(),
+        max_length=NODES_MAX * SLOTS_MAX,
+        description="Micro-batches of each data rank in a step, for ranks of unlike speed. Absent: as even as can be.",
     )
     copies: Annotated[int, Field(ge=0, le=1)] | None = Field(
         default=None,
         description="Further holders, on other nodes, of state that no replica has. Absent: 1 where it helps and fits, else 0.",
     )
+
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_word(cls, value: Any) -> Any:
+        return {"plan": value} if isinstance(value, str) else value
 
 
 class ClusterSpec(Section):
@@ -151,7 +175,10 @@ class CheckpointSpec(Section):
     """Durable checkpoints. Absent: none."""
 
     uri: Uri = Field(description="A folder (relative to the job file) or an fsspec URL.")
-    every: int = Field(default=50, ge=0, le=STEPS_MAX, description="Steps between checkpoints; 0: only at the end.")
+    every: Annotated[int, Field(ge=0, le=STEPS_MAX)] | Literal["auto"] = Field(
+        default=50,
+        description="Steps between checkpoints; 0: only at the end. auto: what the planner's goodput model says is best.",
+    )
     keep: int = Field(default=3, ge=1, le=1_000, description="How many of the newest are kept.")
 
 

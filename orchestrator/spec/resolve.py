@@ -52,7 +52,8 @@ def resolve(spec: JobSpec, *, base_dir: str) -> Job:
             stages_per_rank=parallel.stages_per_rank,
             layers_per_stage=parallel.layers_per_stage,
             schedule=rules.schedule(spec),
-            recompute=parallel.recompute,
+            recompute=(parallel.recompute,) if isinstance(parallel.recompute, bool) else parallel.recompute,
+            shares=parallel.shares,
         ),
         cluster=ClusterSettings(
             nodes=cluster.nodes,

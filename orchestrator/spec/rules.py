@@ -28,6 +28,8 @@ PIPELINE: Path = ("parallel", "pipeline")
 STAGES: Path = ("parallel", "stages_per_rank")
 LAYERS: Path = ("parallel", "layers_per_stage")
 SCHEDULE: Path = ("parallel", "schedule")
+RECOMPUTE: Path = ("parallel", "recompute")
+SHARES: Path = ("parallel", "shares")
 COPIES: Path = ("parallel", "copies")
 NODES: Path = ("cluster", "nodes")
 SLOTS: Path = ("cluster", "slots_per_node")
@@ -220,6 +222,34 @@ def _schedule_fits(spec: JobSpec) -> Iterator[Violation]:
         )
 
 
+def _recompute_names_stages(spec: JobSpec) -> Iterator[Violation]:
+    asked, stages = spec.parallel.recompute, spec.parallel.pipeline * spec.parallel.stages_per_rank
+    if not isinstance(asked, bool) and len(asked) != stages:
+        yield Violation(
+            blame=(RECOMPUTE, PIPELINE, STAGES),
+            message=f"parallel.recompute speaks of {len(asked)} stages, and the pipeline has {stages}",
+            fix=f"list {stages} of true and false, or write one of them for all stages",
+        )
+
+
+def _shares_are_dealt(spec: JobSpec) -> Iterator[Violation]:
+    shares, data, total = spec.parallel.shares, data_ranks(spec), spec.train.micro_batches
+    if not shares:
+        return
+    if spec.parallel.zero > 1:
+        yield Violation(
+            blame=(SHARES, ZERO),
+            message=f"with parallel.zero {spec.parallel.zero} every data rank takes its turn in each round of micro-batches",
+            fix="set parallel.zero to 0 or 1, or remove parallel.shares",
+        )
+    elif (len(shares), sum(shares)) != (data, total):
+        yield Violation(
+            blame=(SHARES, MICRO_BATCHES, DATA),
+            message=f"shares of {sum(shares)} micro-batches for {len(shares)} data ranks, and there are {total} for {data}",
+            fix=f"list {data} numbers that add up to {total}",
+        )
+
+
 def _rollback_has_a_target(spec: JobSpec) -> Iterator[Violation]:
     if spec.checkpoint is not None:
         return
@@ -286,6 +316,8 @@ _RULES: tuple[tuple[tuple[Path, ...], Callable[[JobSpec], Iterator[Violation]]],
     ((COPIES, *RANKS), _copies_need_room),
     ((LAYERS, PIPELINE, STAGES), _stages_fit),
     ((SCHEDULE, PIPELINE, STAGES), _schedule_fits),
+    ((RECOMPUTE, PIPELINE, STAGES), _recompute_names_stages),
+    ((SHARES, ZERO, MICRO_BATCHES, *RANKS), _shares_are_dealt),
     ((CHECKPOINT, POLICY, BAD_STEP), _rollback_has_a_target),
     ((POLICY, PIPELINE), _layers_can_move),
     ((MIN_RANKS, *RANKS), _minimum_is_reached),

@@ -57,7 +57,8 @@ parallel:
   # layers_per_stage: []  # such as [3, 5]; absent: balanced by parameters
   # schedule: 1f1b       # 1f1b, interleaved or zero-bubble
   # tensor: 1            # ranks that each layer's matrices are cut over
-  # recompute: false     # true: activations are computed again instead of kept
+  # recompute: false     # true: activations are computed again instead of kept; or a list, by stage
+  # shares: []           # such as [3, 5]: micro-batches of each data rank; absent: even
 
 checkpoint:              # durable checkpoints; without this section there are none
   uri: ./checkpoints     # a folder beside this file, or a URL such as s3://bucket/run

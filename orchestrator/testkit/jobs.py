@@ -20,12 +20,14 @@ from orchestrator.core.job import (
     Job,
     OptimizerSettings,
     ParallelSettings,
+    PlannerSettings,
     Precision,
     ResilienceSettings,
     TaskRef,
     TrainSettings,
 )
 from orchestrator.core.plan.plan import PipelineSchedule
+from orchestrator.core.planner.strategy import Space
 from orchestrator.spec.policies import policies
 
 _DEFAULT = Job(
@@ -61,8 +63,10 @@ _DEFAULT = Job(
         stages_per_rank=1,
         layers_per_stage=(),
         schedule=PipelineSchedule.ONE_F_ONE_B,
-        recompute=False,
+        recompute=(False,),
+        shares=(),
     ),
+    planner=PlannerSettings(auto=False, space=Space(), checkpoint=False),
     cluster=ClusterSettings(nodes=2, spares=0, slots_per_node=1, device=DeviceKind.CPU),
     checkpoint=CheckpointSettings(uri="", every=0, keep=1),
     resilience=ResilienceSettings(
@@ -77,7 +81,7 @@ _DEFAULT = Job(
         loss_spike_factor=0.0,
     ),
 )
-_SECTIONS = ("task", "parallel", "cluster", "checkpoint", "resilience")
+_SECTIONS = ("task", "parallel", "planner", "cluster", "checkpoint", "resilience")
 
 
 def make_job(**overrides: Any) -> Job:

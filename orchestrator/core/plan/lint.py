@@ -50,6 +50,8 @@ def _shape(plan: Plan) -> Iterator[str]:
         yield f"the mesh has {pipeline * data * tensor} places and the plan {plan.size} seats"
     if plan.micro_batches < data:
         yield f"{plan.micro_batches} micro-batches cannot feed {data} replicas"
+    if plan.shares:
+        yield from _shares(plan, data)
     if plan.zero_stage not in (0, 1, 2, 3):
         yield f"there is no ZeRO stage {plan.zero_stage}"
     if plan.copies not in (0, 1):
@@ -58,8 +60,17 @@ def _shape(plan: Plan) -> Iterator[str]:
         yield f"shards of {plan.shard} ranks do not divide {data} replicas"
     elif plan.zero_stage == 0 and plan.shard != 1:
         yield f"nothing is sharded under ZeRO-0, and shard is {plan.shard}"
+    if plan.checkpoint_every < 0:
+        yield f"a checkpoint every {plan.checkpoint_every} steps"
     if plan.block < 1 or plan.section < 1 or plan.section % plan.block:
         yield f"a section of {plan.section} elements is not whole blocks of {plan.block}"
+
+
+def _shares(plan: Plan, data: int) -> Iterator[str]:
+    if plan.zero_stage > 1:
+        yield f"under ZeRO-{plan.zero_stage} micro-batches are dealt out in rounds, and shares are given"
+    if len(plan.shares) != data or min(plan.shares) < 1 or sum(plan.shares) != plan.micro_batches:
+        yield f"shares of {', '.join(map(str, plan.shares))} do not deal {plan.micro_batches} micro-batches out to {data} replicas"
 
 
 def _stages(plan: Plan) -> Iterator[str]:
@@ -67,6 +78,8 @@ def _stages(plan: Plan) -> Iterator[str]:
     if not count or count % pipeline:
         yield f"{count} stages do not divide over {pipeline} pipeline ranks"
         return
+    if len(plan.recompute) != count:
+        yield f"{len(plan.recompute)} stages are said to recompute or not, of {count}"
     interleaved = plan.schedule is PipelineSchedule.INTERLEAVED
     if pipeline > 1 and interleaved != (count > pipeline):
         yield f"{count // pipeline} stages per rank do not go with the schedule {plan.schedule}"

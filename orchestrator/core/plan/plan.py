@@ -68,11 +68,13 @@ class Plan:
     shard: int  # ranks that a sharded state is spread over; a divisor of the data axis (less than it: group-sharded)
     copies: int
     micro_batches: int
+    shares: tuple[int, ...]  # of them, for each replica; empty: as even as can be
     block: int
     section: int  # elements of one tensor coordinate's section of the flat vector
     stages: tuple[Stage, ...]  # in forward order, one or more per pipeline rank
     schedule: PipelineSchedule
-    recompute: bool  # activations inside a layer are computed again in the backward pass
+    recompute: tuple[bool, ...]  # of each stage: activations inside a layer are computed again in the backward pass
+    checkpoint_every: int  # steps between durable checkpoints; 0: only at the end
     seats: tuple[Seat, ...]  # by rank
     layouts: tuple[StateLayout, ...]
     reason: str
@@ -136,6 +138,9 @@ class Plan:
         gradient is sent to its owners at once (ZeRO-2 and 3), so that they can add in order and keep little.
         """
         m, n, d = self.micro_batches, self.axis(DATA), self.coordinates(rank)[1]
+        if self.shares:
+            first = sum(self.shares[:d])
+            return tuple(range(first, first + self.shares[d]))
         if self.zero_stage >= 2:
             return tuple(range(d, m, n))
         return tuple(range(m * d // n, m * (d + 1) // n))

@@ -17,7 +17,7 @@ from orchestrator.core.plan.plan import DATA, OPTIMIZER, PIPELINE, TENSOR, MeshA
 from orchestrator.core.planner.errors import PlanError
 from orchestrator.core.planner.layouts import make_layouts
 from orchestrator.core.planner.seats import Section, Worker, choose_seats
-from orchestrator.core.planner.shape import shape_for, shard_for, stages_per_rank_for
+from orchestrator.core.planner.shape import recompute_for, shape_for, shard_for, shares_for, stages_per_rank_for
 from orchestrator.core.planner.stages import make_stages
 from orchestrator.core.planner.words import describe
 from orchestrator.core.reshard.recovery import Held
@@ -162,11 +162,13 @@ def _draft(
         shard=shard_for(job, data),
         copies=p.copies,
         micro_batches=job.train.micro_batches,
+        shares=shares_for(job, data),
         block=graph.block,
         section=space_of(graph, tensor).section,
         stages=stages,
         schedule=schedule,
-        recompute=p.recompute,
+        recompute=recompute_for(job, len(stages)),
+        checkpoint_every=job.checkpoint.every,
         seats=seats,
         layouts=(),
         reason="",

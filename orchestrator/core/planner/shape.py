@@ -44,3 +44,15 @@ def stages_per_rank_for(job: Job, graph: GraphView, pipeline: int) -> int:
     if pipeline == 1:
         return 1
     return max(1, min(job.parallel.stages_per_rank, len(graph.layers) // pipeline))
+
+
+def recompute_for(job: Job, stages: int) -> tuple[bool, ...]:
+    """Which stages recompute: as the job says of each; where it speaks of another number of stages, all if any does."""
+    asked = job.parallel.recompute
+    return asked if len(asked) == stages else (any(asked),) * stages
+
+
+def shares_for(job: Job, data: int) -> tuple[int, ...]:
+    """Micro-batches of each replica: as the job says where there are as many replicas, else even."""
+    shares = job.parallel.shares
+    return shares if len(shares) == data else ()

@@ -394,7 +394,7 @@ def world(the_job: Job) -> Iterator[World]:
 def undisturbed(the_job: Job) -> tuple[str, dict[int, tuple[float, float]]]:
     """Digest and (loss, gradient norm) by step of a run on one rank, in which nothing fails."""
     one = replace(the_job.parallel, data=1, zero_stage=0, shard=0, copies=0, tensor=1, pipeline=1, stages_per_rank=1)
-    alone = replace(the_job, parallel=replace(one, layers_per_stage=(), recompute=False))
+    alone = replace(the_job, parallel=replace(one, layers_per_stage=(), recompute=(False,), shares=()))
     with world(alone) as w:
         w.spawn("alone")
         w.start("alone")

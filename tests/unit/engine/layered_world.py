@@ -92,11 +92,13 @@ def make_plan(
         shard=data,
         copies=0,
         micro_batches=6,
+        shares=(),
         block=1024,
         section=1024,
         stages=tuple(Stage(bounds[s], bounds[s + 1], 0, 0) for s in range(n)),
         schedule=schedule,
-        recompute=recompute,
+        recompute=(recompute,) * n,
+        checkpoint_every=0,
         seats=tuple(Seat(r, f"w{r}", f"n{r}") for r in range(size)),
         layouts=(),
         reason="",
@@ -140,7 +142,7 @@ def _train(endpoint: str, rank: int, plan: Plan, task: Task, runs: Sequence[Sequ
             stage=s,
             first=plan.stages[s].first,
             last=plan.stages[s].last,
-            recompute=plan.recompute,
+            recompute=plan.recompute[s],
         )
         for s in plan.stages_of(rank)
     }

@@ -68,13 +68,17 @@ EXACT: list[Mapping[str, Any]] = [
     {"data": 4, "zero": 1, "shard": 2},
     {"data": 4, "zero": 3, "shard": 2, "copies": 1},
     {"data": 3, "zero": 3, "copies": 1},
-    {"data": 2, "recompute": True},
+    {"data": 2, "recompute": (True,)},
+    {"data": 3, "shares": (1, 4, 1)},
+    {"data": 2, "zero": 1, "shares": (5, 1), "copies": 1},
+    {"pipeline": 2, "data": 3, "zero": 1, "shares": (3, 1, 2)},
+    {"pipeline": 3, "data": 1, "recompute": (False, True, False)},
     {"pipeline": 2},
     {"pipeline": 3, "copies": 1},
     {"pipeline": 2, "layers_per_stage": (4, 2), "data": 2, "zero": 1},
     {"pipeline": 2, "data": 2, "zero": 3},
     {"pipeline": 2, "data": 4, "zero": 2},
-    {"pipeline": 6, "data": 1, "recompute": True},
+    {"pipeline": 6, "data": 1, "recompute": (True,)},
     {"pipeline": 2, "stages_per_rank": 2, "schedule": PipelineSchedule.INTERLEAVED},
     {"pipeline": 3, "stages_per_rank": 2, "schedule": PipelineSchedule.INTERLEAVED, "data": 2, "zero": 1},
     {"pipeline": 2, "schedule": PipelineSchedule.ZERO_BUBBLE},
@@ -85,7 +89,7 @@ CLOSE: list[Mapping[str, Any]] = [
     {"tensor": 2},
     {"tensor": 2, "data": 2, "zero": 1, "copies": 1},
     {"tensor": 2, "pipeline": 2, "data": 2, "zero": 3},
-    {"tensor": 4, "pipeline": 2, "recompute": True, "schedule": PipelineSchedule.ZERO_BUBBLE},
+    {"tensor": 4, "pipeline": 2, "recompute": (False, True), "schedule": PipelineSchedule.ZERO_BUBBLE},
 ]
 
 

@@ -62,6 +62,16 @@ FINDINGS: dict[str, tuple[Callable[[], Plan], tuple[str, ...]]] = {
     "rank-order": (lambda: replace(GOOD, seats=tuple(reversed(GOOD.seats))), ("seats are not numbered 0..n-1 in order",)),
     "two-seats": (lambda: with_seat(worker_id="w0"), ("one worker has two seats",)),
     "hungry": (lambda: replace(GOOD, micro_batches=1), ("1 micro-batches cannot feed 2 replicas",)),
+    "shares-count": (
+        lambda: replace(GOOD, shares=(1, 1, 1)),
+        ("shares of 1, 1, 1 do not deal 2 micro-batches out to 2 replicas",),
+    ),
+    "shares-none": (lambda: replace(GOOD, shares=(2, 0)), ("shares of 2, 0 do not deal 2 micro-batches out to 2 replicas",)),
+    "shares-in-rounds": (
+        lambda: replace(GOOD, zero_stage=2, shares=(1, 1)),
+        ("under ZeRO-2 micro-batches are dealt out in rounds, and shares are given",),
+    ),
+    "recompute": (lambda: replace(PIPED, recompute=(True,)), ("1 stages are said to recompute or not, of 2",)),
     "zero": (lambda: replace(GOOD, zero_stage=4), ("there is no ZeRO stage 4",)),
     "copies": (lambda: replace(GOOD, copies=2), ("2 copies: only 0 and 1 are known",)),
     "shard-divides": (lambda: replace(SHARDED, shard=2), ("shards of 2 ranks do not divide 3 replicas",)),
@@ -78,7 +88,11 @@ FINDINGS: dict[str, tuple[Callable[[], Plan], tuple[str, ...]]] = {
         ("1 stages per rank do not go with the schedule interleaved",),
     ),
     "schedule-of-many": (
-        lambda: replace(PIPED, stages=tuple(Stage(n, n + 1, 4 * n, 4 * n + 4 * (1 + n // 3)) for n in range(4))),
+        lambda: replace(
+            PIPED,
+            stages=tuple(Stage(n, n + 1, 4 * n, 4 * n + 4 * (1 + n // 3)) for n in range(4)),
+            recompute=(False,) * 4,
+        ),
         ("2 stages per rank do not go with the schedule 1f1b",),
     ),
     "layers-missing": (

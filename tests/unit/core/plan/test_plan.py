@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.core.plan.layout import Interval
+from orchestrator.core.plan.lint import lint
 from orchestrator.core.plan.plan import DATA, OPTIMIZER, PARAMS, PIPELINE, TENSOR, Plan, Stage
 from tests.unit.core.strategies import make_plan, plans
 
@@ -24,6 +25,17 @@ def test_micro_batches_are_dealt_once_each_and_evenly(plan: Plan, more: int) -> 
         assert all(list(d) == sorted(d) for d in dealt)
         if plan.zero_stage < 2:
             assert [m for d in dealt for m in d] == list(range(plan.micro_batches)), "contiguous runs"
+
+
+@given(plans().filter(lambda plan: plan.zero_stage < 2), st.data())
+def test_shares_are_contiguous_runs_as_long_as_they_say(plan: Plan, data: st.DataObject) -> None:
+    shares = tuple(data.draw(st.integers(1, 9)) for _ in range(plan.axis(DATA)))
+    plan = replace(plan, shares=shares, micro_batches=sum(shares))
+    assert lint(plan) == ()
+    for rank in range(plan.size):
+        dealt = [plan.micro_batches_of(r) for r in plan.replicas(rank)]
+        assert tuple(map(len, dealt)) == shares
+        assert [m for d in dealt for m in d] == list(range(plan.micro_batches))
 
 
 @given(plans())

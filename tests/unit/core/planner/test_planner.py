@@ -171,10 +171,10 @@ def test_a_swap_onto_the_last_node() -> None:
 
 def test_the_plan_is_what_the_job_asks_for() -> None:
     plan = plan_for(
-        workers_on("abcd"), pipeline=2, data=2, zero_stage=2, stages_per_rank=2, layers_per_stage=(1, 1, 1, 1), recompute=True
+        workers_on("abcd"), pipeline=2, data=2, zero_stage=2, stages_per_rank=2, layers_per_stage=(1, 1, 1, 1), recompute=(True,)
     )
     assert [(a.name, a.size) for a in plan.mesh] == [(PIPELINE, 2), (DATA, 2), (TENSOR, 1)]
-    assert (plan.zero_stage, plan.shard, plan.copies, plan.micro_batches, plan.recompute) == (2, 2, 0, 16, True)
+    assert (plan.zero_stage, plan.shard, plan.copies, plan.micro_batches, plan.recompute) == (2, 2, 0, 16, (True,) * 4)
     assert (plan.schedule, len(plan.stages), plan.section) == (PipelineSchedule.INTERLEAVED, 4, 12 * 1024)
     assert lint(plan) == ()
 

@@ -109,7 +109,7 @@ class Seat(_message.Message):
     def __init__(self, rank: _Optional[int] = ..., worker_id: _Optional[str] = ..., node_id: _Optional[str] = ...) -> None: ...
 
 class Plan(_message.Message):
-    __slots__ = ("job", "epoch", "parent", "mesh", "zero_stage", "shard", "copies", "micro_batches", "block", "section", "stages", "schedule", "recompute", "seats", "layouts", "reason")
+    __slots__ = ("job", "epoch", "parent", "mesh", "zero_stage", "shard", "copies", "micro_batches", "block", "section", "stages", "schedule", "recompute", "seats", "layouts", "reason", "shares")
     JOB_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PARENT_FIELD_NUMBER: _ClassVar[int]
@@ -126,6 +126,7 @@ class Plan(_message.Message):
     SEATS_FIELD_NUMBER: _ClassVar[int]
     LAYOUTS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    SHARES_FIELD_NUMBER: _ClassVar[int]
     job: str
     epoch: int
     parent: int
@@ -138,11 +139,12 @@ class Plan(_message.Message):
     section: int
     stages: _containers.RepeatedCompositeFieldContainer[Stage]
     schedule: str
-    recompute: bool
+    recompute: _containers.RepeatedScalarFieldContainer[bool]
     seats: _containers.RepeatedCompositeFieldContainer[Seat]
     layouts: _containers.RepeatedCompositeFieldContainer[StateLayout]
     reason: str
-    def __init__(self, job: _Optional[str] = ..., epoch: _Optional[int] = ..., parent: _Optional[int] = ..., mesh: _Optional[_Iterable[_Union[MeshAxis, _Mapping]]] = ..., zero_stage: _Optional[int] = ..., shard: _Optional[int] = ..., copies: _Optional[int] = ..., micro_batches: _Optional[int] = ..., block: _Optional[int] = ..., section: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[Stage, _Mapping]]] = ..., schedule: _Optional[str] = ..., recompute: _Optional[bool] = ..., seats: _Optional[_Iterable[_Union[Seat, _Mapping]]] = ..., layouts: _Optional[_Iterable[_Union[StateLayout, _Mapping]]] = ..., reason: _Optional[str] = ...) -> None: ...
+    shares: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, job: _Optional[str] = ..., epoch: _Optional[int] = ..., parent: _Optional[int] = ..., mesh: _Optional[_Iterable[_Union[MeshAxis, _Mapping]]] = ..., zero_stage: _Optional[int] = ..., shard: _Optional[int] = ..., copies: _Optional[int] = ..., micro_batches: _Optional[int] = ..., block: _Optional[int] = ..., section: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[Stage, _Mapping]]] = ..., schedule: _Optional[str] = ..., recompute: _Optional[_Iterable[bool]] = ..., seats: _Optional[_Iterable[_Union[Seat, _Mapping]]] = ..., layouts: _Optional[_Iterable[_Union[StateLayout, _Mapping]]] = ..., reason: _Optional[str] = ..., shares: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Commit(_message.Message):
     __slots__ = ("step", "loss", "grad_norm", "scale", "skipped", "usual_loss")

@@ -1,0 +1,162 @@
+"""How long collectives take: alpha-beta times over the slowest link that a group's traffic passes.
+
+A ring that visits node after node enters and leaves each node once, however many members it has there; rings that run at the same
+time share what leaves a node (`network_total`) and a rack (`uplink_total`). Ring and tree formulas: Thakur, Rabenseifner and
+Gropp 2005, sections 3 and 4; that a ring is optimal in bandwidth: Patarasuk and Yuan 2009.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from orchestrator.core.cluster.resources import Resources
+
+INFINITE = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Ring:
+    """A group as its traffic sees it: its size, and the latency and bandwidth (bytes/s) of the slowest of its links."""
+
+    size: int
+    latency_s: float
+    bandwidth: float
+
+
+ALONE = Ring(1, 0.0, INFINITE)
+
+
+def slowest(rings: Iterable[Ring]) -> Ring:
+    """A ring that is no faster than any of these, which are of one size."""
+    latency, bandwidth, size = 0.0, INFINITE, 1
+    for r in rings:
+        size = r.size
+        latency = max(latency, r.latency_s)
+        bandwidth = min(bandwidth, r.bandwidth)
+    return Ring(size, latency, bandwidth)
+
+
+def all_gather(ring: Ring, numbytes: float, messages: int = 1) -> float:
+    """Seconds until everybody has `numbytes` in all, in `messages` calls; a ring: (n-1) alpha + (n-1)/n bytes beta (4.1)."""
+    n = ring.size
+    if n == 1:
+        return 0.0
+    return (n - 1) * (messages * ring.latency_s + numbytes / (n * ring.bandwidth))
+
+
+def reduce_scatter(ring: Ring, numbytes: float, messages: int = 1) -> float:
+    """Seconds to sum vectors of `numbytes` so that each member has its part: an all-gather backwards (4.3)."""
+    return all_gather(ring, numbytes, messages)
+
+
+def all_reduce(ring: Ring, numbytes: float, messages: int = 1) -> float:
+    """Seconds to sum vectors of `numbytes` in all, in `messages` calls, everywhere.
+
+    The better of a ring, 2 (n-1) alpha + 2 (n-1)/n bytes beta (4.4), and two binomial trees, 2 ceil(log2 n) (alpha + bytes beta).
+    """
+    n = ring.size
+    if n == 1:
+        return 0.0
+    steps = 2 * (n - 1).bit_length()
+    tree = steps * (messages * ring.latency_s + numbytes / ring.bandwidth)
+    return min(2 * all_gather(ring, numbytes, messages), tree)
+
+
+def broadcast(ring: Ring, numbytes: float) -> float:
+    """Seconds from one to all: the better of a binomial tree and of scatter and all-gather (4.2)."""
+    n = ring.size
+    if n == 1:
+        return 0.0
+    steps = (n - 1).bit_length()
+    tree = steps * (ring.latency_s + numbytes / ring.bandwidth)
+    return min(tree, (steps + n - 1) * ring.latency_s + 2 * (n - 1) / n * numbytes / ring.bandwidth)
+
+
+def send(link: Ring, numbytes: float) -> float:
+    """Seconds from one to another."""
+    return 0.0 if link.size == 1 else link.latency_s + numbytes / link.bandwidth
+
+
+class Network:
+    """Makes rings of groups of devices, with what those that run at the same time share. Groups of equal members are folded."""
+
+    def __init__(self, resources: Resources) -> None:
+        self._nodes, self._node_of = resources.nodes, resources.node_of
+        racks = {rack: k for k, rack in enumerate(dict.fromkeys(n.rack for n in resources.nodes))}
+        self._rack_of = [racks[n.rack] for n in resources.nodes]
+        self._uplink, self._uplink_total = resources.uplink, resources.uplink_total
+
+    def rings(self, groups: Iterable[Sequence[int]]) -> list[Ring]:
+        """The different rings among these groups of devices of one size, all of which run at the same time."""
+        node_of = self._node_of
+        size = 0
+        folded: Counter[tuple[int, ...]] = Counter()
+        for group in groups:
+            folded[tuple(sorted([node_of[d] for d in group]))] += 1
+            size = len(group)
+        out: Counter[int] = Counter()  # groups that leave a node
+        up: Counter[int] = Counter()  # and a rack
+        kinds = []
+        for nodes, times in folded.items():
+            count = Counter(nodes)
+            racks = {self._rack_of[n] for n in count}
+            kinds.append((count, racks))
+            if len(count) > 1:
+                for n in count:
+                    out[n] += times
+            if len(racks) > 1:
+                for rack in racks:
+                    up[rack] += times
+        rings = {}
+        for count, racks in kinds:
+            latency, bandwidth = 0.0, INFINITE
+            for n, members in count.items():
+                node = self._nodes[n]
+                if members > 1:
+                    latency, bandwidth = max(latency, node.inside.latency_s), min(bandwidth, node.inside.bandwidth)
+                if len(count) > 1:
+                    latency = max(latency, node.network.latency_s)
+                    bandwidth = min(bandwidth, node.network.bandwidth, node.network_total / out[n])
+            if len(racks) > 1:
+                latency, bandwidth = self._between(latency, bandwidth, max(up[rack] for rack in racks))
+            rings[Ring(size, latency, bandwidth)] = True
+        return list(rings)
+
+    def links(self, pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], Ring]:
+        """The link of each pair of nodes that a pair of devices (sender, receiver) lies on; all send at the same time."""
+        node_of = self._node_of
+        folded = Counter((node_of[a], node_of[b]) for a, b in pairs)
+        out: Counter[int] = Counter()
+        into: Counter[int] = Counter()
+        up: Counter[int] = Counter()
+        down: Counter[int] = Counter()
+        for (a, b), times in folded.items():
+            if a != b:
+                out[a] += times
+                into[b] += times
+                if self._rack_of[a] != self._rack_of[b]:
+                    up[self._rack_of[a]] += times
+                    down[self._rack_of[b]] += times
+        links = {}
+        for a, b in folded:
+            x, y = self._nodes[a], self._nodes[b]
+            if a == b:
+                links[a, b] = Ring(2, x.inside.latency_s, x.inside.bandwidth)
+                continue
+            latency = max(x.network.latency_s, y.network.latency_s)
+            bandwidth = min(x.network.bandwidth, y.network.bandwidth, x.network_total / out[a], y.network_total / into[b])
+            if self._rack_of[a] != self._rack_of[b]:
+                flows = max(up[self._rack_of[a]], down[self._rack_of[b]])
+                latency, bandwidth = self._between(latency, bandwidth, flows)
+            links[a, b] = Ring(2, latency, bandwidth)
+        return links
+
+    def _between(self, latency: float, bandwidth: float, flows: int) -> tuple[float, float]:
+        """What is left of a link where it leaves a rack as one of so many flows."""
+        if self._uplink is not None:
+            latency, bandwidth = max(latency, self._uplink.latency_s), min(bandwidth, self._uplink.bandwidth)
+        if self._uplink_total:
+            bandwidth = min(bandwidth, self._uplink_total / flows)
+        return latency, bandwidth

@@ -1,0 +1,63 @@
+"""How the training programs behave whose plans we cost: ours, and those of the published figures we hold the model against.
+
+Bytes are per parameter. The constants of OURS are read off the engine, module by module; `act_s`, `step_s` and `rank_bytes` are of
+a CPU worker and are to be replaced by what is measured where that is known. Those of others are from their papers.
+"""
+
+from __future__ import annotations
+
+from orchestrator.core.planner.strategy import Program
+
+MIB = 1 << 20
+SUM_BYTES = 8  # memory traffic per element and micro-batch of the canonical tree: half of the leaves are zeroed, half are added
+
+OURS = Program(
+    name="ours",
+    weight_bytes=4,  # engine/model_state.py: one flat fp32 vector; bf16 is by autocast, which keeps no weights
+    gradient_bytes=4,  # engine/accumulate.py: flat fp32 sums of whole stages; engine/optim.py: and a reduced one of what is held
+    optimizer_bytes=8,  # AdamW's two moments in fp32; the master weights are the weights
+    exchanged_bytes=4,  # engine/reduce.py sends fp32, every partial sum of a rank
+    gathered_bytes=4,  # engine/training.py _gather, engine/weights.py _gather
+    overlap=0.0,  # engine/training.py: reduces after the last micro-batch, updates, gathers, in turn
+    act_s=2e-4,  # seeding, phases, a gloo header
+    step_s=3e-3,  # the commit exchange and the report of a step
+    update_bytes=64.0,  # fold 8, norm 4, clip 8, AdamW without fusion 44
+    rank_bytes=300 * MIB,  # a process that has imported torch and ray
+    bucket_bytes=64 * MIB,  # engine/reduce.py SCRATCH_BYTES
+    peer_reads=True,  # engine/training.py: copies are sent the reduced gradient and make the same update
+    sums_kept=True,  # engine/accumulate.py
+)
+
+MEGATRON = Program(
+    name="megatron",  # mixed precision as in arXiv 2104.04473 section 5; memory as in arXiv 1910.02054 section 3.1
+    weight_bytes=2,
+    gradient_bytes=4,  # main gradients in fp32
+    optimizer_bytes=12,  # fp32 weights and two moments
+    exchanged_bytes=4,
+    gathered_bytes=2,
+    overlap=0.0,  # arXiv 2104.04473: gradients are all-reduced after the pipeline flush
+    act_s=0.0,  # hidden: kernels are queued ahead
+    step_s=0.0,
+    update_bytes=36.0,  # fused Adam: gradient 4, weights and moments read and written 24, half weights 2, norm 4, zeroing 2
+    rank_bytes=2 * 1024 * MIB,  # CUDA context and library buffers
+    bucket_bytes=512 * MIB,
+    peer_reads=False,
+    sums_kept=False,
+)
+
+DEEPSPEED = Program(
+    name="deepspeed",  # arXiv 1910.02054 section 3.1 and 5: 2 + 2 + 12 bytes per parameter
+    weight_bytes=2,
+    gradient_bytes=2,
+    optimizer_bytes=12,
+    exchanged_bytes=2,
+    gathered_bytes=2,
+    overlap=0.8,  # section 5.2: buckets are reduced during the backward pass; the last one is not hidden
+    act_s=0.0,
+    step_s=0.0,
+    update_bytes=34.0,
+    rank_bytes=2 * 1024 * MIB,
+    bucket_bytes=1024 * MIB,  # reduce and gather buckets of 5e8 bytes, its default
+    peer_reads=False,
+    sums_kept=False,
+)

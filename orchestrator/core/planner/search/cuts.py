@@ -1,0 +1,140 @@
+"""Which layers each stage gets, so that the slowest stage is as fast as can be and every stage has room.
+
+For one candidate time, stages take greedily as many layers as that time and their memory allow: if any cut keeps to the time, the
+greedy one does, since a stage that ends later leaves less to the rest. Bisection over the time finds the least (Pınar, Tabak and
+Aykanat, One-dimensional partitioning for heterogeneous systems, JPDC 2008, section 4; the dynamic programme over (stage, layer) with
+the same result takes stages x layers steps for each). Among the cuts of that time the most even one is taken.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_ROUNDS = 24  # bisections: the least time is met within 2^-24 of the widest range
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way to run a stage (with or without recomputation): what layers take and need there, summed up from layer 0 on."""
+
+    seconds: Sequence[float]  # of the first n layers, n = 0 .. layers
+    bytes: Sequence[float]
+    room: float  # bytes
+
+    def reach(self, first: int, seconds: float) -> int:
+        """The end of the longest run of layers from `first` on that keeps to the time and has room."""
+        timely = bisect_right(self.seconds, self.seconds[first] + seconds, first) - 1
+        return min(timely, bisect_right(self.bytes, self.bytes[first] + self.room, first) - 1)
+
+    def back(self, last: int, seconds: float) -> int:
+        """The least `first` for which the layers [first, last) keep to the time and have room."""
+        timely = _bisect_from(self.seconds, self.seconds[last] - seconds)
+        return max(timely, _bisect_from(self.bytes, self.bytes[last] - self.room))
+
+    def holds(self, first: int, last: int, seconds: float) -> bool:
+        """Whether the layers [first, last) keep to the time and have room."""
+        return self.seconds[last] - self.seconds[first] <= seconds and self.bytes[last] - self.bytes[first] <= self.room
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Layers of each stage, and which of its ways it is run by."""
+
+    sizes: tuple[int, ...]
+    ways: tuple[int, ...]
+    slowest_s: float
+
+
+def best_cut(stages: Sequence[Sequence[Way]], layers: int) -> Cut | None:
+    """The cut whose slowest stage is fastest; None where no cut has room for all. Of several ways the fastest with room is taken."""
+    if len(stages) > layers:
+        return None
+    longest = max(w.seconds[-1] for ways in stages for w in ways)
+    ends = _greedy(stages, layers, longest)
+    if ends is None:
+        return None
+    high = _slowest(stages, ends)
+    low = min(w.seconds[-1] for ways in stages for w in ways) / len(stages)
+    for _ in range(_ROUNDS):
+        if high - low <= 1e-9 * high:
+            break
+        middle = (low + high) / 2
+        found = _greedy(stages, layers, middle)
+        if found is None:
+            low = middle
+        else:
+            high = _slowest(stages, found)
+    ends = _even(stages, layers, high)
+    sizes = tuple(b - a for a, b in zip([0, *ends], ends, strict=False))
+    return Cut(sizes, tuple(_picks(stages, ends)), _slowest(stages, ends))
+
+
+def even_cut(layers: int, stages: int) -> tuple[int, ...]:
+    """As many layers for each stage as can be; the first ones have one more where they do not divide."""
+    each, more = divmod(layers, stages)
+    return tuple(each + (s < more) for s in range(stages))
+
+
+def _greedy(stages: Sequence[Sequence[Way]], layers: int, seconds: float) -> list[int] | None:
+    at, ends = 0, []
+    for n, ways in enumerate(stages):
+        end = min(max(w.reach(at, seconds) for w in ways), layers - (len(stages) - n - 1))
+        if end <= at:
+            return None
+        ends.append(end)
+        at = end
+    return ends if at == layers else None
+
+
+def _even(stages: Sequence[Sequence[Way]], layers: int, seconds: float) -> list[int]:
+    """Ends of stages under a time that can be kept: each as near to its share as leaves the rest enough."""
+    seconds *= 1 + 1e-12
+    count = len(stages)
+    least, at = [0] * count, layers  # the earliest end of each stage from which the rest still keeps to the time
+    for n in range(count - 1, -1, -1):
+        least[n] = at
+        at = max(min(w.back(at, seconds) for w in stages[n]), n)
+    ends, at = [], 0
+    for n, ways in enumerate(stages):
+        end = min(max(w.reach(at, seconds) for w in ways), layers - (count - n - 1))
+        rest = ways[0].seconds[layers] - ways[0].seconds[at]
+        fair = ways[0].reach(at, rest / (count - n))
+        at = max(min(fair, end), least[n], at + 1)
+        ends.append(at)
+    return ends
+
+
+def _picks(stages: Sequence[Sequence[Way]], ends: Sequence[int]) -> list[int]:
+    """The fastest way with room of each stage."""
+    out, first = [], 0
+    for ways, last in zip(stages, ends, strict=True):
+        found = [
+            (w.seconds[last] - w.seconds[first], n)
+            for n, w in enumerate(ways)
+            if w.bytes[last] - w.bytes[first] <= w.room * (1 + 1e-12)
+        ]
+        out.append(min(found)[1])
+        first = last
+    return out
+
+
+def _slowest(stages: Sequence[Sequence[Way]], ends: Sequence[int]) -> float:
+    slowest, first = 0.0, 0
+    for ways, last, pick in zip(stages, ends, _picks(stages, ends), strict=True):
+        slowest = max(slowest, ways[pick].seconds[last] - ways[pick].seconds[first])
+        first = last
+    return slowest
+
+
+def _bisect_from(sums: Sequence[float], least: float) -> int:
+    """The first index whose sum is at least `least`."""
+    low, high = 0, len(sums) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if sums[middle] >= least:
+            high = middle
+        else:
+            low = middle + 1
+    return low

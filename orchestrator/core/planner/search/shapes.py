@@ -1,0 +1,226 @@
+"""Which shapes a strategy can have: factorisations of a cluster into replicas, pipeline ranks and tensor degrees, and their details.
+
+A Mesh is what the first bound looks at: how many replicas of which pipeline, and how large a micro-batch. A Shape adds the
+schedule, ZeRO and copies; cuts, recomputation and devices come later. Small clusters are enumerated in full; on large ones the
+replicas are all there is room for, or fewer by halves, because a replica less out of a hundred is never worth a search.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from orchestrator.core.cluster.resources import NodeResources, Resources
+from orchestrator.core.plan.plan import PipelineSchedule
+from orchestrator.core.planner.strategy import Problem, Strategy
+
+SMALL = 32  # devices up to which every number of replicas, every tensor degree and every shard is looked at
+
+
+@dataclass(frozen=True, slots=True)
+class Mesh:
+    """Replicas, tensor degree of each pipeline rank, units of a micro-batch and micro-batches of a step."""
+
+    data: int
+    tensors: tuple[int, ...]
+    units: int
+    micro_batches: int
+
+    @property
+    def ranks(self) -> int:
+        """Number of ranks."""
+        return self.data * sum(self.tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A mesh with all that is neither a cut nor a device."""
+
+    mesh: Mesh
+    schedule: PipelineSchedule
+    stages_per_rank: int
+    zero: int
+    shard: int
+    copies: int
+
+    @property
+    def stages(self) -> int:
+        """Stages of the pipeline."""
+        return len(self.mesh.tensors) * self.stages_per_rank
+
+
+def shape_of(strategy: Strategy) -> Shape:
+    """The shape of a strategy."""
+    mesh = Mesh(strategy.data, strategy.tensors, strategy.units, strategy.micro_batches)
+    return Shape(mesh, strategy.schedule, strategy.stages_per_rank, strategy.zero, strategy.shard, strategy.copies)
+
+
+def usable(resources: Resources) -> tuple[NodeResources, ...]:
+    """The nodes that a strategy may use."""
+    return tuple(n for n in resources.nodes if n.healthy and n.devices)
+
+
+def blocks_of(nodes: Sequence[NodeResources], degree: int) -> int:
+    """Tensor groups of a degree that fit: inside nodes where one of them is as large, else over all devices."""
+    inside = sum(n.devices // degree for n in nodes)
+    return inside or sum(n.devices for n in nodes) // degree
+
+
+def meshes(problem: Problem) -> Iterator[Mesh]:
+    """Every mesh to look at, in one order."""
+    space, nodes = problem.space, usable(problem.resources)
+    layers = len(problem.costs.order) if problem.costs.splits else 1
+    units = sorted({u for u in space.units if u >= 1 and problem.batch % u == 0})
+    for degree in tensor_degrees(problem):
+        blocks = _room(problem, nodes, degree)
+        for pipeline in range(1, min(layers, blocks) + 1):
+            if not _asked(space.pipelines, pipeline):
+                continue
+            if not space.uneven and layers % pipeline:
+                continue
+            for u in units:
+                yield from _replicas(problem, (degree,) * pipeline, blocks // pipeline, u)
+    if space.mixed_tensors:
+        yield from _mixed(problem, nodes, layers, units)
+
+
+def tensor_degrees(problem: Problem) -> tuple[int, ...]:
+    """Degrees that the model, the space and the machines allow; beyond one node only on small clusters, or when asked for."""
+    space, nodes = problem.space, usable(problem.resources)
+    most = problem.costs.tensor_max
+    devices = sum(n.devices for n in nodes)
+    inside = max((n.devices for n in nodes), default=0)
+    fits = [t for t in range(1, min(most, devices) + 1) if most % t == 0 and _asked(space.tensors, t)]
+    near = [t for t in fits if t <= inside]
+    return tuple(fits if devices <= SMALL or not near else near)
+
+
+def shapes(problem: Problem, mesh: Mesh) -> Iterator[Shape]:
+    """Every shape of a mesh, in one order."""
+    space, pipeline = problem.space, len(mesh.tensors)
+    nodes = len(usable(problem.resources))
+    for schedule, local in _schedules(problem, mesh):
+        for zero, shard in _shards(problem, mesh):
+            alone = mesh.data // shard == 1 if zero else mesh.data == 1  # one holder of each region
+            copies = [c for c in space.copies if not c or (alone and nodes > 1 and mesh.ranks > 1)]
+            for c in copies or [0]:
+                yield Shape(mesh, schedule, local if pipeline > 1 else 1, zero, shard, c)
+
+
+def _asked(axis: tuple[int, ...], value: int) -> bool:
+    return not axis or value in axis
+
+
+def _room(problem: Problem, nodes: Sequence[NodeResources], degree: int) -> int:
+    """Tensor groups that fit, at most as many as the space has ranks for."""
+    devices = sum(n.devices for n in nodes)
+    blocks = devices // degree if devices <= SMALL else blocks_of(nodes, degree)
+    return min(blocks, problem.space.ranks_max // degree) if problem.space.ranks_max else blocks
+
+
+def _replicas(problem: Problem, tensors: tuple[int, ...], most: int, units: int) -> Iterator[Mesh]:
+    space, micro_batches = problem.space, problem.batch // units
+    most = min(most, micro_batches)
+    if space.datas:
+        found = [d for d in sorted(set(space.datas)) if d <= most]
+    elif most * sum(tensors) <= SMALL:
+        found = list(range(1, most + 1))
+    else:
+        found = _halves(most, micro_batches)
+    for data in found:
+        mesh = Mesh(data, tensors, units, micro_batches)
+        if mesh.ranks >= space.ranks_min and (space.uneven or micro_batches % data == 0):
+            yield mesh
+
+
+def _halves(most: int, micro_batches: int) -> list[int]:
+    """`most` and its halves, each also as the fewest replicas with as few micro-batches, and as the next divisor below."""
+    out: set[int] = set()
+    while most:
+        rounds = -(-micro_batches // most)
+        out |= {most, -(-micro_batches // rounds)}
+        out.add(next(d for d in range(most, 0, -1) if micro_batches % d == 0))
+        most //= 2
+    return sorted(out)
+
+
+def _mixed(problem: Problem, nodes: Sequence[NodeResources], layers: int, units: Sequence[int]) -> Iterator[Mesh]:
+    """Pipelines whose first ranks have one tensor degree and whose last have another, each on devices of one type."""
+    types = sorted({n.device for n in nodes})
+    degrees = tensor_degrees(problem)
+    for a in types:
+        for b in types:
+            ours, theirs = [n for n in nodes if n.device == a], [n for n in nodes if n.device == b]
+            for s in degrees:
+                for t in degrees:
+                    if a != b and s != t:
+                        yield from _split(problem, (s, t), (blocks_of(ours, s), blocks_of(theirs, t)), layers, units)
+
+
+def _split(
+    problem: Problem, degrees: tuple[int, int], blocks: tuple[int, int], layers: int, units: Sequence[int]
+) -> Iterator[Mesh]:
+    room = min(blocks)
+    datas = range(1, room + 1) if sum(blocks) <= SMALL else _halves(room, problem.batch)
+    for data in datas if room else ():
+        p, q = (min(b // data, layers - 1) for b in blocks)
+        sizes = {(p, min(q, layers - p)), (min(p, layers - q), q)}
+        if sum(blocks) <= SMALL:
+            sizes = {(i, j) for i in range(1, p + 1) for j in range(1, min(q, layers - i) + 1)}
+        for i, j in sorted(sizes):
+            tensors = (degrees[0],) * i + (degrees[1],) * j
+            ranks = data * sum(tensors)
+            enough = not problem.space.ranks_max or ranks <= problem.space.ranks_max
+            if i >= 1 and j >= 1 and enough and _asked(problem.space.pipelines, i + j) and _asked(problem.space.datas, data):
+                for u in units:
+                    if problem.batch // u >= data and ranks >= problem.space.ranks_min:
+                        yield Mesh(data, tensors, u, problem.batch // u)
+
+
+def _schedules(problem: Problem, mesh: Mesh) -> list[tuple[PipelineSchedule, int]]:
+    """Schedules with their stages per rank; one rank has no use for any but the first."""
+    space, pipeline = problem.space, len(mesh.tensors)
+    plain = [s for s in space.schedules if s is not PipelineSchedule.INTERLEAVED]
+    if pipeline == 1:
+        return [((plain or list(space.schedules))[0], 1)] if space.schedules else []
+    out = [(s, 1) for s in plain]
+    layers = len(problem.costs.order)
+    if PipelineSchedule.INTERLEAVED in space.schedules and mesh.micro_batches % (mesh.data * pipeline) == 0:
+        for local in range(2, space.stages_per_rank_max + 1):
+            if pipeline * local <= layers and (space.uneven or layers % (pipeline * local) == 0):
+                out.append((PipelineSchedule.INTERLEAVED, local))
+    return out
+
+
+def _shards(problem: Problem, mesh: Mesh) -> list[tuple[int, int]]:
+    """Pairs of ZeRO stage and shard; with one replica all stages are the same, and the least stands for them."""
+    space, data = problem.space, mesh.data
+    zeros = sorted(z for z in set(space.zeros) if z < 3 or problem.costs.splits)
+    if data == 1:
+        return [(zeros[0], 1)] if zeros else []
+    out: list[tuple[int, int]] = []
+    for zero in zeros:
+        if zero == 0:
+            out.append((0, 1))
+        elif not space.groups:
+            out.append((zero, data))
+        else:
+            out += [(zero, s) for s in _groups(problem, mesh)]
+    return out
+
+
+def _groups(problem: Problem, mesh: Mesh) -> list[int]:
+    """Sizes of a shard: every divisor of the replicas, on large clusters those of a node, of eight nodes, and all."""
+    data, divisors = mesh.data, _divisors(mesh.data)
+    if mesh.ranks <= SMALL:
+        return list(divisors)
+    inside = max(n.devices for n in usable(problem.resources)) // mesh.tensors[0]
+    near = [max((s for s in divisors if s <= limit), default=data) for limit in (inside, 8 * inside)]
+    return sorted({*near, data})
+
+
+@lru_cache(maxsize=4096)
+def _divisors(n: int) -> tuple[int, ...]:
+    """Divisors of n from 2 on."""
+    return tuple(s for s in range(2, n + 1) if n % s == 0)
