@@ -37,7 +37,8 @@ protos() {
 docs() {
     mkdir -p "$dest/docs"
     local name module
-    for pair in job.schema.json=orchestrator.spec.schema_export state-machine.md=orchestrator.core.supervisor.diagram; do
+    for pair in job.schema.json=orchestrator.spec.schema_export model.schema.json=orchestrator.spec.model_file \
+        cluster.schema.json=orchestrator.spec.cluster_file state-machine.md=orchestrator.core.supervisor.diagram; do
         name="${pair%%=*}" module="${pair#*=}"
         # written in two moves, so that a failing generator leaves the old file alone
         "$python" -m "$module" >"$dest/docs/.$name.new" || { rm -f "$dest/docs/.$name.new"; exit 1; }

@@ -7,19 +7,17 @@ terminals, HTML or SVG; words for quantities are those of the status.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from orchestrator.apps.cli.render import count, duration, size
+from orchestrator.apps.cluster_words import cluster_words, devices_words, levels
 from orchestrator.apps.report_facts import numbers
-from orchestrator.core.cluster.resources import Link, NodeResources, Resources
+from orchestrator.apps.units import count, duration, percent, plural, seconds, size
 from orchestrator.core.graph.costs import ModelCosts
 from orchestrator.core.graph.view import GraphView
 from orchestrator.core.plan.plan import PipelineSchedule, Plan
-from orchestrator.core.planner.strategy import Choice, Estimate, Memory, Option, Problem, Strategy
+from orchestrator.core.planner.strategy import Choice, Estimate, Memory, Option, Problem, Strategy, Term
 
-NODES_NAMED_MAX = 3  # in a line of words
 MEMORY_PARTS = ("weights", "gradients", "optimizer", "copies", "activations", "work", "buffers", "other")
 
 
@@ -59,37 +57,6 @@ class StageRow:
     recompute: bool
     params: int  # trainable elements of the stage, before tensor parallelism cuts them
     share: float  # of the model's compute, by time where it was measured
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """Equal layers in a row: the folded graph view. Costs are of one layer and one unit."""
-
-    first: int
-    layers: int
-    kind: int  # index into ModelCosts.kinds
-
-
-def seconds(value: float) -> str:
-    """12 us, 3.4 ms, 1.2 s, 2:13:20."""
-    if value < 1e-3:
-        return f"{value * 1e6:.3g} us"
-    return f"{value * 1e3:.3g} ms" if value < 1 else duration(value)
-
-
-def percent(share: float) -> str:
-    """A share as a percentage; small ones keep a digit."""
-    return f"{100 * share:.0f} %" if share >= 0.0995 else f"{100 * share:.1f} %"
-
-
-def rate(bytes_per_s: float) -> str:
-    """Bytes per second: 25 GB/s."""
-    return f"{size(bytes_per_s)}/s"
-
-
-def plural(number: int, word: str, ending: str = "s") -> str:
-    """1 node, 2 nodes."""
-    return f"{number:,} {word}{'' if number == 1 else ending}"
 
 
 def shape(strategy: Strategy) -> str:
@@ -189,72 +156,118 @@ def kinds_words(costs: ModelCosts, first: int, last: int) -> str:
     return ", ".join(f"{n} x {costs.kinds[k].name}" if n > 1 else costs.kinds[k].name for k, n in runs) or "none"
 
 
-def blocks(costs: ModelCosts) -> tuple[Block, ...]:
-    """The graph view: runs of equal layers."""
-    out, at = [], 0
-    for kind, run in groupby(costs.order):
-        length = len(list(run))
-        out.append(Block(at, length, kind))
-        at += length
-    return tuple(out)
-
-
-def devices_words(resources: Resources, devices: Sequence[int]) -> str:
-    """Where devices are: `n1 (8 x a100), n2 (8 x a100)`; many nodes are counted."""
-    per_node: dict[int, int] = {}
-    for device in devices:
-        node = resources.node_of[device]
-        per_node[node] = per_node.get(node, 0) + 1
-    if len(per_node) <= NODES_NAMED_MAX:
-        named = [(resources.nodes[n], used) for n, used in per_node.items()]
-        return ", ".join(f"{node.node_id} ({used} x {node.device})" for node, used in named)
-    kinds: dict[str, int] = {}
-    for n, used in per_node.items():
-        kinds[resources.nodes[n].device] = kinds.get(resources.nodes[n].device, 0) + used
-    first, last = (resources.nodes[n].node_id for n in (min(per_node), max(per_node)))
-    what = ", ".join(f"{used} x {kind}" for kind, used in kinds.items())
-    return f"{plural(len(per_node), 'node')} {first} .. {last} ({what})"
-
-
-def cluster_words(resources: Resources) -> str:
-    """A cluster in one line: its name, devices by type, nodes, racks and what is not healthy."""
-    counted: dict[str, int] = {}
-    for node in resources.nodes:
-        counted[node.device] = counted.get(node.device, 0) + node.devices
-    racks = {n.rack for n in resources.nodes} - {""}
-    words = f"{resources.name}: " + ", ".join(f"{n:,} x {kind}" for kind, n in counted.items())
-    words += f" in {plural(len(resources.nodes), 'node')}" + (f", {plural(len(racks), 'rack')}" if len(racks) > 1 else "")
-    bad = [n for n in resources.nodes if not n.healthy]
-    slow = [n for n in resources.nodes if n.healthy and n.pace > 1.0]
-    if slow:
-        words += f"; slow: {_named(slow)}"
-    return words + (f"; not healthy: {_named(bad)}" if bad else "")
-
-
-def levels(resources: Resources) -> tuple[tuple[str, str], ...]:
-    """The links by level, (level, bandwidth and latency); where nodes differ, the range."""
-    nodes = resources.nodes
-    rows = []
-    if any(n.devices > 1 for n in nodes):
-        rows.append(("inside a node", _link(n.inside for n in nodes if n.devices > 1)))
-    if len(nodes) > 1:
-        shared = [n.network_total for n in nodes]
-        told = f", {_range(min(shared), max(shared))} for a whole node" if any(n.devices > 1 for n in nodes) else ""
-        rows.append(("between nodes", _link(n.network for n in nodes) + told))
-    if resources.uplink is not None:
-        whole = f", {rate(resources.uplink_total)} for a whole rack" if resources.uplink_total else ""
-        rows.append(("between racks", _link([resources.uplink]) + whole))
-    return tuple(rows)
-
-
 def fullest(estimate: Estimate) -> tuple[int, Memory]:
     """The pipeline rank whose memory is nearest to its limit."""
     return max(enumerate(estimate.memory), key=lambda pair: pair[1].total / max(1, pair[1].limit))
 
 
-def memory_parts(memory: Memory) -> tuple[tuple[str, float], ...]:
-    """The parts of a rank's memory that are not nothing, in order."""
-    return tuple((name, getattr(memory, name)) for name in MEMORY_PARTS if getattr(memory, name) > 0)
+def memory_words(memory: Memory) -> str:
+    """The parts of a rank's memory that are not nothing, largest first."""
+    parts = sorted(((name, getattr(memory, name)) for name in MEMORY_PARTS), key=lambda p: -p[1])
+    return ", ".join(f"{name} {size(value)}" for name, value in parts if value > 0)
+
+
+def too_large(estimate: Estimate) -> str:
+    """In words, which pipeline rank has no room; empty where all fit."""
+    if estimate.fits:
+        return ""
+    pipe, memory = fullest(estimate)
+    return f"pipeline rank {pipe} needs {size(memory.total)} on a device of {size(memory.limit)}"
+
+
+def terms(estimate: Estimate) -> list[tuple[Term, float]]:
+    """The terms of the step time with their shares, largest first."""
+    told = sorted((t for t in estimate.terms if t.seconds > 0), key=lambda t: -t.seconds)
+    return [(t, t.seconds / estimate.step_s) for t in told]
+
+
+def summary(preview: Preview) -> list[tuple[str, str]]:
+    """What is planned, for what, on what, and what it promises: (label, words)."""
+    shown, problem = preview.shown, preview.problem
+    strategy, estimate = shown.strategy, shown.estimate
+    rows = [
+        ("job" if preview.plan is not None else "model", preview.name),
+        (
+            "plan",
+            f"{shape(strategy)} on {plural(strategy.ranks, 'device')}, " + ("as the job asks" if preview.fixed else "chosen"),
+        ),
+        ("", details(strategy)),
+    ]
+    if preview.choice is not None and not preview.fixed:
+        rows.append(("because", preview.choice.reason))
+    folded = kinds_words(problem.costs, 0, len(problem.costs.order))
+    rows += [
+        ("layers", f"{folded}; {count(problem.costs.params)} parameters"),
+        ("cluster", cluster_words(problem.resources)),
+        *(("", f"{level}: {link}") for level, link in levels(problem.resources)),
+        ("step", f"{seconds(estimate.step_s)} predicted, {throughput(preview)}"),
+        ("goodput", f"{percent(estimate.goodput)} of the time in steps that count: one each {seconds(estimate.effective_s)}"),
+        ("a node's loss", f"costs {duration(estimate.loss_s)} of the run"),
+        ("checkpoint", checkpoint_words(estimate)),
+    ]
+    if too_large(estimate):
+        rows.append(("memory", f"TOO MUCH: {too_large(estimate)}"))
+    if preview.plan is not None:
+        rows.append(("lint", "; ".join(preview.findings) or "nothing to complain about"))
+    return rows
+
+
+def search_words(preview: Preview) -> list[str]:
+    """What a search says, line by line: how sure it is, and what it takes where the job fixes something else."""
+    choice = preview.choice
+    if choice is None:
+        return [f"no plan could be chosen: {preview.no_choice}"]
+    lines = [f"search: {proof_words(choice)}"]
+    if preview.fixed and choice.best.strategy == preview.shown.strategy:
+        lines.append("`parallel: auto` would take the same plan")
+    elif preview.fixed:
+        taken = f"{shape(choice.best.strategy)} ({details(choice.best.strategy)})"
+        lines.append(f"`parallel: auto` would take {taken}: {choice.reason}")
+    return lines
+
+
+def other_rows(preview: Preview, *, alternatives: int) -> list[tuple[str, ...]]:
+    """Up to that many other plans: shape, how it compares, step, goodput, memory, details."""
+    return [
+        (
+            shape(o.strategy),
+            against(o, preview.shown),
+            seconds(o.estimate.step_s),
+            percent(o.estimate.goodput),
+            size(fullest(o.estimate)[1].total),
+            details(o.strategy),
+        )
+        for o in preview.runners_up[:alternatives]
+    ]
+
+
+def graph_rows(costs: ModelCosts) -> list[list[str]]:
+    """The graph view as rows, headings first: runs of equal layers with what one layer costs, then all of them together."""
+    measured = list(dict.fromkeys(t.device for kind in costs.kinds for t in kind.timings))
+    columns = ["LAYERS", "COUNT x KIND", "PARAMETERS", "FORWARD", "BACKWARD", "KEPT", "BOUNDARY"]
+    rows = [[*columns, *(f"ON {d}" for d in measured)]]
+    at = 0
+    for k, run in groupby(costs.order):
+        layers, kind = len(list(run)), costs.kinds[k]
+        times = [kind.timing(d) for d in measured]
+        rows.append(
+            [
+                numbers(range(at, at + layers)),
+                f"{layers} x {kind.name}",
+                count(kind.params),
+                f"{count(kind.forward_flops)}FLOP",
+                f"{count(kind.backward_flops)}FLOP",
+                size(kind.kept_bytes),
+                size(kind.boundary_bytes),
+                *("-" if t is None else f"{seconds(t.forward_s)} + {seconds(t.backward_s)}" for t in times),
+            ]
+        )
+        at += layers
+    forward, backward, kept = (
+        sum(getattr(layer, name) for layer in costs.layers) for name in ("forward_flops", "backward_flops", "kept_bytes")
+    )
+    whole = ["all", str(len(costs.order)), count(costs.params), f"{count(forward)}FLOP", f"{count(backward)}FLOP", size(kept), ""]
+    return [*rows, [*whole, *("" for _ in measured)]]
 
 
 def proof_words(choice: Choice) -> str:
@@ -274,19 +287,4 @@ def checkpoint_words(estimate: Estimate) -> str:
 def throughput(preview: Preview) -> str:
     """Samples a second: tokens or images, as the model counts them."""
     problem = preview.problem
-    return f"{count(problem.batch * problem.costs.samples_per_unit / preview.shown.estimate.step_s)}/s"
-
-
-def _named(nodes: Sequence[NodeResources]) -> str:
-    told = ", ".join(n.node_id + (f" ({n.pace:.3g} x as long)" if n.pace > 1.0 else "") for n in nodes[:NODES_NAMED_MAX])
-    return told + (f" and {len(nodes) - NODES_NAMED_MAX} more" if len(nodes) > NODES_NAMED_MAX else "")
-
-
-def _link(links: Iterable[Link]) -> str:
-    every = list(links)
-    speeds = [link.bandwidth for link in every]
-    return f"{_range(min(speeds), max(speeds))}, {seconds(max(link.latency_s for link in every))}"
-
-
-def _range(low: float, high: float) -> str:
-    return rate(low) if low == high else f"{rate(low)} to {rate(high)}"
+    return f"{count(problem.batch * problem.costs.samples_per_unit / preview.shown.estimate.step_s)} samples/s"

@@ -15,26 +15,28 @@ from itertools import groupby
 from markupsafe import Markup
 
 from orchestrator.apps import plan_facts as facts
+from orchestrator.apps.cluster_words import cluster_words, levels
 from orchestrator.apps.plan_facts import Preview
 from orchestrator.apps.report_svg import BAR_HEIGHT, WIDTH, nice_ticks
+from orchestrator.apps.units import percent, plural, seconds
 from orchestrator.core.cluster.resources import Resources
 from orchestrator.core.plan.pipeline import BACKWARD, FORWARD, INPUT, WEIGHT
 
 COLOURS = 8  # classes p0 .. p7; pipeline ranks take them in turn
-RACKS_MAX = 4  # drawn
-NODES_MAX = 12  # drawn of a rack
+RACKS_MAX = 3  # drawn
+NODES_MAX = 8  # drawn of a rack
 DEVICES_MAX = 16  # drawn of a node
 ACROSS = 4  # node boxes in a row
-CELL, GAP, PAD = 42, 4, 10  # of a device's box
+CELL, GAP, PAD = 40, 4, 8  # of a device's box
 ROWS_MAX = 32  # pipeline ranks drawn in the timeline
-LABEL_MIN = 18  # pixels of a box that a label fits in
+LABEL_MIN, ROOMY = 18, 62  # pixels of a box that a number fits in, and that a word and a number do
 
 STYLE = """
 svg.plan { font: 12px system-ui, -apple-system, "Segoe UI", sans-serif; --ink: #0b0b0b; --soft: #52514e; --rule: #c3c2b7;
-  --page: #fcfcfb; --box: #f1f0ec; --f: #2a78d6; --b: #eb6834; --w: #1baf7a; --on: #ffffff;
+  --page: #fcfcfb; --box: #f1f0ec; --f: #c6cdd6; --b: #6b7480; --w: #c9a227; --on: #ffffff;
   --p0: #2a78d6; --p1: #c2541f; --p2: #12805a; --p3: #946200; --p4: #6a4fc4; --p5: #c23b3a; --p6: #0f7c8a; --p7: #8a5a7b; }
 @media (prefers-color-scheme: dark) { svg.plan { --ink: #ffffff; --soft: #c3c2b7; --rule: #55544f; --page: #1a1a19;
-  --box: #262624; --f: #5b9ce6; --b: #ee8a5f; --w: #3fc08f; --on: #0b0b0b;
+  --box: #262624; --f: #4a525c; --b: #a3acb8; --w: #dcb93a; --on: #0b0b0b;
   --p0: #5b9ce6; --p1: #ee8a5f; --p2: #3fc08f; --p3: #dca62e; --p4: #a598f0; --p5: #ee8080; --p6: #4fb9c9; --p7: #cf9dbf; } }
 svg.plan text { fill: var(--ink); } svg.plan .soft { fill: var(--soft); } svg.plan .on { fill: var(--on); font-weight: 600; }
 svg.plan .page { fill: var(--page); } svg.plan .box { fill: var(--box); stroke: var(--rule); }
@@ -116,42 +118,44 @@ def cluster_picture(preview: Preview) -> Picture:
         racks.setdefault(resources.nodes[n].rack, []).append(n)
     out: list[str] = []
     y = 0.0
-    for level, link in facts.levels(resources):
+    for level, link in levels(resources):
         out.append(f'<text class="soft" x="8" y="{y + 14:.1f}">{escape(f"{level}: {link}")}</text>')
         y += 18
     several = len(racks) > 1
-    trunk = y + 6
+    trunk: list[float] = []
     for rack, nodes in list(racks.items())[:RACKS_MAX]:
         shown = nodes[:NODES_MAX]
         y += 8
         top = y
-        name = f"rack {rack}" if rack else "nodes"
-        label = escape(f"{name}: {facts.plural(len(nodes), 'node')}")
+        label = escape((f"rack {rack}: " if rack else "") + plural(len(nodes), "node"))
         out.append(f'<text class="soft" x="26" y="{y + 18:.1f}">{label}</text>')
         y += 26
+        bus = y
         for start in range(0, len(shown), ACROSS):
             boxes = [
                 _node(resources, n, first_device[n], rank_at, pipe_of, x=26 + i * (WIDTH - 40) / ACROSS, y=y + 12)
                 for i, n in enumerate(shown[start : start + ACROSS])
             ]
             right = 26 + (len(boxes) - 1) * (WIDTH - 40) / ACROSS + 20
-            out.append(f'<path class="wire" d="M18 {y + 4:.1f}H{right:.1f}"/>')
+            bus = y + 4
+            out.append(f'<path class="wire" d="M18 {bus:.1f}H{right:.1f}"/>')
             out += [body for body, _ in boxes]
             y += 18 + max(height for _, height in boxes)
         if len(nodes) > len(shown):
             out.append(f'<text x="26" y="{y + 14:.1f}">... {len(nodes) - len(shown):,} more nodes</text>')
             y += 20
         out.append(f'<rect class="rack" x="10" y="{top:.1f}" width="{WIDTH - 18}" height="{y - top:.1f}" rx="8"/>')
-        out.append(f'<path class="wire" d="M18 {top + 12:.1f}V{y - 12:.1f}"/>')
+        out.append(f'<path class="wire" d="M18 {top + 30:.1f}V{bus:.1f}"/>')
         if several:
-            out.append(f'<path class="wire" d="M3 {top + 12:.1f}H18"/>')
+            out.append(f'<path class="wire" d="M4 {top + 30:.1f}H18"/>')
+            trunk.append(top + 30)
     if several:
-        out.append(f'<path class="wire" d="M3 {trunk:.1f}V{y:.1f}"/>')
+        out.append(f'<path class="wire" d="M4 {trunk[0]:.1f}V{y + 12 if len(racks) > RACKS_MAX else trunk[-1]:.1f}"/>')
     if len(racks) > RACKS_MAX:
         rest = sum(len(nodes) for nodes in list(racks.values())[RACKS_MAX:])
         out.append(f'<text x="10" y="{y + 18:.1f}">... {len(racks) - RACKS_MAX:,} more racks with {rest:,} nodes</text>')
         y += 24
-    told = f"{facts.cluster_words(resources)}. {facts.shape(strategy)}: " + "; ".join(
+    told = f"{cluster_words(resources)}. {facts.shape(strategy)}: " + "; ".join(
         f"stage {r.stage} on ranks {r.ranks}, {r.devices}" for r in facts.stage_rows(preview)[:ROWS_MAX]
     )
     return Picture("Ranks on devices", told + ".", y + 8, "".join(out))
@@ -164,14 +168,15 @@ def layers_picture(preview: Preview) -> Picture:
     whole = sum(weights) or 1.0
     scale = (WIDTH - 16) / whole
     out, at, told = [], 8.0, []
+    roomy = all(sum(weights[first:last]) * scale > ROOMY for first, last in strategy.bounds)
     for row, (first, last) in zip(facts.stage_rows(preview), strategy.bounds, strict=True):
         width = sum(weights[first:last]) * scale
-        told.append(f"stage {row.stage}: {row.kinds}, {facts.percent(row.share)}")
+        told.append(f"stage {row.stage}: {row.kinds}, {percent(row.share)}")
         x = at
         for kind, run in groupby(range(first, last), key=lambda layer: costs.order[layer]):
             layers = list(run)
             each = weights[layers[0]] * scale
-            hint = f"{facts.kinds_words(costs, layers[0], layers[-1] + 1)}: {facts.percent(each * len(layers) / scale / whole)}"
+            hint = f"{facts.kinds_words(costs, layers[0], layers[-1] + 1)}: {percent(each * len(layers) / scale / whole)}"
             narrow = each < 3
             for _ in range(1 if narrow else len(layers)):
                 shown = each * len(layers) if narrow else each
@@ -179,12 +184,12 @@ def layers_picture(preview: Preview) -> Picture:
                     f'<rect class="{_colour(row.pipe)}" x="{x:.1f}" y="22" width="{max(0.5, shown - 1):.1f}" '
                     f'height="{BAR_HEIGHT}"><title>{escape(f"stage {row.stage}, {hint}")}</title></rect>'
                 )
-                if each > 7 * len(costs.kinds[kind].name):
+                if each > 8 + 8 * len(costs.kinds[kind].name):
                     out.append(f'<text class="on" x="{x + 4:.1f}" y="{BAR_HEIGHT + 13}">{escape(costs.kinds[kind].name)}</text>')
                 x += shown
-        name = f"stage {row.stage}" if width > 52 else str(row.stage) if width > LABEL_MIN else ""
+        name = f"stage {row.stage}" if roomy else str(row.stage) if width > LABEL_MIN else ""
         out.append(f'<text class="soft" x="{at:.1f}" y="15">{name}</text>')
-        share = f"{facts.percent(row.share)}{', recomputes' if row.recompute and width > 110 else ''}" if width > 40 else ""
+        share = f"{percent(row.share)}{', recomputes' if row.recompute and width > 110 else ''}" if width > 40 else ""
         out.append(f'<text class="soft" x="{at:.1f}" y="{BAR_HEIGHT + 40}">{share}</text>')
         at += width
     by = "measured time" if timed else "FLOPs"
@@ -212,8 +217,8 @@ def timeline_picture(preview: Preview, spans: Sequence[Span], *, micro_batches: 
         if 0 <= tick <= end:
             x = left + tick * scale
             out.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{top - 4}" y2="{bottom + 4}"/>')
-            label = facts.seconds(tick) if tick else "0"
-            out.append(f'<text class="soft" x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{label}</text>')
+            label, anchor = seconds(tick) if tick else "0", "end" if x > WIDTH - 30 else "middle"
+            out.append(f'<text class="soft" x="{x:.1f}" y="{bottom + 18}" text-anchor="{anchor}">{label}</text>')
     for pipe in range(rows):
         y = top + pipe * row_height
         out.append(f'<rect class="{_colour(pipe)}" x="8" y="{y + 1}" width="30" height="{row_height - 3}" rx="3"/>')
@@ -222,20 +227,21 @@ def timeline_picture(preview: Preview, spans: Sequence[Span], *, micro_batches: 
         if s.pipe >= rows:
             continue
         x, width, y = left + s.start_s * scale, (s.end_s - s.start_s) * scale, top + s.pipe * row_height
-        hint = f"stage {s.stage}, micro-batch {s.index}, {s.kind}: {facts.seconds(s.end_s - s.start_s)}"
+        hint = f"stage {s.stage}, micro-batch {s.index}, {s.kind}: {seconds(s.end_s - s.start_s)}"
         out.append(
             f'<rect class="{s.kind}" x="{x:.1f}" y="{y + 1}" width="{max(0.4, width - 1):.1f}" height="{row_height - 3}" rx="2">'
             f"<title>{escape(hint)}</title></rect>"
         )
         if width > LABEL_MIN:
-            out.append(f'<text class="on" x="{x + width / 2:.1f}" y="{y + 15}" text-anchor="middle">{s.index}</text>')
+            css = "" if s.kind == FORWARD else "on"
+            out.append(f'<text class="{css}" x="{x + width / 2:.1f}" y="{y + 15}" text-anchor="middle">{s.index}</text>')
     most = max(strategy.share(r) for r in range(strategy.data))
     part = f", the first {micro_batches} of {most} micro-batches" if micro_batches < most else ""
     note = f"{strategy.pipeline - rows} more pipeline ranks" if strategy.pipeline > rows else ""
     if note:
         out.append(f'<text x="8" y="{bottom + 34}">... {note}</text>')
     busy = [sum(s.end_s - s.start_s for s in spans if s.pipe == pipe) / end for pipe in range(strategy.pipeline)]
-    told = f"Pipeline ranks over {facts.seconds(end)}{part}; busy " + ", ".join(facts.percent(b) for b in busy[:ROWS_MAX])
+    told = f"Pipeline ranks over {seconds(end)}{part}; busy " + ", ".join(percent(b) for b in busy[:ROWS_MAX])
     return Picture(f"One step of one replica in time{part}", told + ".", bottom + (42 if note else 26), "".join(out))
 
 

@@ -21,12 +21,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel
 from torch.utils import _pytree as pytree
 
 from orchestrator.core.graph.costs import LayerCost, ModelCosts
-from orchestrator.core.job import Job, Precision
+from orchestrator.core.job import Job
 from orchestrator.engine.describe import named_layers
 from orchestrator.engine.layered import LayeredStage
 from orchestrator.engine.meter import Kept, Meter, flop_counter
@@ -44,7 +44,7 @@ _REAL_COPIES = 4  # parameters, gradients, activations and room, in a run in ear
 def trace(job: Job, *, task: Task | None = None, say: Callable[[str], None] = log.warning) -> ModelCosts:
     """The costs of one micro-batch of the job's task, without timings; `task` where it is loaded already.
 
-    `say` hears, in a sentence, of everything that could not be found out the usual way. Raises TaskError for what the user can fix.
+    `say` hears, in a sentence, of everything that could not be found out the usual way. Raises TaskError.
     """
     task = task or load_task(job.task)
     with _as_task_error("batch() failed"), user_code():
@@ -105,6 +105,21 @@ def _check_room(module: nn.Module | None, reason: str) -> None:
         )
 
 
+class _Stage(LayeredStage):
+    """The runner copies what is no plain tensor, as a collective's result is none; a fake tensor stands for a plain one."""
+
+    def _call(self, k: int, x: Tensor) -> Tensor:
+        y = super()._call(k, x)
+        if isinstance(y, FakeTensor):
+
+            def contiguous() -> Tensor:
+                del y.clone
+                return y.contiguous()
+
+            setattr(y, "clone", contiguous)  # noqa: B010
+        return y
+
+
 @dataclass(frozen=True, slots=True)
 class _Measured:
     """One layer on one micro-batch."""
@@ -131,31 +146,19 @@ class _Tracer:
         """All layers, folded."""
         job, task = self._job, self._task
         degrees = self._degrees()
+        degree = degrees[0] if degrees else 1
         costs: list[LayerCost] = []
+        seen: dict[object, tuple[LayerCost, Tensor]] = {}
         x: Tensor | None = None
-        for k, (name, layer) in enumerate(self._named or (("model", self._module),)):
-            whole = self._measure(k, layer, x)
-            styles = cut_styles(task, name, layer, degrees[0]) if degrees else {}
-            cut = _cut_part(whole, self._measure_cut(k, layer, x, styles, degrees[0]), degrees[0]) if styles else (0.0, 0.0, 0.0)
-            costs.append(
-                LayerCost(
-                    name=name,
-                    params=_elements(layer),
-                    cut_params=_cut_elements(layer, styles),
-                    buffers=_buffer_elements(layer),
-                    forward_flops=float(whole.forward_flops),
-                    cut_forward_flops=cut[0],
-                    backward_flops=float(whole.backward_flops),
-                    cut_backward_flops=cut[1],
-                    moved_bytes=float(whole.moved),
-                    kept_bytes=float(whole.kept),
-                    cut_kept_bytes=cut[2],
-                    work_bytes=float(whole.work),
-                    boundary_bytes=float(whole.boundary),
-                    reduced_bytes=float(self._reduced(layer, styles, whole, x)),
-                )
-            )
-            x = whole.y
+        layers = self._named or (("model", self._module),)
+        for k, (name, layer) in enumerate(layers):
+            styles = cut_styles(task, name, layer, degree) if degrees else {}
+            same = (_structure(layer), _outline(x), k + 1 == len(layers), sorted((key, type(s)) for key, s in styles.items()))
+            known = seen.get(repr(same))
+            if known is None:
+                known = seen[repr(same)] = self._cost(k, name, layer, x, styles, degree)
+            costs.append(replace(known[0], name=name))
+            x = known[1]
         kinds, order = _fold(costs, [layer for _, layer in self._named] or [self._module])
         return ModelCosts(
             name=job.task.target,
@@ -168,8 +171,32 @@ class _Tracer:
 
     # --------------------------------------------------------------------------------------------------------- one layer
 
+    def _cost(
+        self, k: int, name: str, layer: nn.Module, x: Tensor | None, styles: Mapping[str, ParallelStyle], degree: int
+    ) -> tuple[LayerCost, Tensor]:
+        with _RowWise(layer, styles) as reduced:
+            whole = self._measure(k, layer, x)
+        cut = _cut_part(whole, self._measure_cut(k, layer, x, styles, degree), degree) if styles else (0.0, 0.0, 0.0)
+        cost = LayerCost(
+            name=name,
+            params=_elements(layer),
+            cut_params=_cut_elements(layer, styles),
+            buffers=_buffer_elements(layer),
+            forward_flops=float(whole.forward_flops),
+            cut_forward_flops=cut[0],
+            backward_flops=float(whole.backward_flops),
+            cut_backward_flops=cut[1],
+            moved_bytes=float(whole.moved),
+            kept_bytes=float(whole.kept),
+            cut_kept_bytes=cut[2],
+            work_bytes=float(whole.work),
+            boundary_bytes=float(whole.boundary),
+            reduced_bytes=float(reduced.bytes),
+        )
+        return cost, whole.y
+
     def _measure(self, k: int, layer: nn.Module, x: Tensor | None) -> _Measured:
-        stage = LayeredStage(
+        stage = _Stage(
             self._task,
             self._module,
             first=k,
@@ -250,19 +277,24 @@ class _Tracer:
             )
             return None
 
-    def _reduced(self, layer: nn.Module, styles: Mapping[str, ParallelStyle], whole: _Measured, x: Tensor | None) -> int:
-        """Bytes of the outputs of its row-wise modules: Shoeybi et al., arXiv 1909.08053 section 3.
 
-        Such an output has the rows that the layer's own output has.
-        """
-        rows = whole.y.numel() // whole.y.shape[-1] if whole.y.dim() else 1
-        half = self._job.train.precision is Precision.BF16
-        out = 0
-        for key, style in styles.items():
-            linear = layer.get_submodule(key)
-            if isinstance(style, RowwiseParallel) and isinstance(linear, nn.Linear):
-                out += rows * linear.out_features * (2 if half else linear.weight.element_size())
-        return out
+class _RowWise:
+    """Counts the outputs of a layer's row-wise modules, which are all-reduced: Shoeybi et al., arXiv 1909.08053 section 3."""
+
+    def __init__(self, layer: nn.Module, styles: Mapping[str, ParallelStyle]) -> None:
+        self.bytes = 0
+        self._modules = [layer.get_submodule(key) for key, style in styles.items() if isinstance(style, RowwiseParallel)]
+
+    def __enter__(self) -> _RowWise:
+        self._hooks = [m.register_forward_hook(self._count) for m in self._modules]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _count(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        self.bytes += output.numel() * output.element_size()
 
 
 def _cut_part(whole: _Measured, local: _Measured | None, degree: int) -> tuple[float, float, float]:
@@ -326,16 +358,30 @@ def _buffer_elements(layer: nn.Module) -> int:
     return sum(b.numel() for b in layer.buffers()) + sum(p.numel() for p in layer.parameters() if not p.requires_grad)
 
 
+def _structure(layer: nn.Module) -> list[object]:
+    """What decides a layer's costs, as far as can be seen: classes, plain attributes, shapes."""
+    out: list[object] = []
+    for prefix, m in layer.named_modules():
+        plain = {k: v for k, v in sorted(vars(m).items()) if not k.startswith("_")}
+        params = [(k, tuple(p.shape), p.requires_grad) for k, p in m.named_parameters(recurse=False)]
+        buffers = [(k, tuple(b.shape)) for k, b in m.named_buffers(recurse=False)]
+        out.append((prefix, type(m), plain, m.extra_repr(), params, buffers))
+    return out
+
+
+def _outline(x: Tensor | None) -> object:
+    return None if x is None else (tuple(x.shape), x.dtype, x.requires_grad)
+
+
 def _fold(costs: Sequence[LayerCost], layers: Sequence[nn.Module]) -> tuple[tuple[LayerCost, ...], tuple[int, ...]]:
     """Kinds and the kind of each layer: equal costs and equal structure are one."""
     keys = [(replace(c, name=""), type(m).__qualname__, repr(m)) for c, m in zip(costs, layers, strict=True)]
     distinct = list(dict.fromkeys(keys))
     order = tuple(distinct.index(k) for k in keys)
-    kinds, taken = [], set()
-    for n, key in enumerate(distinct):
+    kinds: list[LayerCost] = []
+    for n in range(len(distinct)):
         members = [c for c, kind in zip(costs, order, strict=True) if kind == n]
-        name = members[0].name if len(members) == 1 else re.sub(r"[\W_]*\d+$", "", members[0].name) or members[0].name
-        name = members[0].name if name in taken else name
-        taken.add(name)
+        stem = re.sub(r"[\W_]*\d+$", "", members[0].name) if len(members) > 1 else ""
+        name = stem if stem and all(k.name != stem for k in kinds) else members[0].name
         kinds.append(replace(members[0], name=name))
     return tuple(kinds), order

@@ -58,7 +58,7 @@ class Meter(TorchDispatchMode):
     """Inside, operators are watched; their inputs that were there before do not count as alive."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.moved = 0  # bytes that operators have read and written
         self.live = 0  # bytes in storages that were made inside and are still there
         self.peak = 0  # the most that was alive since `mark`

@@ -102,8 +102,9 @@ def reduce_scatter_exact(
     """The sum over all `total` micro-batches, in tree order, of the region that this rank owns: [numel(rank)].
 
     `partials`: this rank's segments (tree.segments of tree.split, where `shares` does not say how many micro-batches each
-    rank has) with flat vectors [length], which are only read: they stay valid when GroupBroken is raised. `out`, if given, is written and returned; after GroupBroken neither it
-    nor what this call took from `pool` is used again. Scratch is bounded by `scratch_bytes` (at least a few KiB).
+    rank has) with flat vectors [length], which are only read: they stay valid when GroupBroken
+    is raised. `out`, if given, is written and returned; after GroupBroken neither it nor what this call took from
+    `pool` is used again. Scratch is bounded by `scratch_bytes` (at least a few KiB).
     """
     counts, merges = _exact_order(group, partials, total, shares)
     region = pool.take(ownership.numel(group.rank), _dtype(partials)) if out is None else out

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from orchestrator.core.supervisor.commands import Command, EndJob, KillWorker, ProbeWorker, SpawnWorker
+from orchestrator.core.supervisor.commands import Command, EndJob, ExpectEpoch, KillWorker, ProbeWorker, SpawnWorker
 from orchestrator.core.supervisor.events import SpawnFailed, WorkerGone
 from orchestrator.core.timeouts import Timeouts
 from orchestrator.runtime.ports import Fleet, Prober, Sink, WorkerCommand, Workers
@@ -49,6 +49,8 @@ class Carrier:
                 self._enqueue(f"fleet {command.worker_id}", lambda: self._kill(command))
             case ProbeWorker():
                 self._probe(command)
+            case ExpectEpoch():
+                pass  # it is in the journal, and that is all it is for
             case EndJob():
                 raise AssertionError("EndJob is carried out by the driver")
             case _:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from orchestrator.core.graph.costs import ModelCosts
 from orchestrator.core.graph.view import GraphView
 from orchestrator.core.job import Job
 from orchestrator.core.reshard.recovery import Held
@@ -22,16 +23,17 @@ from orchestrator.core.supervisor.commands import (
     InjectFault,
     KillWorker,
     LeaveEpoch,
+    MeasureWorker,
     RunEpoch,
     SpawnWorker,
     TakeCheckpoint,
 )
-from orchestrator.core.supervisor.events import Event, Fault
+from orchestrator.core.supervisor.events import Event, Fault, WorkerMeasured
 from orchestrator.core.supervisor.state import State
 from orchestrator.runtime.checkpoint_types import CheckpointInfo, CheckpointVerdict, ExportedModel, ExportType
 
 Sink = Callable[[Event], None]
-WorkerCommand = FenceEpoch | LeaveEpoch | TakeCheckpoint | RunEpoch | ExitWorker | DumpStacks | InjectFault
+WorkerCommand = FenceEpoch | LeaveEpoch | TakeCheckpoint | RunEpoch | ExitWorker | DumpStacks | InjectFault | MeasureWorker
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +255,14 @@ class Engine(Protocol):
 
     def warm(self) -> GraphView:
         """Import, build the model, touch the memory, run one throw-away micro-batch; returns what the model consists of."""
+        ...
+
+    def costs(self) -> ModelCosts | None:
+        """What the model costs, where the planner is to choose; after `warm`."""
+        ...
+
+    def measure(self, order: MeasureWorker, stop: Callable[[], bool]) -> WorkerMeasured | None:
+        """Measure device, links and model, in no epoch, within `measure_ms`; None when `stop` said yes first. Blocks its thread."""
         ...
 
     def run_epoch(self, order: RunEpoch, report: Report) -> Left | Finished | Failed:

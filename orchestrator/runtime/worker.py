@@ -26,6 +26,7 @@ from orchestrator.core.supervisor.commands import (
     FenceEpoch,
     InjectFault,
     LeaveEpoch,
+    MeasureWorker,
     RunEpoch,
     TakeCheckpoint,
 )
@@ -42,6 +43,7 @@ from orchestrator.core.supervisor.events import (
     StepCommitted,
     TaskFailed,
     WorkerHello,
+    WorkerMeasured,
 )
 from orchestrator.core.timeouts import Timeouts
 from orchestrator.runtime.ports import Beat, Engine, Failed, Finished, Left, LogLine, WorkerCommand
@@ -60,6 +62,7 @@ WorkerReport = (
     | RankFinished
     | CorruptionFound
     | BadStepFound
+    | WorkerMeasured
 )
 
 log = logging.getLogger(__name__)
@@ -137,6 +140,7 @@ class WorkerShell:
         self._link: Link | None = None
         self._changed = threading.Condition()  # guards everything below
         self._order: RunEpoch | None = None  # waits for the training thread; the newest wins
+        self._probe: MeasureWorker | None = None  # waits for the training thread to be idle
         self._epoch = 0  # newest that the training thread took
         self._fenced = 0  # newest that was fenced
         self._rank = -1
@@ -156,7 +160,7 @@ class WorkerShell:
             )
         self._link.start()
         while (order := self._next_order()) is not None:
-            self._run_epoch(order)
+            self._run_epoch(order) if isinstance(order, RunEpoch) else self._measure(order)
         self._end(self._exit_why)
         self._over.wait(END_S)  # another thread may be ending the process: returning now would cut its last words off
 
@@ -186,6 +190,8 @@ class WorkerShell:
         match command:
             case RunEpoch():
                 self._on_run(command)
+            case MeasureWorker():
+                self._on_measure(command)
             case FenceEpoch(epoch=epoch):
                 self._on_fence(epoch)
             case LeaveEpoch(epoch=epoch):
@@ -220,6 +226,7 @@ class WorkerShell:
                 epoch=self._epoch,
                 running=self._inside,
                 held=self._engine.held() if self._epoch and not self._inside else None,
+                costs=self._engine.costs(),
             )
 
     def _pulse(self) -> Beat:
@@ -249,6 +256,12 @@ class WorkerShell:
             self._changed.notify_all()
         if leave:
             self._engine.fence(leave)  # a new epoch means that the old one is over, even if its fence got lost
+
+    def _on_measure(self, order: MeasureWorker) -> None:
+        with self._changed:
+            if self._probe is None or order.number > self._probe.number:
+                self._probe = order
+            self._changed.notify_all()
 
     def _on_fence(self, epoch: int) -> None:
         with self._changed:
@@ -293,8 +306,8 @@ class WorkerShell:
 
     # ---- the training thread
 
-    def _next_order(self) -> RunEpoch | None:
-        """The next epoch to run; None when it is time to end."""
+    def _next_order(self) -> RunEpoch | MeasureWorker | None:
+        """The next epoch to run, or what to measure while there is none; None when it is time to end."""
         with self._changed:
             while True:
                 if self._exit_why:
@@ -305,6 +318,9 @@ class WorkerShell:
                     self._epoch, self._rank = order.plan.epoch, seat.rank if seat else -1
                     self._busy = self._inside = True
                     return order
+                if self._probe is not None:
+                    probe, self._probe = self._probe, None
+                    return probe
                 self._changed.wait(timeout=min(LOOK_MS, self._timeouts.orphan_ms) / 1000)
                 self._look_for_supervisor()
 
@@ -312,6 +328,15 @@ class WorkerShell:
         alone_ms = self._link.disconnected_ms() if self._link is not None else 0
         if alone_ms >= self._timeouts.orphan_ms and self._order is None and not self._exit_why:
             self._exit_why = f"it has no rank and has heard of no supervisor for {alone_ms} ms"
+
+    def _measure(self, order: MeasureWorker) -> None:
+        try:
+            found = self._engine.measure(order, lambda: self._order is not None or bool(self._exit_why))
+        except Exception:  # it counts as unmeasured, and says why where people look
+            log.exception("worker %s could not measure itself", self._worker_id)
+            return
+        if found is not None:
+            self._say(found)
 
     def _run_epoch(self, order: RunEpoch) -> None:
         epoch = order.plan.epoch

@@ -34,17 +34,17 @@ _BOUND_OF = {"greater_than_equal": "ge", "greater_than": "gt", "less_than_equal"
 _NUMBER = re.compile(r"[-+]?([0-9]{1,18}(\.[0-9]{0,18})?|\.[0-9]{1,18})([eE][-+]?[0-9]{1,3})?")
 
 
-def problem_of(error: ErrorDetails, document: Document) -> Problem:
-    """One pydantic error as a Problem. A path that the file does not spell out is cut back to the part that it does."""
+def problem_of(error: ErrorDetails, document: Document, *, root: type[BaseModel] = JobSpec) -> Problem:
+    """One pydantic error of `root` as a Problem. A path that the file does not spell out is cut back to the part that it does."""
     kind, path, context = error["type"], error["loc"], error.get("ctx", {})
     if kind == "missing":
         return _missing(path, document)
     while path and not document.written(path):
         path = path[:-1]
     if kind == "extra_forbidden":
-        return _unknown_key(path, document)
+        return _unknown_key(path, document, root)
     value = error["input"]
-    nearest, allowed, fix = "", _allowed(path), ""
+    nearest, allowed, fix = "", _allowed(path, root), ""
     if kind == "job_file":
         message, nearest, allowed, fix = context["message"], context["nearest"], context["allowed"], context["fix"]
     elif kind == "enum":
@@ -67,11 +67,13 @@ def problem_of(error: ErrorDetails, document: Document) -> Problem:
     return _at(path, document, message=message, nearest=nearest, allowed=allowed, fix=fix)
 
 
-def model_at(path: Path) -> type[BaseModel] | None:
+def model_at(path: Path, root: type[BaseModel] = JobSpec) -> type[BaseModel] | None:
     """The model of the section at `path`, None where there is a plain field or nothing."""
-    model: type[BaseModel] = JobSpec
+    model = root
     for part in path:
-        field = fields_of(model).get(str(part))
+        if isinstance(part, int):  # an item of a list of sections
+            continue
+        field = fields_of(model).get(part)
         inner = _model_in(field.annotation) if field else None
         if inner is None:
             return None
@@ -127,10 +129,10 @@ def _missing(path: Path, document: Document) -> Problem:
     )
 
 
-def _unknown_key(path: Path, document: Document) -> Problem:
-    key, model = str(path[-1]), model_at(path[:-1])
+def _unknown_key(path: Path, document: Document, root: type[BaseModel]) -> Problem:
+    key, model = str(path[-1]), model_at(path[:-1], root)
     siblings = tuple(fields_of(model)) if model else ()
-    elsewhere = [known for known in _all_paths(JobSpec, ()) if known[-1] == key]
+    elsewhere = [known for known in _all_paths(root, ()) if known[-1] == key]
     if len(elsewhere) == 1:
         target = dotted(elsewhere[0])
         return _at(
@@ -169,11 +171,11 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def _allowed(path: Path) -> tuple[str, ...]:
+def _allowed(path: Path, root: type[BaseModel]) -> tuple[str, ...]:
     """The bounds of the number at `path` as one phrase, e.g. `1 to 64` or `more than 0, at most 1`."""
     index = path[-1] if path and isinstance(path[-1], int) else None
     place = path if index is None else path[:-1]
-    model = model_at(place[:-1]) if place else None
+    model = model_at(place[:-1], root) if place else None
     field = fields_of(model).get(str(place[-1])) if model else None
     if field is None:
         return ()

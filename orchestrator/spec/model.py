@@ -7,9 +7,20 @@ What one field alone cannot tell (that there are at least as many micro-batches 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidatorFunctionWrapHandler,
+    WithJsonSchema,
+    WrapValidator,
+    model_validator,
+)
 
 from orchestrator.core.job import Action, BadStep, Consistency, DeviceKind, FailureClass, Precision
 from orchestrator.core.plan.plan import PipelineSchedule
@@ -21,6 +32,12 @@ SLOTS_MAX = 64
 STEPS_MAX = 1_000_000_000
 MICRO_BATCHES_MAX = 65_536
 LAYERS_MAX = 10_000
+AUTO = "auto"
+EVERY_AUTO = -1  # checkpoint.every: auto
+
+
+def _or_auto(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    return EVERY_AUTO if value == AUTO else handler(value)
 
 
 class Section(BaseModel):
@@ -33,7 +50,7 @@ class Planning(StrEnum):
     """Who cuts the job."""
 
     GIVEN = "given"
-    AUTO = "auto"
+    AUTO = AUTO
 
 
 class TaskSpec(Section):
@@ -139,9 +156,14 @@ class ParallelSpec(Section):
         default=None,
         description="Order of passes in a pipeline. Absent: interleaved with several stages per rank, else 1f1b.",
     )
-    recompute: bool | Annotated[tuple[bool, ...], Field(min_length=1, max_length=LAYERS_MAX)] = Field(
-        default=False,
-        description="Compute activations again in the backward pass instead of keeping them: less memory. May be a list, by stage.",
+    recompute: Annotated[
+        tuple[bool, ...],
+        Field(min_length=1, max_length=LAYERS_MAX, strict=False),
+        BeforeValidator(lambda value: [value] if isinstance(value, bool) else value),
+        WithJsonSchema({"anyOf": [{"type": "boolean"}, {"type": "array", "items": {"type": "boolean"}, "minItems": 1}]}),
+    ] = Field(
+        default=(False,),
+        description="Compute activations again in the backward pass instead of keeping them: less memory. Or a list, by stage.",
     )
     shares: tuple[Annotated[int, Field(ge=1, le=MICRO_BATCHES_MAX)], ...] = Field(
         default=(),
@@ -152,12 +174,6 @@ class ParallelSpec(Section):
         default=None,
         description="Further holders, on other nodes, of state that no replica has. Absent: 1 where it helps and fits, else 0.",
     )
-
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_word(cls, value: Any) -> Any:
-        return {"plan": value} if isinstance(value, str) else value
 
 
 class ClusterSpec(Section):
@@ -171,11 +187,14 @@ class ClusterSpec(Section):
     device: DeviceKind = Field(default=DeviceKind.CPU, description="What a worker computes on.")
 
 
+_INT_OR_AUTO = WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0, "maximum": STEPS_MAX}, {"const": AUTO}]})
+
+
 class CheckpointSpec(Section):
     """Durable checkpoints. Absent: none."""
 
     uri: Uri = Field(description="A folder (relative to the job file) or an fsspec URL.")
-    every: Annotated[int, Field(ge=0, le=STEPS_MAX)] | Literal["auto"] = Field(
+    every: Annotated[int, Field(ge=0, le=STEPS_MAX), WrapValidator(_or_auto), _INT_OR_AUTO] = Field(
         default=50,
         description="Steps between checkpoints; 0: only at the end. auto: what the planner's goodput model says is best.",
     )

@@ -16,16 +16,20 @@ from orchestrator.core.job import (
     Job,
     OptimizerSettings,
     ParallelSettings,
+    PlannerSettings,
     ResilienceSettings,
     TaskRef,
     TrainSettings,
 )
+from orchestrator.core.plan.plan import PipelineSchedule
+from orchestrator.core.planner.strategy import Space
 from orchestrator.spec import rules
-from orchestrator.spec.model import CheckpointSpec, JobSpec, OptimizerSpec, TaskSpec, TrainSpec
+from orchestrator.spec.model import EVERY_AUTO, CheckpointSpec, JobSpec, OptimizerSpec, TaskSpec, TrainSpec
 from orchestrator.spec.policies import policies
 from orchestrator.spec.values import duration_ms, is_url
 
 NO_CHECKPOINTS = CheckpointSettings(uri="", every=0, keep=1)
+EVERY_FIRST = 50  # steps between checkpoints until the planner has chosen
 
 
 def resolve(spec: JobSpec, *, base_dir: str) -> Job:
@@ -52,9 +56,10 @@ def resolve(spec: JobSpec, *, base_dir: str) -> Job:
             stages_per_rank=parallel.stages_per_rank,
             layers_per_stage=parallel.layers_per_stage,
             schedule=rules.schedule(spec),
-            recompute=(parallel.recompute,) if isinstance(parallel.recompute, bool) else parallel.recompute,
+            recompute=parallel.recompute,
             shares=parallel.shares,
         ),
+        planner=_planner(spec),
         cluster=ClusterSettings(
             nodes=cluster.nodes,
             spares=cluster.spares,
@@ -112,4 +117,30 @@ def _checkpoint(checkpoint: CheckpointSpec, folder: str) -> CheckpointSettings:
     uri = checkpoint.uri
     if not is_url(uri):
         uri = os.path.normpath(os.path.join(folder, os.path.expanduser(uri)))
-    return CheckpointSettings(uri=uri, every=checkpoint.every, keep=checkpoint.keep)
+    every = EVERY_FIRST if checkpoint.every == EVERY_AUTO else checkpoint.every
+    return CheckpointSettings(uri=uri, every=every, keep=checkpoint.keep)
+
+
+def _planner(spec: JobSpec) -> PlannerSettings:
+    p, free = spec.parallel, Space()
+    if not rules.auto(spec):
+        return PlannerSettings(auto=False, space=free, checkpoint=False)
+
+    def given(name: str) -> bool:
+        return name in p.model_fields_set
+
+    return PlannerSettings(
+        auto=True,
+        space=Space(
+            tensors=(p.tensor,) if given("tensor") else (),
+            pipelines=(p.pipeline,) if given("pipeline") else (),
+            datas=(p.data,) if p.data is not None else (),
+            zeros=(p.zero,) if given("zero") else free.zeros,
+            schedules=(p.schedule,) if p.schedule is not None else tuple(PipelineSchedule),
+            recompute=p.recompute if given("recompute") else free.recompute,
+            copies=(p.copies,) if p.copies is not None else free.copies,
+            ranks_min=spec.resilience.min_ranks,
+            ranks_max=rules.slots(spec),
+        ),
+        checkpoint=spec.checkpoint is not None and spec.checkpoint.every == EVERY_AUTO,
+    )

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from orchestrator.core.job import Action, BadStep, FailureClass
 from orchestrator.core.plan.plan import PipelineSchedule
 from orchestrator.spec.document import Path
-from orchestrator.spec.model import JobSpec
+from orchestrator.spec.model import EVERY_AUTO, JobSpec, Planning
 
 WARMUP_STEPS_DEFAULT_MAX = 100
 
 MICRO_BATCHES: Path = ("train", "micro_batches")
 STEPS: Path = ("train", "steps")
 WARMUP: Path = ("train", "optimizer", "warmup_steps")
+PLAN: Path = ("parallel", "plan")
 DATA: Path = ("parallel", "data")
 ZERO: Path = ("parallel", "zero")
 SHARD: Path = ("parallel", "shard")
@@ -34,6 +35,7 @@ COPIES: Path = ("parallel", "copies")
 NODES: Path = ("cluster", "nodes")
 SLOTS: Path = ("cluster", "slots_per_node")
 CHECKPOINT: Path = ("checkpoint",)
+EVERY: Path = ("checkpoint", "every")
 POLICY: Path = ("resilience", "policy")
 MIN_RANKS: Path = ("resilience", "min_ranks")
 BAD_STEP: Path = ("resilience", "on_bad_step")
@@ -50,12 +52,18 @@ class Violation:
     fix: str
 
 
+def auto(spec: JobSpec) -> bool:
+    """Whether the planner cuts the job; what follows below is then only what to begin with."""
+    return spec.parallel.plan is Planning.AUTO
+
+
 def data_ranks(spec: JobSpec) -> int:
     """Ranks along the data axis; as many as the slots of the cluster allow unless the file says otherwise."""
     p = spec.parallel
     if p.data is not None:
         return p.data
-    return max(1, slots(spec) // (p.pipeline * p.tensor))
+    data = max(1, slots(spec) // (p.pipeline * p.tensor))
+    return min(data, spec.train.micro_batches) if auto(spec) else data
 
 
 def ranks(spec: JobSpec) -> int:
@@ -75,7 +83,7 @@ def shard(spec: JobSpec) -> int:
 
 def schedule(spec: JobSpec) -> PipelineSchedule:
     """The order of passes: interleaved where a rank has several stages, else 1F1B, unless the file says otherwise."""
-    if spec.parallel.schedule is not None:
+    if spec.parallel.schedule is not None and not auto(spec):
         return spec.parallel.schedule
     return PipelineSchedule.INTERLEAVED if spec.parallel.stages_per_rank > 1 else PipelineSchedule.ONE_F_ONE_B
 
@@ -163,7 +171,7 @@ def _shards_divide(spec: JobSpec) -> Iterator[Violation]:
 
 
 def _copies_need_shards(spec: JobSpec) -> Iterator[Violation]:
-    if spec.parallel.copies and not _has_unique_state(spec):
+    if spec.parallel.copies and not _has_unique_state(spec) and not auto(spec):
         yield Violation(
             blame=(COPIES, ZERO),
             message="with parallel.zero 0 every rank holds everything, so there is nothing to copy",
@@ -224,7 +232,7 @@ def _schedule_fits(spec: JobSpec) -> Iterator[Violation]:
 
 def _recompute_names_stages(spec: JobSpec) -> Iterator[Violation]:
     asked, stages = spec.parallel.recompute, spec.parallel.pipeline * spec.parallel.stages_per_rank
-    if not isinstance(asked, bool) and len(asked) != stages:
+    if len(asked) not in (1, stages):
         yield Violation(
             blame=(RECOMPUTE, PIPELINE, STAGES),
             message=f"parallel.recompute speaks of {len(asked)} stages, and the pipeline has {stages}",
@@ -250,6 +258,30 @@ def _shares_are_dealt(spec: JobSpec) -> Iterator[Violation]:
         )
 
 
+def _auto_leaves_free(spec: JobSpec) -> Iterator[Violation]:
+    if not auto(spec):
+        return
+    p = spec.parallel
+    given = {SHARD: p.shard, STAGES: p.stages_per_rank > 1, LAYERS: p.layers_per_stage, SHARES: p.shares}
+    given[RECOMPUTE] = len(p.recompute) > 1
+    for path, value in given.items():
+        if value:
+            yield Violation(
+                blame=(path,),
+                message="with parallel.plan auto the planner chooses it",
+                fix=f"remove {'.'.join(map(str, path))}, or write down the whole plan with parallel.plan given",
+            )
+
+
+def _interval_is_planned(spec: JobSpec) -> Iterator[Violation]:
+    if spec.checkpoint is not None and spec.checkpoint.every == EVERY_AUTO and not auto(spec):
+        yield Violation(
+            blame=(EVERY,),
+            message="the interval comes from the planner, and parallel.plan is given",
+            fix="set parallel to auto, or write a number of steps",
+        )
+
+
 def _rollback_has_a_target(spec: JobSpec) -> Iterator[Violation]:
     if spec.checkpoint is not None:
         return
@@ -270,7 +302,7 @@ def _rollback_has_a_target(spec: JobSpec) -> Iterator[Violation]:
 
 
 def _layers_can_move(spec: JobSpec) -> Iterator[Violation]:
-    if Action.RECUT in (spec.resilience.policy.worker_slow or ()) and spec.parallel.pipeline == 1:
+    if Action.RECUT in (spec.resilience.policy.worker_slow or ()) and spec.parallel.pipeline == 1 and not auto(spec):
         yield Violation(
             blame=((*POLICY, FailureClass.WORKER_SLOW),),
             message="recut moves layers between pipeline ranks, and parallel.pipeline is 1",
@@ -279,7 +311,7 @@ def _layers_can_move(spec: JobSpec) -> Iterator[Violation]:
 
 
 def _minimum_is_reached(spec: JobSpec) -> Iterator[Violation]:
-    least, full = spec.resilience.min_ranks, ranks(spec)
+    least, full = spec.resilience.min_ranks, slots(spec) if auto(spec) else ranks(spec)
     if least > full:
         yield Violation(
             blame=(MIN_RANKS,),
@@ -318,6 +350,8 @@ _RULES: tuple[tuple[tuple[Path, ...], Callable[[JobSpec], Iterator[Violation]]],
     ((SCHEDULE, PIPELINE, STAGES), _schedule_fits),
     ((RECOMPUTE, PIPELINE, STAGES), _recompute_names_stages),
     ((SHARES, ZERO, MICRO_BATCHES, *RANKS), _shares_are_dealt),
+    ((PLAN, SHARD, STAGES, LAYERS, SHARES, RECOMPUTE), _auto_leaves_free),
+    ((PLAN, EVERY), _interval_is_planned),
     ((CHECKPOINT, POLICY, BAD_STEP), _rollback_has_a_target),
     ((POLICY, PIPELINE), _layers_can_move),
     ((MIN_RANKS, *RANKS), _minimum_is_reached),

@@ -2,8 +2,8 @@
 orchestrator.spec.schema_export`.
 
 It is made from the models, so it cannot drift from what the loader accepts; `docs/job.schema.json` holds its output
-and a test compares them. What the file may not say, such as null, is taken out, and the short form of `task` is put
-in.
+and a test compares them. What the file may not say, such as null, is taken out, and the short forms of `task` and
+`parallel` are put in.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import sys
 from typing import Any
+
+from pydantic import BaseModel
 
 from orchestrator.spec.model import JobSpec
 
@@ -24,12 +26,23 @@ def schema() -> dict[str, Any]:
     target = dict(made["$defs"]["TaskSpec"]["properties"]["target"])
     target.pop("default", None)
     made["properties"]["task"] = {"description": task["description"], "anyOf": [target, {"$ref": "#/$defs/TaskSpec"}]}
+    parallel = made["properties"]["parallel"]
+    made["properties"]["parallel"] = {
+        "description": parallel["description"],
+        "anyOf": [{"$ref": "#/$defs/Planning"}, {"$ref": "#/$defs/ParallelSpec"}],
+    }
     return {"$schema": DIALECT, **made, "title": "job.yaml"}
 
 
 def render() -> str:
     """The schema as text, equal byte for byte whenever the models are equal."""
     return json.dumps(schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+def render_model(model: type[BaseModel], *, title: str) -> str:
+    """The schema of another kind of file as text."""
+    made = {"$schema": DIALECT, **_tidied(model.model_json_schema()), "title": title}
+    return json.dumps(made, indent=2, ensure_ascii=False) + "\n"
 
 
 def _tidied(node: Any) -> Any:

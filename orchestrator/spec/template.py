@@ -47,7 +47,8 @@ cluster:
   # slots_per_node: 1    # workers on one node
   # device: cpu          # cpu or cuda
 
-parallel:
+parallel:                # or just auto: the planner measures the workers and chooses; keys given beside plan: auto stay fixed
+  # plan: given          # given: as the keys below say; auto
   zero: 1                # sharded over the data ranks: 0 nothing, 1 optimizer state, 2 gradients too, 3 parameters too
   # data: 4              # ranks that take turns on the micro-batches; absent: what pipeline and tensor leave of the slots
   # shard: 4             # ranks that a sharded state is spread over, a divisor of data; absent: all of them
@@ -62,7 +63,7 @@ parallel:
 
 checkpoint:              # durable checkpoints; without this section there are none
   uri: ./checkpoints     # a folder beside this file, or a URL such as s3://bucket/run
-  # every: 50            # steps; 0: only at the end
+  # every: 50            # steps; 0: only at the end; auto: what is best for goodput (with parallel.plan auto)
   # keep: 3
 
 # resilience:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+from orchestrator.core.cluster.measured import DeviceMeasure, WorkerMeasure
+from orchestrator.core.graph.costs import LayerCost, ModelCosts
 from orchestrator.core.graph.space import Shape, graph_view, lay_out
 from orchestrator.core.graph.view import GraphView, LayerView, TensorView
 from orchestrator.core.job import (
@@ -81,6 +83,7 @@ _DEFAULT = Job(
         loss_spike_factor=0.0,
     ),
 )
+FLOPS = 1e11
 _SECTIONS = ("task", "parallel", "planner", "cluster", "checkpoint", "resilience")
 
 
@@ -108,6 +111,48 @@ def make_job(**overrides: Any) -> Job:
         nodes = -(-job.parallel.ranks // job.cluster.slots_per_node)
         job = replace(job, cluster=replace(job.cluster, nodes=nodes))
     return job
+
+
+def make_costs(graph: GraphView, *, unit_s: float = 0.01, bandwidth: float = 1e9) -> ModelCosts:
+    """Costs for a graph: one micro-batch takes a device of `make_measure` about `unit_s`, by layer as its parameters.
+
+    What goes from layer to layer is what `bandwidth` moves in a tenth of that.
+    """
+    kinds = []
+    for layer in graph.layers:
+        share = (layer.stop - layer.start) / graph.padded_numel
+        flops = share * unit_s * FLOPS
+        kinds.append(
+            LayerCost(
+                name=layer.name,
+                params=layer.stop - layer.start,
+                cut_params=layer.stop - layer.start,
+                buffers=0,
+                forward_flops=flops / 3,
+                cut_forward_flops=flops / 3,
+                backward_flops=2 * flops / 3,
+                cut_backward_flops=2 * flops / 3,
+                moved_bytes=0.0,
+                kept_bytes=4096.0,
+                cut_kept_bytes=0.0,
+                work_bytes=4096.0,
+                boundary_bytes=bandwidth * unit_s / 10 / len(graph.layers),
+                reduced_bytes=0.0,
+            )
+        )
+    return ModelCosts(
+        name="made",
+        kinds=tuple(kinds),
+        order=tuple(range(len(kinds))),
+        samples_per_unit=1.0,
+        tensor_max=1,
+        splits=len(kinds) > 1,
+    )
+
+
+def make_measure(worker_id: str, node_id: str, *, slowness: float = 1.0) -> WorkerMeasure:
+    """What a worker on an unremarkable CPU measures; its links are not measured."""
+    return WorkerMeasure(worker_id, node_id, DeviceMeasure("cpu", "made", FLOPS / slowness, 0.0, 1e10, 1 << 30), ())
 
 
 def make_graph(*layers: int, block: int = 0) -> GraphView:

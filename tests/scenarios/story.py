@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from orchestrator.core.cluster.view import ClusterView, NodeView
+from orchestrator.core.graph.costs import ModelCosts
 from orchestrator.core.graph.view import GraphView
 from orchestrator.core.job import Action, CheckpointSettings, DeviceKind, Job
 from orchestrator.core.plan.plan import OPTIMIZER, PARAMS, TENSOR, Plan
@@ -67,9 +68,17 @@ def cluster(generation: int, nodes: int, dead: tuple[int, ...] = (), slots: int 
 class Story:
     """One conversation; `said` holds every reason so far."""
 
-    def __init__(self, job: Job, *, checkpoint: CheckpointRef | None = None, graph: GraphView = GRAPH) -> None:
+    def __init__(
+        self,
+        job: Job,
+        *,
+        checkpoint: CheckpointRef | None = None,
+        graph: GraphView = GRAPH,
+        costs: ModelCosts | None = None,
+    ) -> None:
         self.now = 0
         self.graph = graph
+        self.costs = costs
         self.state: State = initial(job, checkpoint=checkpoint, now_ms=0)
         self.said: list[str] = []
 
@@ -87,7 +96,9 @@ class Story:
         number = int(worker_id.split("/w")[1])
         node = self.state.workers[worker_id].node_id
         endpoint = f"127.0.0.1:{7000 + number}"
-        return self.tell(ev.WorkerHello(self.now, worker_id, node, 100 + number, endpoint, self.graph, epoch, running, held))
+        return self.tell(
+            ev.WorkerHello(self.now, worker_id, node, 100 + number, endpoint, self.graph, epoch, running, held, self.costs)
+        )
 
     def hello_all(self, *but: str) -> list[Command]:
         """Every worker that was asked for says hello, except on the nodes `but`."""

@@ -48,7 +48,7 @@ def test_other_code_is_refused() -> None:
     s.tell(ev.ClusterChanged(0, cluster(1, 5)))
     s.hello("j/w0")
     w = s.state.workers["j/w1"]
-    out = s.tell(ev.WorkerHello(0, w.worker_id, w.node_id, 1, "e:1", replace(GRAPH, fingerprint="x"), 0, False, None))
+    out = s.tell(ev.WorkerHello(0, w.worker_id, w.node_id, 1, "e:1", replace(GRAPH, fingerprint="x"), 0, False, None, None))
     assert only(ExitWorker, out)
 
 

@@ -22,7 +22,7 @@ from orchestrator.core.job import Job
 from orchestrator.core.supervisor.state import State
 from orchestrator.runtime.ports import Record
 
-FORMAT = 2
+FORMAT = 3
 BUSY_MS = 5_000  # a reader may hold the file for a moment
 FILE_NAME = "journal.db"
 

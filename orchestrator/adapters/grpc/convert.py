@@ -24,6 +24,7 @@ from orchestrator.core.supervisor.commands import (
     FenceEpoch,
     InjectFault,
     LeaveEpoch,
+    MeasureWorker,
     RunEpoch,
     TakeCheckpoint,
 )
@@ -42,6 +43,7 @@ from orchestrator.core.supervisor.events import (
     StepCommitted,
     TaskFailed,
     WorkerHello,
+    WorkerMeasured,
 )
 from orchestrator.runtime.checkpoint_types import CheckpointInfo, CheckpointVerdict, ExportedModel, ExportType
 from orchestrator.runtime.control import Decided, Explanation
@@ -88,6 +90,7 @@ _UP: dict[type, str] = {
     RankFinished: "rank_finished",
     CorruptionFound: "corruption_found",
     BadStepFound: "bad_step_found",
+    WorkerMeasured: "worker_measured",
 }
 _UP_BY_NAME = {name: cls for cls, name in _UP.items()}
 _DOWN: dict[type, str] = {
@@ -99,6 +102,7 @@ _DOWN: dict[type, str] = {
     InjectFault: "inject_fault",
     LeaveEpoch: "leave_epoch",
     TakeCheckpoint: "take_checkpoint",
+    MeasureWorker: "measure_worker",
 }
 _DOWN_BY_NAME = {name: cls for cls, name in _DOWN.items()}
 _UNTOLD = frozenset({"worker_id", "at_ms"})  # known to the receiver: the stream belongs to one worker
@@ -175,7 +179,16 @@ def from_supervisor(message: worker_pb2.SupervisorMessage, *, worker_id: str) ->
     match value:
         case InjectFault(fault=fault):
             _check_fault_kind(fault)
-        case RunEpoch() | FenceEpoch() | LeaveEpoch() | TakeCheckpoint() | ExitWorker() | DumpStacks() | Welcome():
+        case (
+            RunEpoch()
+            | FenceEpoch()
+            | LeaveEpoch()
+            | TakeCheckpoint()
+            | ExitWorker()
+            | DumpStacks()
+            | MeasureWorker()
+            | Welcome()
+        ):
             pass
         case _:
             assert_never(value)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 
 from orchestrator.adapters.grpc.convert import LogLines, Stacks
-from orchestrator.core.supervisor.events import CheckpointReported, DigestReported, EvalReported, StepCommitted
+from orchestrator.core.supervisor.events import CheckpointReported, DigestReported, EvalReported, StepCommitted, WorkerMeasured
 from orchestrator.runtime.ports import LogLine
 from orchestrator.runtime.worker import WorkerReport
 
@@ -59,10 +59,10 @@ class Outbox:
         """A new stream was welcomed: say again what may not have been heard, before what still waits.
 
         Of committed steps those after `committed_step`. Of evaluations, digests and checkpoints those from that step on, and the
-        newest of each kind. Of what concerns an epoch or the end of it, all of the newest epoch.
+        newest of each kind; the newest measuring. Of what concerns an epoch or the end of it, all of the newest epoch.
         """
         kept = [*self._said, *self._waiting]
-        newest_epoch = max((r.epoch for r in kept), default=0)
+        newest_epoch = max((r.epoch for r in kept if not isinstance(r, WorkerMeasured)), default=0)
         newest = {type(r): r for r in kept}
         said = [r for r in self._said if _again(r, committed_step, newest_epoch, newest[type(r)])]
         waiting = [r for r in self._waiting if not isinstance(r, StepCommitted) or r.step > committed_step]
@@ -94,5 +94,7 @@ def _again(report: WorkerReport, committed_step: int, newest_epoch: int, newest_
             return step > committed_step
         case EvalReported(step=step) | DigestReported(step=step) | CheckpointReported(step=step):
             return step >= committed_step or report is newest_of_kind
+        case WorkerMeasured():
+            return report is newest_of_kind
         case _:
             return report.epoch == newest_epoch

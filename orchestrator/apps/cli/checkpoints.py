@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator.apps import units
 from orchestrator.apps.cli import render
 from orchestrator.apps.cli.base import CliError, Code, complain, data, data_json, running, say, who
 from orchestrator.apps.cli.look import client_of
@@ -133,7 +134,7 @@ def export(
         data_json(to_json(made))
     else:
         data(made.path)
-        say(f"{made.tensors} tensors, {render.size(made.size_bytes)}, {made.dtype}, of step {made.step}, digest {made.digest}")
+        say(f"{made.tensors} tensors, {units.size(made.size_bytes)}, {made.dtype}, of step {made.step}, digest {made.digest}")
 
 
 class _BySupervisor:

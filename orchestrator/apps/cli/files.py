@@ -1,4 +1,4 @@
-"""Commands that only look at files: init, validate, plan. They need no cluster and start nothing."""
+"""Commands that only look at files: init and validate. They need no cluster and start nothing."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.apps.cli import render
 from orchestrator.apps.cli.base import CliError, Code, checked_name, complain, data, data_json, job_from, say
-from orchestrator.apps.cli.options import AsJson, JobFile
+from orchestrator.apps.cli.options import AsJson
 
 FILE_NAME = "job.yaml"
 
@@ -70,36 +69,3 @@ def _validate_json(file: Path) -> None:
         complain(f"{file} has {len(error.problems) + error.omitted} problem(s)")
         raise typer.Exit(Code.INPUT) from None
     data_json({"ok": True, "problems": [], "omitted": 0, "job": to_json(job)})
-
-
-def plan(file: JobFile, as_json: AsJson = False) -> None:
-    """Show how a job would be split over its ranks, and why."""
-    from orchestrator.core.codec import to_json
-    from orchestrator.core.plan.lint import lint
-    from orchestrator.core.planner.planner import PlanError
-
-    job, _ = job_from(file)
-    say("building the model once to look at it ...")
-    from orchestrator.apps.wiring import describe, preview_plan
-    from orchestrator.engine.task import TaskError
-    from orchestrator.engine.tasks.loading import user_traceback
-
-    try:
-        graph = describe(job)
-    except TaskError as error:
-        raise CliError(str(error), Code.INPUT) from None
-    except Exception as error:  # the task's own code
-        told = user_traceback(error)
-        raise CliError(f"{job.task.target} raised while its model was built:\n{told}\nput it right there", Code.USER) from None
-    try:
-        made = preview_plan(job, graph)
-    except PlanError as error:
-        raise CliError(f"no plan: {error}; change parallel or cluster in {file}", Code.INPUT) from None
-    findings = lint(made)
-    if as_json:
-        ranks = [{"rank": s.rank, "state_bytes": render.state_bytes(made, s.rank)} for s in made.seats]
-        data_json({"plan": to_json(made), "graph": to_json(graph), "ranks": ranks, "lint": list(findings)})
-    else:
-        data("\n".join(render.plan_lines(made, graph, findings)))
-    if findings:
-        raise CliError("the plan must not run: " + "; ".join(findings), Code.INFRA)

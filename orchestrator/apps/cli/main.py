@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.apps.cli import act, change, checkpoints, doctor, files, jobs, look
+from orchestrator.apps.cli import act, change, checkpoints, doctor, files, jobs, look, plan
 from orchestrator.apps.cli.base import Commands, data
 
 EPILOG = "Exit codes: 0 ok, 1 job failed by its own code, 2 bad input, 3 infrastructure or budget spent, 130 interrupted."
@@ -44,7 +44,7 @@ def options(
 WRITE, RUN, LOOK, ACT, MACHINE = "Job files", "Run jobs", "Look at jobs", "Change jobs", "This machine"
 app.command(rich_help_panel=WRITE)(files.init)
 app.command(rich_help_panel=WRITE)(files.validate)
-app.command(rich_help_panel=WRITE)(files.plan)
+app.command(rich_help_panel=WRITE)(plan.plan)
 app.command(rich_help_panel=RUN)(jobs.run)
 app.command(rich_help_panel=RUN)(jobs.launch)
 app.command(rich_help_panel=LOOK)(look.status)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from orchestrator.apps.cli import render
+from orchestrator.apps import units
 from orchestrator.core.timeouts import Timeouts
 
 PROBE_LIMIT_S = 120.0
@@ -221,9 +221,9 @@ def memory() -> Check:
     import psutil
 
     free, total = psutil.virtual_memory().available, psutil.virtual_memory().total
-    value = f"{render.size(free)} free of {render.size(total)}"
+    value = f"{units.size(free)} free of {units.size(total)}"
     if free < MEMORY_BYTES_MIN:
-        fix = f"an embedded cluster wants {render.size(MEMORY_BYTES_MIN)} at least: end something, or ask for fewer nodes"
+        fix = f"an embedded cluster wants {units.size(MEMORY_BYTES_MIN)} at least: end something, or ask for fewer nodes"
         return Check("memory", Level.WARN, value, fix, free, "B")
     return Check("memory", Level.OK, value, "", free, "B")
 
@@ -234,7 +234,7 @@ def shared_memory(path: Path = Path("/dev/shm")) -> Check:
         free = shutil.disk_usage(path).free
     except OSError as error:
         return Check("shared memory", Level.FAIL, f"{path}: {error.strerror}", "Ray needs it: mount a tmpfs there")
-    value = f"{render.size(free)} free in {path}"
+    value = f"{units.size(free)} free in {path}"
     if free < SHM_BYTES_MIN:
         fix = "Ray falls back to a slow disk; in a container start it with a larger --shm-size"
         return Check("shared memory", Level.WARN, value, fix, free, "B")
@@ -262,7 +262,7 @@ def disk(home: Path, timeouts: Timeouts) -> list[Check]:
     value = f"median {middle:.2f} ms, worst {worst:.1f} ms in {home}"
     return [
         Check("disk fsync", Level.WARN if slow else Level.OK, value, fix, middle, "ms"),
-        Check("disk room", Level.OK if room > (1 << 30) else Level.WARN, f"{render.size(room)} free", "", room, "B"),
+        Check("disk room", Level.OK if room > (1 << 30) else Level.WARN, f"{units.size(room)} free", "", room, "B"),
     ]
 
 

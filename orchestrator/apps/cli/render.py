@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from orchestrator.apps.report_facts import layers_of, numbers
+from orchestrator.apps.units import count, duration, size
 from orchestrator.core.plan.layout import total
 from orchestrator.core.plan.plan import OPTIMIZER, PARAMS, MeshAxis, Plan
 from orchestrator.core.supervisor.state import WorkerPhase
@@ -19,38 +19,12 @@ from orchestrator.runtime.checkpoint_types import CheckpointInfo, CheckpointVerd
 from orchestrator.runtime.ports import LogLine, Record
 from orchestrator.runtime.status_types import ChangeStatus, JobStatus, NodeStatus, WorkerStatus
 
-if TYPE_CHECKING:
-    from orchestrator.core.graph.view import GraphView
-
 DIGEST_CHARS = 12
 ID_CHARS = 12  # of a node id, enough to tell nodes apart and to name one
 DOING_SHOWN_MS = 1_000  # a phase that lasts longer is shown with its time
 SILENCE_SHOWN_MS = 1_000
 FP32_BYTES = 4
 MOMENTS = 2  # of Adam, each as large as the parameters
-
-
-def duration(seconds: float) -> str:
-    """12.3 s, 4:05, 2:13:20."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def count(number: float) -> str:
-    """950, 1.2 k, 3.4 M, 5.6 G."""
-    for unit in ("", " k", " M", " G", " T"):
-        if abs(number) < 1000 or unit == " T":
-            return f"{number:.0f}" if not unit else f"{number:.3g}{unit}"
-        number /= 1000
-    raise AssertionError("unreachable")
-
-
-def size(bytes_: float) -> str:
-    """Bytes with a decimal unit: 4.2 MB."""
-    return f"{count(bytes_)}B" if abs(bytes_) >= 1000 else f"{bytes_:.0f} B"
 
 
 def loss(nats: float | None, *, bytewise: bool = False) -> str:
@@ -227,18 +201,8 @@ def log_line(line: LogLine) -> str:
     return f"[{who} {line.worker_id}] {line.text}"
 
 
-def plan_lines(plan: Plan, graph: GraphView, findings: Sequence[str]) -> list[str]:
-    """A plan for people: why, who sits where, what each rank computes and holds."""
-    trained = sum(t.stop - t.start for t in graph.tensors if t.trainable)
-    facts = [
-        ("job", plan.job),
-        ("plan", plan.reason),
-        ("mesh", " x ".join(f"{a.name} {a.size}" for a in plan.mesh)),
-        ("pipeline", f"{len(plan.stages)} stages, {plan.schedule}"),
-        ("model", f"{count(trained)} parameters ({trained}) in {sum(t.trainable for t in graph.tensors)} tensors"),
-        ("step", f"{plan.micro_batches} micro-batches over {plan.size} ranks"),
-        ("lint", "; ".join(findings) or "nothing to complain about"),
-    ]
+def seat_lines(plan: Plan) -> list[str]:
+    """Who sits where in a plan, what each rank computes and holds."""
     rows = [("RANK", "NODE", "LAYERS", "MICRO-BATCHES", "OWNS", "COPIES", "STATE")]
     for seat in plan.seats:
         held = plan.layout(OPTIMIZER).holdings[seat.rank]
@@ -246,13 +210,7 @@ def plan_lines(plan: Plan, graph: GraphView, findings: Sequence[str]) -> list[st
         owns, copies = total(held.primary), total(held.extra)
         state = state_bytes(plan, seat.rank)
         rows.append((str(seat.rank), seat.node_id[:ID_CHARS], layers, share, count(owns), count(copies), size(state)))
-    return [
-        *table(facts),
-        "",
-        *table(rows),
-        "",
-        "OWNS, COPIES: parameters whose optimizer state a rank updates, keeps for another",
-    ]
+    return [*table(rows), "", "OWNS, COPIES: parameters whose optimizer state a rank updates, keeps for another"]
 
 
 def checkpoint_lines(found: Sequence[CheckpointInfo]) -> list[str]:

@@ -70,7 +70,8 @@ def _shares(plan: Plan, data: int) -> Iterator[str]:
     if plan.zero_stage > 1:
         yield f"under ZeRO-{plan.zero_stage} micro-batches are dealt out in rounds, and shares are given"
     if len(plan.shares) != data or min(plan.shares) < 1 or sum(plan.shares) != plan.micro_batches:
-        yield f"shares of {', '.join(map(str, plan.shares))} do not deal {plan.micro_batches} micro-batches out to {data} replicas"
+        listed = ", ".join(map(str, plan.shares))
+        yield f"shares of {listed} do not deal {plan.micro_batches} micro-batches out to {data} replicas"
 
 
 def _stages(plan: Plan) -> Iterator[str]:

@@ -18,8 +18,8 @@ from orchestrator.core.planner.errors import PlanError
 from orchestrator.core.planner.placement_swaps import Table, arrange, cost
 
 EXACT_RANKS = 10  # up to which the best placement is searched
-EXACT_VISITS = 200_000  # partial placements looked at; beyond (unlike nodes only), the best so far stands
-RANKS_MAX = 1024  # larger meshes are regular: the search arranges them axis by axis, without a graph of pairs
+EXACT_VISITS = 50_000  # partial placements looked at, one or two seconds; beyond (many unlike nodes), the best so far stands
+RANKS_MAX = 256  # larger meshes are regular: the search arranges them axis by axis, without a graph of pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,8 @@ def place(
     """The device of each rank, out of `devices`.
 
     Groups of `apart` are spread over as many nodes as can be (the fewest pairs on one node over all groups), whatever that costs.
-    Deterministic; exact for at most EXACT_RANKS ranks. Raises PlanError for more ranks than devices or than RANKS_MAX.
+    Deterministic; the least cost there is for at most EXACT_RANKS ranks (while EXACT_VISITS last). Raises PlanError for more than
+    RANKS_MAX ranks, or for more of them than devices.
     """
     if traffic.ranks > len(devices):
         raise PlanError(f"{traffic.ranks} ranks need {traffic.ranks} devices, {len(devices)} are given")

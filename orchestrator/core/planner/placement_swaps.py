@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 PASS_RANKS = 64  # up to which passes look beyond a swap that helps at once
 PASSES = 20  # at most
-SWEEPS = 20  # over all pairs, at most, for more ranks
+SWEEPS = 10  # over all pairs, at most, for more ranks
 EPS = 1e-12  # of the cost: less is rounding
 
 
@@ -154,7 +154,11 @@ class _State:
         self.where[r] = node
         self.free[old] += 1
         self.free[node] -= 1
+        table = self.table
+        change = [b - a for a, b in zip(table.links[old], table.links[node], strict=True)]
         for s in self.near[r]:
-            row = self.pull[s]
-            for n in range(len(row)):
-                row[n] += self.table.pair(r, s, node, n) - self.table.pair(r, s, old, n)
+            weight = table.weights[r].get(s, 0.0)
+            row = self.pull[s] = [p + weight * c for p, c in zip(self.pull[s], change, strict=True)]
+            if s in table.apart[r]:
+                row[node] += table.apart[r][s] * table.penalty
+                row[old] -= table.apart[r][s] * table.penalty

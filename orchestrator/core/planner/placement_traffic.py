@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from itertools import combinations
 
+from orchestrator.core.planner.cost.memory import sums_of
 from orchestrator.core.planner.errors import PlanError
 from orchestrator.core.planner.placement import RANKS_MAX, Traffic
 from orchestrator.core.planner.strategy import Problem, Strategy
@@ -99,16 +100,21 @@ def _boundaries(problem: Problem, s: Strategy) -> list[Flow]:
 
 
 def _data(problem: Problem, s: Strategy) -> list[Flow]:
-    """Gradients to their owners once a step (each micro-batch under ZeRO-2 and 3), weights back (twice each under ZeRO-3)."""
+    """Partial sums to their owners once a step (each round under ZeRO-2 and 3), then the sums or, under ZeRO, new weights back.
+
+    Under ZeRO-3 weights are gathered twice a round instead, inside a shard group.
+    """
     out: list[Flow] = []
     program = problem.program
-    rounds = max(s.share(replica) for replica in range(s.data))
+    shares = [s.share(replica) for replica in range(s.data)]
+    rounds = max(shares)
+    sums = sums_of(program, zero=s.zero, micro_batches=s.micro_batches, shares=shares).sent
     for pipe, t in enumerate(s.tensors):
         part = _params(problem, s, pipe) / s.data
         for i, j in combinations(range(s.data), 2):
-            sent = program.exchanged_bytes * part * (rounds if s.zero >= 2 else 1)
+            sent = program.exchanged_bytes * part * (rounds if s.zero >= 2 else sums)
             if s.zero < 3:
-                sent += program.gathered_bytes * part
+                sent += (program.gathered_bytes if s.zero else program.exchanged_bytes) * part
             elif i // s.shard == j // s.shard:
                 sent += program.gathered_bytes * part * s.data / s.shard * 2 * rounds
             out += [(s.rank_at(pipe, i, c), s.rank_at(pipe, j, c), 2 * sent) for c in range(t)]

@@ -25,10 +25,18 @@ from orchestrator.core.reshard.recovery import Held
 __all__ = ["PlanError", "first_plan", "make_layouts", "make_stages", "replan", "shape_for", "shard_for", "swap_plan"]
 
 
-def first_plan(*, job: Job, graph: GraphView, workers: Sequence[Worker], epoch: int) -> Plan:
+def first_plan(
+    *,
+    job: Job,
+    graph: GraphView,
+    workers: Sequence[Worker],
+    epoch: int,
+    seats: tuple[Seat, ...] = (),
+    why: str = "as the job asks",
+) -> Plan:
     """A plan at full strength for a job that has none yet.
 
-    `workers` are (worker_id, node_id) pairs that are ready. Raises PlanError when there are too few, when the model has too few
+    `workers` are (worker_id, node_id) pairs that are ready; `seats` where somebody has chosen them already. Raises PlanError when there are too few, when the model has too few
     layers, or when copies are asked for and all ranks sit on one node.
     """
     p = job.parallel
@@ -41,7 +49,7 @@ def first_plan(*, job: Job, graph: GraphView, workers: Sequence[Worker], epoch: 
         stages_per_rank=p.stages_per_rank,
         layers_per_stage=p.layers_per_stage,
     )
-    seats = choose_seats(
+    seats = seats or choose_seats(
         workers=workers,
         pipeline=p.pipeline,
         data=p.data,
@@ -55,7 +63,7 @@ def first_plan(*, job: Job, graph: GraphView, workers: Sequence[Worker], epoch: 
         raise PlanError("peer copies need workers on at least two nodes, and all ready workers share one")
     plan = _draft(job=job, graph=graph, pipeline=p.pipeline, data=p.data, stages=stages, seats=seats, epoch=epoch, parent=0)
     plan = replace(plan, layouts=make_layouts(plan))
-    return replace(plan, reason=f"first plan: {describe(plan)}, as the job asks")
+    return replace(plan, reason=f"first plan: {describe(plan)}, {why}")
 
 
 def swap_plan(parent: Plan, *, epoch: int, replacements: Mapping[int, Worker], reason: str) -> Plan:
@@ -86,12 +94,13 @@ def replan(
     pipeline: int,
     data: int,
     layers_per_stage: tuple[int, ...] = (),
+    seats: tuple[Seat, ...] = (),
     reason: str,
 ) -> Plan:
     """A plan of another shape, or of the same one with other stages, in which as much state as possible stays where it is.
 
     `workers` may get a rank, survivors and fresh ones alike, and may be more than the shape needs; `held` says by worker id what
-    survivors hold. Without `layers_per_stage` the stages stay as they are when there are as many of them, else they are the job's
+    survivors hold; `seats` where somebody has chosen them already. Without `layers_per_stage` the stages stay as they are when there are as many of them, else they are the job's
     or balanced. Where all ranks end up on one node the plan has no copies. Raises PlanError for a shape that does not fit.
     """
     tensor = job.parallel.tensor
@@ -104,7 +113,7 @@ def replan(
     at = max((h.applied_step for h in held.values()), default=0)
     state = {w: h for w, h in held.items() if h.tensor == tensor and at in (h.applied_step, h.prepared_step)}
     optimizer = {w: h.optimizer for w, h in state.items()}
-    seats = choose_seats(
+    seats = seats or choose_seats(
         workers=workers,
         pipeline=pipeline,
         data=data,

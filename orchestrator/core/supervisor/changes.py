@@ -14,9 +14,11 @@ from orchestrator.core.supervisor.choice import goal_job, usual_cut
 from orchestrator.core.supervisor.commands import LeaveEpoch
 from orchestrator.core.supervisor.epochs import fence
 from orchestrator.core.supervisor.handover import missing
+from orchestrator.core.supervisor.measuring import measure
 from orchestrator.core.supervisor.moving import movers, parting, replacements, without
+from orchestrator.core.supervisor.picking import better, weighing
 from orchestrator.core.supervisor.staff import available, coming, going_why
-from orchestrator.core.supervisor.state import Change, ChangeKind, JobPhase
+from orchestrator.core.supervisor.state import Change, ChangeKind, JobPhase, WorkerPhase
 from orchestrator.core.supervisor.turn import Turn
 
 SCALED = "the job is scaled down"  # why a worker of a larger job gives its rank away
@@ -126,12 +128,31 @@ def _settled(turn: Turn) -> bool:
     return state.committed_step - state.sized_step >= state.grow_pause
 
 
+def improve(turn: Turn) -> Change | None:
+    """Another plan for the workers that there are now, where the planner finds one that is worth a change. Weighed once."""
+    state, members, spares = turn.state, turn.members(), available(turn)
+    workers = [*((w.worker_id, w.node_id) for w in members), *spares]
+    told = [state.workers[i] for i, _ in workers]
+    if coming(state) or any(going_why(state, w) for w in members):
+        return None
+    if any(w.phase is WorkerPhase.SPARE and w.measure is None for w in told) and not measure(turn, told):
+        return None
+    key = weighing(turn, workers)
+    if key == state.weighed or not any(w.measure for w in told):
+        return None
+    turn.set(weighed=key)
+    why = better(turn, workers)
+    return Change(ChangeKind.REPLAN, why, turn.at_ms) if why else None
+
+
 def _grow(turn: Turn) -> Change | None:
     """More ranks when there are spares for them; peer copies again when there is a second node for them."""
     state, plan = turn.state, turn.plan()
     members, spares = turn.members(), available(turn)
     if not _settled(turn) or any(going_why(state, w) for w in members):
         return None
+    if state.planned:
+        return improve(turn)
     if plan.size < state.goal.ranks:
         assert state.graph is not None
         shape = shape_for(goal_job(state), state.graph, plan.size + len(spares)) if spares else None

@@ -19,7 +19,9 @@ from orchestrator.core.reshard.recovery import Unrecoverable
 from orchestrator.core.supervisor.epochs import end, start, touch
 from orchestrator.core.supervisor.handover import handover
 from orchestrator.core.supervisor.memory import Hopeless, cover, from_disk, from_memory, resume_for, trusted
+from orchestrator.core.supervisor.measuring import measure
 from orchestrator.core.supervisor.moving import movers, parting, replacements
+from orchestrator.core.supervisor.picking import Pick, expect, pick, take, weighing
 from orchestrator.core.supervisor.staff import available
 from orchestrator.core.supervisor.state import Change, ChangeKind, JobPhase, Outcome, State, Worker, WorkerPhase
 from orchestrator.core.supervisor.turn import Turn
@@ -41,7 +43,7 @@ def actions_of(state: State, failure: FailureClass) -> tuple[Action, ...]:
 
 def goal_job(state: State) -> Job:
     """The job at its present full strength."""
-    return replace(state.job, parallel=state.goal)
+    return replace(state.chosen or state.job, parallel=state.goal)
 
 
 def usual_cut(state: State) -> tuple[int, ...]:
@@ -58,7 +60,7 @@ def usual_cut(state: State) -> tuple[int, ...]:
 def first_epoch(turn: Turn) -> None:
     """Start the first epoch, at full strength, or say what is missing."""
     state = turn.state
-    ready, need = available(turn), state.goal.ranks
+    ready, need = available(turn), state.ranks_wanted
     if state.graph is None or len(ready) < need:
         _missing(turn, f"{need} ranks need {need} workers, {len(ready)} are ready and no node has room for more")
         return
@@ -66,15 +68,32 @@ def first_epoch(turn: Turn) -> None:
     if len(homes) == 1 and any(w.phase is WorkerPhase.REQUESTED and w.node_id not in homes for w in state.workers.values()):
         _missing(turn, "")  # one node must not hold all of the state while workers on other nodes are coming up
         return
+    if state.planned:
+        if not measure(turn, [state.workers[i] for i, _ in ready]):
+            return
+        key = weighing(turn, ready)
+        if key == state.weighed:
+            return  # there was no plan for them, and that was said
+        turn.set(weighed=key)
+    picked: Pick | None = None
     try:
         job = goal_job(state)
-        if job.parallel.ranks == 1:  # scaled down to one rank before it began: there is no peer to keep a copy
+        if state.planned and any(turn.state.workers[i].measure for i, _ in ready):
+            picked = pick(turn, ready, like=None)
+            job = picked.job
+        elif job.parallel.ranks == 1:  # scaled down to one rank before it began: there is no peer to keep a copy
             job = replace(job, parallel=replace(job.parallel, copies=0))
-        plan = first_plan(job=job, graph=state.graph, workers=ready, epoch=state.epoch + 1)
+        seats, why = (
+            (picked.seats, picked.words) if picked else ((), "nobody measured in time" if state.planned else "as the job asks")
+        )
+        plan = first_plan(job=job, graph=state.graph, workers=ready, epoch=state.epoch + 1, seats=seats, why=why)
     except PlanError as e:
         _missing(turn, f"no plan: {e}")
         return
     turn.set(sized_step=state.committed_step, missing="")
+    if picked is not None:
+        take(turn, picked)
+    expect(turn, plan)
     start(turn, plan, from_disk(turn, plan))
 
 
@@ -112,7 +131,7 @@ def next_epoch(turn: Turn) -> None:
             case Action.SWAP:
                 found = _swapped(turn, troubles)
             case Action.SHRINK:
-                found = _shrunk(turn, left, troubles)
+                found = _picked(turn, left, troubles) or _shrunk(turn, left, troubles)
             case Action.ROLLBACK:
                 if state.checkpoint is None:
                     troubles.append(f"{action}: there is no checkpoint")
@@ -156,6 +175,49 @@ def _swapped(turn: Turn, troubles: list[str]) -> Plan | None:
     except PlanError as e:
         troubles.append(f"no plan with spares: {e}")
         return None
+
+
+def _picked(turn: Turn, left: Sequence[Worker], troubles: list[str]) -> Plan | None:
+    """The planner's plan for whoever is there, where it is asked, if the state is in their memory."""
+    state, old = turn.state, turn.plan()
+    workers = [*((w.worker_id, w.node_id) for w in left), *available(turn)]
+    if not state.planned or not any(state.workers[i].measure for i, _ in workers):
+        return None
+    key = ("after a loss", *weighing(turn, workers))
+    if key == state.weighed:
+        return None  # nothing came of it, and while the job waits it is asked after every event
+    turn.set(weighed=key)
+    try:
+        picked = pick(turn, workers, like=old)
+        plan = _made(turn, picked, workers, reason=f"epoch {old.epoch} broke: {picked.words}")
+    except PlanError as e:
+        troubles.append(f"the planner finds no plan: {e}")
+        return None
+    if not _in_memory(turn, plan):
+        troubles.append("the planner's plan leaves out the only holders of some state")
+        return None
+    take(turn, picked)
+    return plan
+
+
+def _made(turn: Turn, picked: Pick, workers: Sequence[tuple[str, str]], *, reason: str) -> Plan:
+    """What the planner chose, as a plan. Raises PlanError."""
+    state, held = turn.state, trusted(turn)
+    assert state.graph is not None
+    parallel = picked.job.parallel
+    return replan(
+        parent=turn.plan(),
+        job=picked.job,
+        graph=state.graph,
+        workers=workers,
+        held={i: held[i] for i, _ in workers if i in held},
+        epoch=state.epoch + 1,
+        pipeline=parallel.pipeline,
+        data=parallel.data,
+        layers_per_stage=picked.layers,
+        seats=picked.seats,
+        reason=reason,
+    )
 
 
 def _shrunk(turn: Turn, left: Sequence[Worker], troubles: list[str]) -> Plan | None:
@@ -242,6 +304,7 @@ def _begin(turn: Turn, plan: Plan, actions: tuple[Action, ...]) -> None:
     touch(turn, planned_ms=turn.at_ms)
     if turn.state.recut and len(plan.stages) != len(turn.plan().stages):
         turn.set(recut=())  # another pipeline: the cut that spared a slow rank went with it
+    expect(turn, plan)
     start(turn, plan, resume)
 
 
@@ -306,6 +369,8 @@ def _changed(turn: Turn, change: Change, troubles: list[str]) -> Plan | None:
         case ChangeKind.RECUT:
             shape = (old.axis(PIPELINE), old.axis(DATA))
             return _replanned(turn, left, [], shape=shape, reason=reason, troubles=troubles, layers=change.layers_per_stage)
+        case ChangeKind.REPLAN:
+            return _picked(turn, left, troubles)
         case ChangeKind.GROW | ChangeKind.RESHAPE:
             stay, best = left, shape_for(goal_job(state), state.graph, len(left) + len(spares))
         case _:

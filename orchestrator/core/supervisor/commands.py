@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from orchestrator.core.plan.plan import Plan
+from orchestrator.core.planner.strategy import Choice, Option
 from orchestrator.core.reshard.recovery import Resume
 from orchestrator.core.supervisor.events import Fault
 
@@ -43,6 +44,34 @@ class ProbeWorker:
 
     worker_id: str
     endpoint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Colleague:
+    """One of several workers that measure together."""
+
+    worker_id: str
+    node_id: str
+    endpoint: str  # host:port of its store
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureWorker:
+    """Ask a worker without a rank to measure its device, what the model takes on it, and the links between these workers."""
+
+    worker_id: str
+    epoch: int  # that nobody of them is in: the newest that was started
+    number: int  # of this measuring, higher than those before
+    workers: tuple[Colleague, ...]  # that measure at the same time, itself included
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectEpoch:
+    """Hold this epoch's steps against this prediction. There is nothing to carry out: it is for the books."""
+
+    epoch: int
+    option: Option
+    choice: Choice | None  # that the plan came from, where the planner made it for this epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +138,8 @@ Command = (
     | KillWorker
     | ExitWorker
     | ProbeWorker
+    | MeasureWorker
+    | ExpectEpoch
     | FenceEpoch
     | LeaveEpoch
     | TakeCheckpoint

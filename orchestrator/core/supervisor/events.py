@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from orchestrator.core.cluster.measured import WorkerMeasure
 from orchestrator.core.cluster.view import ClusterView
+from orchestrator.core.graph.costs import ModelCosts
 from orchestrator.core.graph.view import GraphView
 from orchestrator.core.reshard.recovery import Held
 
@@ -34,6 +36,17 @@ class WorkerHello:
     epoch: int  # the epoch it trains in (or trained in last); 0 when it never had a rank
     running: bool  # whether it is inside that epoch now
     held: Held | None  # what it holds, when it is not running and had a rank
+    costs: ModelCosts | None  # what the model costs, where the planner wants to know
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerMeasured:
+    """A worker without a rank measured itself, as it was asked to."""
+
+    at_ms: int
+    worker_id: str
+    measure: WorkerMeasure
+    costs: ModelCosts  # with what its device takes for each kind of layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,6 +299,7 @@ class Tick:
 Event = (
     ClusterChanged
     | WorkerHello
+    | WorkerMeasured
     | WorkerDisconnected
     | WorkerGone
     | SpawnFailed

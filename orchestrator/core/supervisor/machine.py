@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from orchestrator.core.job import FailureClass, Job
 from orchestrator.core.supervisor import events as ev
-from orchestrator.core.supervisor import reports, wishes
+from orchestrator.core.supervisor import measuring, reports, wishes
 from orchestrator.core.supervisor.changes import consider
 from orchestrator.core.supervisor.choice import first_epoch, next_epoch
 from orchestrator.core.supervisor.commands import (
@@ -42,6 +42,7 @@ def initial(job: Job, *, checkpoint: CheckpointRef | None, now_ms: int) -> State
     step_ = checkpoint.step if checkpoint else 0
     return State(
         job=job,
+        began_ms=now_ms,
         phase_since_ms=now_ms,
         budget=job.resilience.failure_budget,
         budget_step=step_,
@@ -82,6 +83,7 @@ def _advance(turn: Turn) -> None:
     phase = turn.state.phase
     if phase is JobPhase.RUNNING:
         dismiss_surplus(turn)
+        measuring.measure_spares(turn)
         consider(turn)
     elif phase is JobPhase.FENCING and not turn.members():
         touch(turn, fenced_ms=turn.at_ms)
@@ -100,6 +102,8 @@ def _handle(turn: Turn, event: ev.Event) -> None:
             _cluster_changed(turn, event)
         case ev.WorkerHello():
             _hello(turn, event)
+        case ev.WorkerMeasured():
+            measuring.measured(turn, event)
         case ev.WorkerDisconnected():
             _disconnected(turn, event)
         case ev.WorkerGone():
@@ -172,7 +176,7 @@ def _hello(turn: Turn, event: ev.WorkerHello) -> None:
             turn.do(ExitWorker(worker.worker_id, why))
             back_off(turn)
             return
-        turn.set(graph=event.graph, spawn_failures=0, retry_spawn_ms=0)
+        turn.set(graph=event.graph, costs=turn.state.costs or event.costs, spawn_failures=0, retry_spawn_ms=0)
         turn.worker(worker.worker_id, WorkerPhase.SPARE, pid=event.pid, endpoint=event.endpoint, connected=True, suspect="")
         turn.say(f"{worker.worker_id} is ready on node {worker.node_id[:12]}, pid {event.pid}")
         return
@@ -246,7 +250,8 @@ def _restarted(turn: Turn) -> None:
         if not w.phase.alive:  # also those that were only told to end: a process or a slot of theirs may be left
             turn.do(KillWorker(w.worker_id, w.cause))
             continue
-        turn.worker(w.worker_id, connected=False, since_ms=turn.at_ms, slow_since_ms=-1)
+        asked_ms = w.asked_ms if w.measure is not None else -1
+        turn.worker(w.worker_id, connected=False, since_ms=turn.at_ms, slow_since_ms=-1, asked_ms=asked_ms)
         if w.phase is WorkerPhase.REQUESTED:
             turn.do(SpawnWorker(w.worker_id, w.node_id))
         else:

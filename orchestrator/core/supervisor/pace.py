@@ -12,7 +12,7 @@ from bisect import bisect_left
 from orchestrator.core.job import Action, FailureClass
 from orchestrator.core.plan.plan import PIPELINE, Plan
 from orchestrator.core.planner.shape import shape_for
-from orchestrator.core.supervisor.changes import ask
+from orchestrator.core.supervisor.changes import ask, improve
 from orchestrator.core.supervisor.choice import goal_job
 from orchestrator.core.supervisor.epochs import end
 from orchestrator.core.supervisor.events import Observation
@@ -34,7 +34,7 @@ def judge_pace(turn: Turn, seen: dict[str, Observation], limits: Timeouts) -> No
     # With two replicas nobody can say which of them is slow; with two stages the one that is holds the other up.
     if len(paces) < (3 if plan.axis(PIPELINE) == 1 else 2) or min(paces.values()) <= 0:
         return
-    load = {s.worker_id: _load(plan, s.rank) for s in plan.seats}
+    load = {s.worker_id: _load(plan, s.rank) * _slowness(turn, s.worker_id) for s in plan.seats}
     by_load = sorted(p / load[i] for i, p in paces.items())
     for w in members:
         if w.worker_id not in paces:
@@ -46,7 +46,8 @@ def judge_pace(turn: Turn, seen: dict[str, Observation], limits: Timeouts) -> No
             told = f"slow: {mine} ms per micro-batch, its peers {usual} ms"
             turn.worker(w.worker_id, suspect=told, slow_since_ms=turn.at_ms)
             turn.say(f"{turn.name(w)} is slow, {FailureClass.WORKER_SLOW}: {mine} ms per micro-batch, its peers {usual} ms")
-        elif w.slow_since_ms >= 0 and mine < FASTER * factor * usual:
+        elif (w.slow_since_ms >= 0 or w.pace > 1.0) and mine < FASTER * factor * usual:
+            turn.worker(w.worker_id, pace=1.0)
             turn.worker(w.worker_id, slow_since_ms=-1, slow_told=False, suspect="" if w.suspect.startswith("slow") else w.suspect)
             turn.say(f"{turn.name(w)} is no longer slow")
     confirm_ms = CONFIRM * turn.state.job.resilience.detect_within_ms
@@ -54,6 +55,9 @@ def judge_pace(turn: Turn, seen: dict[str, Observation], limits: Timeouts) -> No
         if w.slow_since_ms >= 0 and turn.at_ms - w.slow_since_ms >= confirm_ms and not w.unwanted:
             if turn.state.phase is not JobPhase.RUNNING or turn.state.change is not None or turn.state.finished:
                 return
+            if w.pace == 1.0 and turn.state.planned:  # what it trains at is the best measure of it
+                mine = paces[w.worker_id] / load[w.worker_id]
+                w = turn.worker(w.worker_id, pace=round(max(1.0, mine / _median_without(by_load, mine)), 2))
             _act(turn, w, paces, confirm_ms)
 
 
@@ -61,6 +65,15 @@ def _median_without(ordered: list[float], value: float) -> float:
     """The lower median of an ascending list, one `value` of it left out."""
     middle = (len(ordered) - 2) // 2
     return ordered[middle if middle < bisect_left(ordered, value) else middle + 1]
+
+
+def _slowness(turn: Turn, worker_id: str) -> float:
+    """How much slower than the fastest rank a worker's device was measured to be: that much is no surprise."""
+    measure = turn.state.workers[worker_id].measure
+    if measure is None or not turn.state.planned:
+        return 1.0
+    known = (turn.state.workers[s.worker_id].measure for s in turn.plan().seats)
+    return max(m.device.flops for m in known if m is not None) / measure.device.flops
 
 
 def _load(plan: Plan, rank: int) -> int:
@@ -90,6 +103,12 @@ def _act(turn: Turn, worker: Worker, paces: dict[str, int], confirm_ms: int) -> 
                 if shape_for(goal_job(state), state.graph, plan.size - 1 + len(available(turn))) is not None:
                     turn.worker(worker.worker_id, unwanted=unwanted, without=True)
                     turn.say(f"{policy}: {action}")
+                    return
+            case Action.RECUT if state.planned:
+                change = improve(turn)
+                if change is not None:
+                    turn.say(f"{policy}: {action}")
+                    ask(turn, change)
                     return
             case Action.RECUT:
                 layers = recut(plan, state.graph, {r: paces.get(plan.seats[r].worker_id, 0) for r in range(plan.size)})

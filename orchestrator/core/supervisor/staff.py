@@ -23,7 +23,7 @@ def going_why(state: State, worker: Worker) -> str:
 def strength(state: State) -> tuple[int, int]:
     """(workers that are there or on their way and may stay, workers that are wanted: full strength and spares)."""
     alive = sum(1 for w in state.workers.values() if w.phase.alive and not going_why(state, w))
-    return alive, state.goal.ranks + state.job.cluster.spares
+    return alive, state.ranks_wanted + state.job.cluster.spares
 
 
 def staff(turn: Turn) -> None:

@@ -10,10 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from orchestrator.core.cluster.measured import WorkerMeasure
 from orchestrator.core.cluster.view import ClusterView
+from orchestrator.core.graph.costs import ModelCosts
 from orchestrator.core.graph.view import GraphView
 from orchestrator.core.job import FailureClass, Job, ParallelSettings
 from orchestrator.core.plan.plan import Plan
+from orchestrator.core.planner.strategy import Choice, Option
 from orchestrator.core.reshard.recovery import Commit, Held, Resume
 from orchestrator.core.supervisor.commands import Command
 from orchestrator.core.supervisor.events import Fault
@@ -86,6 +89,10 @@ class Worker:
     slow_told: bool = False  # it was said that its slowness is confirmed
     unwanted: str = ""  # why it is to give its rank to somebody else; empty: it is not
     without: bool = False  # while it is unwanted: the job may also go on with fewer ranks
+    asked_ms: int = -1  # when it was asked to measure itself; -1: it was not
+    measure: WorkerMeasure | None = None  # what it measured
+    costs: ModelCosts | None = None  # as it measured the model
+    pace: float = 1.0  # seconds it takes for what its peers do in one, as the planner is to believe
 
 
 class ChangeKind(StrEnum):
@@ -96,6 +103,7 @@ class ChangeKind(StrEnum):
     MOVE = "move"  # give ranks away: of a drained node, of a slow worker, of one that is to be replaced
     HANDOVER = "handover"  # before a move: the others take over what only the leaving hold
     RECUT = "recut"  # move layers between the ranks of a pipeline
+    REPLAN = "replan"  # the planner found a better plan for the workers that there are
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +151,7 @@ class State:
     """Everything the supervisor knows that must survive it."""
 
     job: Job
+    began_ms: int = 0
     phase: JobPhase = JobPhase.WAITING
     phase_since_ms: int = 0
     outcome: Outcome = Outcome.NONE
@@ -152,6 +161,12 @@ class State:
     drained: tuple[str, ...] = ()  # node ids
     failing: tuple[str, ...] = ()  # too many workers were lost on these nodes; one that is drained as well is so for that alone
     scaled: ParallelSettings | None = None  # full strength as somebody changed it; None: as the job says
+    costs: ModelCosts | None = None  # of the model, where the planner chooses
+    chosen: Job | None = None  # the job as the planner cuts it now; None: it has not chosen
+    choice: Choice | None = None  # its newest answer
+    predicted: Option | None = None  # what is expected of the plan that runs
+    measurings: int = 0  # how often workers were asked to measure together
+    weighed: tuple[str, ...] = ()  # workers and paces that it has weighed last, so that it does not do so after every event
     recut: tuple[int, ...] = ()  # layers per stage that spare a slow rank; empty: the pipeline is cut as it should be
     change: Change | None = None  # a planned one that is under way
     sized_step: int = 0  # committed step at which the number of ranks last changed
@@ -190,7 +205,17 @@ class State:
     @property
     def goal(self) -> ParallelSettings:
         """Full strength."""
-        return self.scaled or self.job.parallel
+        return self.scaled or (self.chosen or self.job).parallel
+
+    @property
+    def planned(self) -> bool:
+        """Whether the planner chooses the plan: the job leaves it to the planner, and nobody has fixed the size since."""
+        return self.job.planner.auto and self.scaled is None
+
+    @property
+    def ranks_wanted(self) -> int:
+        """Workers that are asked for, beside spares: those of full strength, or all that the planner may choose from."""
+        return max(self.goal.ranks, self.job.planner.space.ranks_max) if self.planned else self.goal.ranks
 
 
 @dataclass(frozen=True, slots=True)

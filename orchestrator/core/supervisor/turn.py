@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from orchestrator.core.plan.plan import Plan
+from orchestrator.core.planner.strategy import Choice
 from orchestrator.core.reshard.recovery import Resume
 from orchestrator.core.supervisor import table
 from orchestrator.core.supervisor.commands import Command
@@ -28,6 +29,7 @@ class Turn:
         self.at_ms = at_ms
         self.commands: list[Command] = []
         self.reasons: list[str] = []
+        self.choice: Choice | None = None  # that the planner made in this turn, and that was taken
         self.resumes: list[tuple[Plan, Resume]] = []  # found out in this turn: a large one takes seconds
 
     def decision(self) -> Decision:

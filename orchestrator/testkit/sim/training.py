@@ -353,7 +353,7 @@ class Training:
         def due(every: int) -> bool:
             return n == train.steps or (every > 0 and n % every == 0)
 
-        save = bool(checkpoint.uri) and (bool(wishes & CHECKPOINT) or due(checkpoint.every))
+        save = bool(checkpoint.uri) and (bool(wishes & CHECKPOINT) or due(self.order.plan.checkpoint_every))
         if not save and not due(train.digest_every):
             self._through(n, wishes)
             return

@@ -16,12 +16,22 @@ from orchestrator.core.supervisor.commands import (
     FenceEpoch,
     InjectFault,
     LeaveEpoch,
+    MeasureWorker,
     RunEpoch,
     TakeCheckpoint,
 )
-from orchestrator.core.supervisor.events import Event, LeftEpoch, RankFinished, TaskFailed, WorkerGone, WorkerHello
+from orchestrator.core.supervisor.events import (
+    Event,
+    LeftEpoch,
+    RankFinished,
+    TaskFailed,
+    WorkerGone,
+    WorkerHello,
+    WorkerMeasured,
+)
 from orchestrator.core.timeouts import derive
 from orchestrator.runtime.ports import Beat, Failed, Finished, Left, WorkerCommand
+from orchestrator.testkit.jobs import make_measure
 from orchestrator.testkit.sim.links import Link
 from orchestrator.testkit.sim.training import CHECKPOINT, LEAVE, Training
 
@@ -143,7 +153,16 @@ class Worker:
         """What it is, now."""
         held = self.training.held() if self._epoch and not self._inside else None
         return WorkerHello(
-            0, self.worker_id, self.node_id, 100 + self.number, self.endpoint, self.world.graph, self._epoch, self._inside, held
+            0,
+            self.worker_id,
+            self.node_id,
+            100 + self.number,
+            self.endpoint,
+            self.world.graph,
+            self._epoch,
+            self._inside,
+            held,
+            self.world.costs,
         )
 
     def beat(self) -> Beat:
@@ -185,6 +204,8 @@ class Worker:
                 self.training.wish(epoch, CHECKPOINT)
             case ExitWorker(why=why):
                 self._exit(why)
+            case MeasureWorker():
+                self._measure()
             case DumpStacks() | InjectFault():
                 pass
 
@@ -198,6 +219,14 @@ class Worker:
             self.training.fence(self._epoch)
         else:
             self._wake()
+
+    def _measure(self) -> None:
+        """It takes a while; who trains or waits for an epoch has no time for it."""
+        if self.world.costs is None:
+            return
+        measure = make_measure(self.worker_id, self.node_id, slowness=self.slowness)
+        done = WorkerMeasured(0, self.worker_id, measure, self.world.costs)
+        self.later(self.world.rng.uniform(5, 1500), lambda: None if self._busy else self.say(done), thread=True)
 
     def _on_fence(self, epoch: int) -> None:
         if epoch < self._epoch:

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orchestrator.core.cluster.view import ClusterView, NodeView
+from orchestrator.core.graph.costs import ModelCosts
 from orchestrator.core.graph.view import GraphView
 from orchestrator.core.job import DeviceKind
 from orchestrator.core.plan.plan import OPTIMIZER, PARAMS, Plan
 from orchestrator.core.reshard.recovery import Commit
 from orchestrator.core.supervisor.events import Event, WorkerGone
 from orchestrator.core.timeouts import derive
-from orchestrator.testkit.jobs import make_graph
+from orchestrator.testkit.jobs import make_costs, make_graph
 from orchestrator.testkit.sim import content
 from orchestrator.testkit.sim.checks import Checks
 from orchestrator.testkit.sim.group import Gate, Group
@@ -58,6 +59,7 @@ class World:
         self.rng = random.Random(f"world {scenario.seed}")
         self.timeline = Timeline()
         self.graph: GraphView = make_graph(*(n * content.BLOCK for n in scenario.layers), block=content.BLOCK)
+        self.costs: ModelCosts | None = make_costs(self.graph) if self.job.planner.auto else None
         self.cells = content.cells_of(self.graph, self.job.parallel.tensor)
         train = self.job.train
         self.serial = content.Serial(

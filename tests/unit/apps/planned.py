@@ -52,7 +52,9 @@ def resources(nodes: int = 4, devices: int = 2, *, racks: int = 1, **changes: An
     return Resources("lab", (DeviceType("cpu", "cpu", 1e11, 1e10, 4 * GIB),), each, uplink)
 
 
-def strategy(*, pipeline: int = 2, data: int = 2, tensor: int = 1, layers: int = 8, micro_batches: int = 8, **changes: Any) -> Strategy:
+def strategy(
+    *, pipeline: int = 2, data: int = 2, tensor: int = 1, layers: int = 8, micro_batches: int = 8, **changes: Any
+) -> Strategy:
     """Even cuts, devices in order."""
     cuts = tuple(layers * (s + 1) // pipeline - layers * s // pipeline for s in range(pipeline))
     made = Strategy(
@@ -101,4 +103,4 @@ def preview(*, fixed: bool = False, **changes: Any) -> Preview:
     wide = option(strategy(pipeline=1, data=4), step_s=0.08 if fixed else 0.12)
     deep = option(strategy(pipeline=4, data=1), step_s=0.2)
     found = choice(wide, deep) if fixed else choice(shown, wide, deep)
-    return Preview(**{"name": "tiny", "problem": problem(), "fixed": fixed, "shown": shown, "choice": found} | changes)
+    return replace(Preview(name="tiny", problem=problem(), fixed=fixed, shown=shown, choice=found), **changes)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from orchestrator.apps.cli import render
+from orchestrator.apps import units
 from orchestrator.apps.cli.view import LiveView, PlainView, make_view, picture
 from orchestrator.core.supervisor.state import JobPhase, Outcome
 from orchestrator.runtime.status_types import JobStatus
@@ -125,9 +125,9 @@ def test_plain_lines_are_chosen(terminal: bool, live: bool) -> None:
     ("seconds", "text"), [(0.25, "0.2 s"), (9.96, "10.0 s"), (59.4, "59 s"), (61, "1:01"), (3600, "1:00:00"), (7384.6, "2:03:05")]
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert render.duration(seconds) == text
+    assert units.duration(seconds) == text
 
 
 @pytest.mark.parametrize(("number", "text"), [(0, "0"), (999, "999"), (1234, "1.23 k"), (1_050_000, "1.05 M"), (3e15, "3e+03 T")])
 def test_counts(number: float, text: str) -> None:
-    assert render.count(number) == text
+    assert units.count(number) == text

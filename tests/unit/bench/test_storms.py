@@ -128,7 +128,7 @@ def test_who_was_harmed_long_before_the_end_and_never_given_up_is_seen() -> None
     weather = Weather(draw_storm(15), job(), cast(Any, None), Path("/nowhere"))
     weather.harmed = {"j/w1": Harm("j/w1", -NOTICE_S - 1, "killed"), "j/w2": Harm("j/w2", -1.0, "killed")}
     run = told()
-    hellos = [WorkerHello(0, f"j/w{n}", "node", 1, "", cast(Any, None), 0, False, None) for n in (1, 2)]
+    hellos = [WorkerHello(0, f"j/w{n}", "node", 1, "", cast(Any, None), 0, False, None, None) for n in (1, 2)]
     came = [Record(0, 0, 0.0, hello, (), "", "waiting", 0, 0) for hello in hellos]
     weather.harmed["j/w3"] = replace(weather.harmed["j/w1"], worker_id="j/w3")  # never came
     assert overlooked(weather, Facts([*came, *run.records], run.state)) == ["j/w1, killed, was never declared lost"]

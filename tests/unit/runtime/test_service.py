@@ -34,7 +34,7 @@ class Hub:
         self._name = name
 
     def welcome(self, worker_id: str) -> Welcome:
-        return self._service.welcome(WorkerHello(0, worker_id, "n", 1, "e:1", GRAPH, 0, False, None))
+        return self._service.welcome(WorkerHello(0, worker_id, "n", 1, "e:1", GRAPH, 0, False, None, None))
 
     def sink(self, event: Event) -> None:
         self._service.sink(event)
@@ -597,7 +597,7 @@ def test_workers_of_no_job_are_refused_and_what_they_say_is_dropped(story: Story
         world = await place.submitted(service, job())
         await world.until(lambda s: s.committed_step >= 3)
         for worker_id in ("other/w0", "w0", "j/w99", ""):
-            answer = service.welcome(WorkerHello(0, worker_id, "n", 1, "e:1", GRAPH, 0, False, None))
+            answer = service.welcome(WorkerHello(0, worker_id, "n", 1, "e:1", GRAPH, 0, False, None, None))
             assert not answer.accepted
             assert answer.why
         service.sink(WorkerGone(0, "other/w0", "x"))
@@ -613,7 +613,7 @@ def test_a_worker_is_not_refused_where_it_is_not_known_whether_it_is_wanted(stor
     """A refusal ends it; a supervisor that is just starting, or cannot read a journal, must not do that."""
 
     async def main(place: Place) -> None:
-        hello = WorkerHello(0, "bad/w0", "n", 1, "e:1", GRAPH, 1, True, None)
+        hello = WorkerHello(0, "bad/w0", "n", 1, "e:1", GRAPH, 1, True, None, None)
         damaged(place.folder / "bad")
         service = place.service()
         with pytest.raises(NotReady):

@@ -204,7 +204,7 @@ class FakeWorker:
     def connect(self) -> None:
         """Say hello."""
         hello = WorkerHello(
-            0, self.worker_id, self.node_id, 7, f"{self.worker_id}:1", GRAPH, self.epoch, self.running, self.held()
+            0, self.worker_id, self.node_id, 7, f"{self.worker_id}:1", GRAPH, self.epoch, self.running, self.held(), None
         )
         if self.world.driver.welcome(self.worker_id).accepted:
             self.connected = True

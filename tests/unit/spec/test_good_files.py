@@ -25,12 +25,14 @@ from orchestrator.core.job import (
     Job,
     OptimizerSettings,
     ParallelSettings,
+    PlannerSettings,
     Precision,
     ResilienceSettings,
     TaskRef,
     TrainSettings,
 )
 from orchestrator.core.plan.plan import PipelineSchedule
+from orchestrator.core.planner.strategy import Space
 from orchestrator.spec import JobSpec, SpecError, load, load_text, resolve
 from orchestrator.spec.values import duration_ms
 
@@ -79,6 +81,7 @@ def test_a_name_is_enough() -> None:
             recompute=(False,),
             shares=(),
         ),
+        planner=PlannerSettings(auto=False, space=Space(), checkpoint=False),
         cluster=ClusterSettings(nodes=4, spares=1, slots_per_node=1, device=DeviceKind.CPU),
         checkpoint=CheckpointSettings(uri="", every=0, keep=1),
         resilience=ResilienceSettings(
@@ -142,6 +145,7 @@ def test_every_key_is_heard() -> None:
             recompute=(True, False, False, True),
             shares=(),
         ),
+        planner=PlannerSettings(auto=False, space=Space(), checkpoint=False),
         cluster=ClusterSettings(nodes=8, spares=0, slots_per_node=2, device=DeviceKind.CUDA),
         checkpoint=CheckpointSettings(uri="s3://bucket/run", every=0, keep=1),
         resilience=ResilienceSettings(

@@ -28,16 +28,6 @@ class Ring:
 ALONE = Ring(1, 0.0, INFINITE)
 
 
-def slowest(rings: Iterable[Ring]) -> Ring:
-    """A ring that is no faster than any of these, which are of one size."""
-    latency, bandwidth, size = 0.0, INFINITE, 1
-    for r in rings:
-        size = r.size
-        latency = max(latency, r.latency_s)
-        bandwidth = min(bandwidth, r.bandwidth)
-    return Ring(size, latency, bandwidth)
-
-
 def all_gather(ring: Ring, numbytes: float, messages: int = 1) -> float:
     """Seconds until everybody has `numbytes` in all, in `messages` calls; a ring: (n-1) alpha + (n-1)/n bytes beta (4.1)."""
     n = ring.size
@@ -80,7 +70,7 @@ def send(link: Ring, numbytes: float) -> float:
 
 
 class Network:
-    """Makes rings of groups of devices, with what those that run at the same time share. Groups of equal members are folded."""
+    """Makes rings of groups of devices, with what those that run at the same time share. Equal groups are folded."""
 
     def __init__(self, resources: Resources) -> None:
         self._nodes, self._node_of = resources.nodes, resources.node_of
@@ -88,70 +78,71 @@ class Network:
         self._rack_of = [racks[n.rack] for n in resources.nodes]
         self._uplink, self._uplink_total = resources.uplink, resources.uplink_total
 
-    def rings(self, groups: Iterable[Sequence[int]]) -> list[Ring]:
-        """The different rings among these groups of devices of one size, all of which run at the same time."""
+    def rings(self, columns: Sequence[Iterable[Sequence[int]]]) -> list[Ring]:
+        """For each column of groups of devices a ring no faster than any of them; all groups of all columns run at once."""
         node_of = self._node_of
-        size = 0
-        folded: Counter[tuple[int, ...]] = Counter()
-        for group in groups:
-            folded[tuple(sorted([node_of[d] for d in group]))] += 1
-            size = len(group)
+        folded = [Counter(tuple(sorted([node_of[d] for d in group])) for group in column) for column in columns]
+        counts = {nodes: Counter(nodes) for column in folded for nodes in column}
         out: Counter[int] = Counter()  # groups that leave a node
         up: Counter[int] = Counter()  # and a rack
-        kinds = []
-        for nodes, times in folded.items():
-            count = Counter(nodes)
-            racks = {self._rack_of[n] for n in count}
-            kinds.append((count, racks))
-            if len(count) > 1:
-                for n in count:
-                    out[n] += times
-            if len(racks) > 1:
-                for rack in racks:
-                    up[rack] += times
-        rings = {}
-        for count, racks in kinds:
-            latency, bandwidth = 0.0, INFINITE
-            for n, members in count.items():
-                node = self._nodes[n]
-                if members > 1:
-                    latency, bandwidth = max(latency, node.inside.latency_s), min(bandwidth, node.inside.bandwidth)
-                if len(count) > 1:
-                    latency = max(latency, node.network.latency_s)
-                    bandwidth = min(bandwidth, node.network.bandwidth, node.network_total / out[n])
-            if len(racks) > 1:
-                latency, bandwidth = self._between(latency, bandwidth, max(up[rack] for rack in racks))
-            rings[Ring(size, latency, bandwidth)] = True
-        return list(rings)
+        for column in folded:
+            for nodes, times in column.items():
+                if nodes[0] != nodes[-1]:
+                    for n in counts[nodes]:
+                        out[n] += times
+                    for rack in self._racks(counts[nodes]):
+                        up[rack] += times
+        known = {nodes: self._ring(count, out, up) for nodes, count in counts.items()}
+        return [_slowest(known[nodes] for nodes in column) for column in folded]
 
-    def links(self, pairs: Iterable[tuple[int, int]]) -> dict[tuple[int, int], Ring]:
-        """The link of each pair of nodes that a pair of devices (sender, receiver) lies on; all send at the same time."""
+    def links(self, columns: Sequence[Iterable[tuple[int, int]]]) -> list[Ring]:
+        """For each column of pairs of devices (sender, receiver) a link no faster than any of theirs; all send at once."""
         node_of = self._node_of
-        folded = Counter((node_of[a], node_of[b]) for a, b in pairs)
-        out: Counter[int] = Counter()
-        into: Counter[int] = Counter()
-        up: Counter[int] = Counter()
-        down: Counter[int] = Counter()
-        for (a, b), times in folded.items():
-            if a != b:
-                out[a] += times
-                into[b] += times
+        folded = [Counter((node_of[a], node_of[b]) for a, b in column) for column in columns]
+        out, into, up, down = (Counter[int]() for _ in range(4))
+        for column in folded:
+            for (a, b), times in column.items():
+                if a != b:
+                    out[a] += times
+                    into[b] += times
+                    if self._rack_of[a] != self._rack_of[b]:
+                        up[self._rack_of[a]] += times
+                        down[self._rack_of[b]] += times
+        found = []
+        for column in folded:
+            links = []
+            for a, b in column:
+                x, y = self._nodes[a], self._nodes[b]
+                if a == b:
+                    links.append(Ring(2, x.inside.latency_s, x.inside.bandwidth))
+                    continue
+                latency = max(x.network.latency_s, y.network.latency_s)
+                bandwidth = min(x.network.bandwidth, y.network.bandwidth, x.network_total / out[a], y.network_total / into[b])
                 if self._rack_of[a] != self._rack_of[b]:
-                    up[self._rack_of[a]] += times
-                    down[self._rack_of[b]] += times
-        links = {}
-        for a, b in folded:
-            x, y = self._nodes[a], self._nodes[b]
-            if a == b:
-                links[a, b] = Ring(2, x.inside.latency_s, x.inside.bandwidth)
-                continue
-            latency = max(x.network.latency_s, y.network.latency_s)
-            bandwidth = min(x.network.bandwidth, y.network.bandwidth, x.network_total / out[a], y.network_total / into[b])
-            if self._rack_of[a] != self._rack_of[b]:
-                flows = max(up[self._rack_of[a]], down[self._rack_of[b]])
-                latency, bandwidth = self._between(latency, bandwidth, flows)
-            links[a, b] = Ring(2, latency, bandwidth)
-        return links
+                    flows = max(up[self._rack_of[a]], down[self._rack_of[b]])
+                    latency, bandwidth = self._between(latency, bandwidth, flows)
+                links.append(Ring(2, latency, bandwidth))
+            found.append(_slowest(links))
+        return found
+
+    def _racks(self, count: Counter[int]) -> set[int]:
+        """The racks of a group that leaves its rack; none where it does not."""
+        racks = {self._rack_of[n] for n in count}
+        return racks if len(racks) > 1 else set()
+
+    def _ring(self, count: Counter[int], out: Counter[int], up: Counter[int]) -> Ring:
+        latency, bandwidth = 0.0, INFINITE
+        for n, members in count.items():
+            node = self._nodes[n]
+            if members > 1:
+                latency, bandwidth = max(latency, node.inside.latency_s), min(bandwidth, node.inside.bandwidth)
+            if len(count) > 1:
+                latency = max(latency, node.network.latency_s)
+                bandwidth = min(bandwidth, node.network.bandwidth, node.network_total / out[n])
+        racks = self._racks(count)
+        if racks:
+            latency, bandwidth = self._between(latency, bandwidth, max(up[rack] for rack in racks))
+        return Ring(count.total(), latency, bandwidth)
 
     def _between(self, latency: float, bandwidth: float, flows: int) -> tuple[float, float]:
         """What is left of a link where it leaves a rack as one of so many flows."""
@@ -160,3 +151,12 @@ class Network:
         if self._uplink_total:
             bandwidth = min(bandwidth, self._uplink_total / flows)
         return latency, bandwidth
+
+
+def _slowest(rings: Iterable[Ring]) -> Ring:
+    size, latency, bandwidth = 1, 0.0, INFINITE
+    for r in rings:
+        size = max(size, r.size)
+        latency = max(latency, r.latency_s)
+        bandwidth = min(bandwidth, r.bandwidth)
+    return Ring(size, latency, bandwidth)

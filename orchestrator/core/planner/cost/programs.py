@@ -1,7 +1,7 @@
 """How the training programs behave whose plans we cost: ours, and those of the published figures we hold the model against.
 
-Bytes are per parameter. The constants of OURS are read off the engine, module by module; `act_s`, `step_s` and `rank_bytes` are of
-a CPU worker and are to be replaced by what is measured where that is known. Those of others are from their papers.
+Bytes are per parameter. The constants of OURS are read off the engine, module by module; `act_s`, `step_s` and `rank_bytes` are
+of a CPU worker and are to be replaced by what is measured where that is known. Those of others are from their papers.
 """
 
 from __future__ import annotations

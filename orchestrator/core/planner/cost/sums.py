@@ -21,8 +21,8 @@ def tree_sums(runs: Sequence[tuple[int, int]], total: int) -> tuple[int, int]:
             alive = max(alive, len(stack) + (not joined))
             stack.append((i, i + 1))
             while len(stack) > 1 and _siblings(stack[-2], stack[-1], total):
-                (_, hi_), (lo_, _) = stack.pop(), stack.pop()
-                stack.append((lo_, hi_))
+                (_, end), (begin, _) = stack.pop(), stack.pop()
+                stack.append((begin, end))
         left = max(left, len(stack))
     return alive, left
 

@@ -1,9 +1,10 @@
 """Which layers each stage gets, so that the slowest stage is as fast as can be and every stage has room.
 
-For one candidate time, stages take greedily as many layers as that time and their memory allow: if any cut keeps to the time, the
-greedy one does, since a stage that ends later leaves less to the rest. Bisection over the time finds the least (Pınar, Tabak and
-Aykanat, One-dimensional partitioning for heterogeneous systems, JPDC 2008, section 4; the dynamic programme over (stage, layer) with
-the same result takes stages x layers steps for each). Among the cuts of that time the most even one is taken.
+For one candidate time, stages take greedily as many layers as that time and their memory allow: a stage that ends later
+leaves less to the rest. Where that gets stuck before a layer that is too heavy for the next stage, a dynamic programme over
+the ends that each stage can have decides. Bisection over the time finds the least (Pınar, Tabak and Aykanat, One-dimensional
+partitioning for heterogeneous systems, JPDC 2008, section 4). Among the cuts of that time an even one is taken where the
+stages leave a choice.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 _ROUNDS = 24  # bisections: the least time is met within 2^-24 of the widest range
 
@@ -33,10 +35,6 @@ class Way:
         timely = _bisect_from(self.seconds, self.seconds[last] - seconds)
         return max(timely, _bisect_from(self.bytes, self.bytes[last] - self.room))
 
-    def holds(self, first: int, last: int, seconds: float) -> bool:
-        """Whether the layers [first, last) keep to the time and have room."""
-        return self.seconds[last] - self.seconds[first] <= seconds and self.bytes[last] - self.bytes[first] <= self.room
-
 
 @dataclass(frozen=True, slots=True)
 class Cut:
@@ -48,11 +46,10 @@ class Cut:
 
 
 def best_cut(stages: Sequence[Sequence[Way]], layers: int) -> Cut | None:
-    """The cut whose slowest stage is fastest; None where no cut has room for all. Of several ways the fastest with room is taken."""
+    """The cut whose slowest stage is fastest; None where none has room. Each stage runs the fastest way that has room."""
     if len(stages) > layers:
         return None
-    longest = max(w.seconds[-1] for ways in stages for w in ways)
-    ends = _greedy(stages, layers, longest)
+    ends = _ends(stages, layers, max(w.seconds[-1] for ways in stages for w in ways))
     if ends is None:
         return None
     high = _slowest(stages, ends)
@@ -61,13 +58,15 @@ def best_cut(stages: Sequence[Sequence[Way]], layers: int) -> Cut | None:
         if high - low <= 1e-9 * high:
             break
         middle = (low + high) / 2
-        found = _greedy(stages, layers, middle)
+        found = _ends(stages, layers, middle)
         if found is None:
             low = middle
         else:
-            high = _slowest(stages, found)
-    ends = _even(stages, layers, high)
-    sizes = tuple(b - a for a, b in zip([0, *ends], ends, strict=False))
+            ends, high = found, _slowest(stages, found)
+    even = _even(stages, layers, high)
+    if _slowest(stages, even) <= high * (1 + 1e-9):
+        ends = even
+    sizes = tuple(_sizes(ends))
     return Cut(sizes, tuple(_picks(stages, ends)), _slowest(stages, ends))
 
 
@@ -77,26 +76,52 @@ def even_cut(layers: int, stages: int) -> tuple[int, ...]:
     return tuple(each + (s < more) for s in range(stages))
 
 
-def _greedy(stages: Sequence[Sequence[Way]], layers: int, seconds: float) -> list[int] | None:
-    at, ends = 0, []
+def _ends(stages: Sequence[Sequence[Way]], layers: int, seconds: float) -> list[int] | None:
+    """Where each stage ends if every one is to keep to the time; None where that cannot be."""
+    at = 0
+    ends: list[int] = []
     for n, ways in enumerate(stages):
         end = min(max(w.reach(at, seconds) for w in ways), layers - (len(stages) - n - 1))
         if end <= at:
-            return None
+            return _programme(stages, layers, seconds) if any(size > 1 for size in _sizes(ends)) else None
         ends.append(end)
         at = end
     return ends if at == layers else None
 
 
+def _programme(stages: Sequence[Sequence[Way]], layers: int, seconds: float) -> list[int] | None:
+    """The same by a dynamic programme: which ends each stage can have at all, then back from the last layer."""
+    reached: list[dict[int, int]] = [{0: 0}]  # end of a stage -> a first layer of it
+    for n, ways in enumerate(stages):
+        ends: dict[int, int] = {}
+        for first in reached[-1]:
+            last = min(max(w.reach(first, seconds) for w in ways), layers - (len(stages) - n - 1))
+            for end in range(first + 1, last + 1):
+                ends[end] = first
+        reached.append(ends)
+    if layers not in reached[-1]:
+        return None
+    out, at = [], layers
+    for ends in reversed(reached[1:]):
+        out.append(at)
+        at = ends[at]
+    return out[::-1]
+
+
+def _sizes(ends: Sequence[int]) -> list[int]:
+    return [b - a for a, b in pairwise([0, *ends])]
+
+
 def _even(stages: Sequence[Sequence[Way]], layers: int, seconds: float) -> list[int]:
     """Ends of stages under a time that can be kept: each as near to its share as leaves the rest enough."""
-    seconds *= 1 + 1e-12
+    seconds *= 1 + 1e-9  # sums of floats: the time itself must pass
     count = len(stages)
     least, at = [0] * count, layers  # the earliest end of each stage from which the rest still keeps to the time
     for n in range(count - 1, -1, -1):
         least[n] = at
         at = max(min(w.back(at, seconds) for w in stages[n]), n)
-    ends, at = [], 0
+    ends: list[int] = []
+    at = 0
     for n, ways in enumerate(stages):
         end = min(max(w.reach(at, seconds) for w in ways), layers - (count - n - 1))
         rest = ways[0].seconds[layers] - ways[0].seconds[at]
@@ -107,25 +132,26 @@ def _even(stages: Sequence[Sequence[Way]], layers: int, seconds: float) -> list[
 
 
 def _picks(stages: Sequence[Sequence[Way]], ends: Sequence[int]) -> list[int]:
-    """The fastest way with room of each stage."""
+    """The fastest way with room of each stage, the first where none has room."""
     out, first = [], 0
     for ways, last in zip(stages, ends, strict=True):
-        found = [
-            (w.seconds[last] - w.seconds[first], n)
-            for n, w in enumerate(ways)
-            if w.bytes[last] - w.bytes[first] <= w.room * (1 + 1e-12)
-        ]
-        out.append(min(found)[1])
+        out.append(min((_time(w, first, last), n) for n, w in enumerate(ways))[1])
         first = last
     return out
 
 
 def _slowest(stages: Sequence[Sequence[Way]], ends: Sequence[int]) -> float:
     slowest, first = 0.0, 0
-    for ways, last, pick in zip(stages, ends, _picks(stages, ends), strict=True):
-        slowest = max(slowest, ways[pick].seconds[last] - ways[pick].seconds[first])
+    for ways, last in zip(stages, ends, strict=True):
+        slowest = max(slowest, min(_time(w, first, last) for w in ways))
         first = last
     return slowest
+
+
+def _time(way: Way, first: int, last: int) -> float:
+    """Seconds of the layers [first, last); infinite where there is no room, or no layer."""
+    fits = last > first and way.bytes[last] - way.bytes[first] <= way.room
+    return way.seconds[last] - way.seconds[first] if fits else float("inf")
 
 
 def _bisect_from(sums: Sequence[float], least: float) -> int:

@@ -1,4 +1,4 @@
-"""Which shapes a strategy can have: factorisations of a cluster into replicas, pipeline ranks and tensor degrees, and their details.
+"""Which shapes a strategy can have: factorisations of the cluster into replicas, pipeline ranks and tensor degrees.
 
 A Mesh is what the first bound looks at: how many replicas of which pipeline, and how large a micro-batch. A Shape adds the
 schedule, ZeRO and copies; cuts, recomputation and devices come later. Small clusters are enumerated in full; on large ones the
@@ -181,10 +181,10 @@ def _split(
 def _schedules(problem: Problem, mesh: Mesh) -> list[tuple[PipelineSchedule, int]]:
     """Schedules with their stages per rank; one rank has no use for any but the first."""
     space, pipeline = problem.space, len(mesh.tensors)
-    plain = [s for s in space.schedules if s is not PipelineSchedule.INTERLEAVED]
+    plain: list[PipelineSchedule] = [s for s in space.schedules if s is not PipelineSchedule.INTERLEAVED]
     if pipeline == 1:
         return [((plain or list(space.schedules))[0], 1)] if space.schedules else []
-    out = [(s, 1) for s in plain]
+    out: list[tuple[PipelineSchedule, int]] = [(s, 1) for s in plain]
     layers = len(problem.costs.order)
     if PipelineSchedule.INTERLEAVED in space.schedules and mesh.micro_batches % (mesh.data * pipeline) == 0:
         for local in range(2, space.stages_per_rank_max + 1):

@@ -50,6 +50,7 @@ def hello(worker_id: str, **changes: Any) -> WorkerHello:
             epoch=0,
             running=False,
             held=None,
+            costs=None,
         ),
         **changes,
     )

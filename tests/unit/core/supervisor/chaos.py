@@ -174,7 +174,7 @@ class Chaos(RuleBasedStateMachine):
         """A hello; `graph` 1 is another model."""
         node = self.state.workers[worker_id].node_id if worker_id in self.state.workers else "n0"
         model = replace(DEEP, fingerprint="x") if graph else DEEP
-        self.tell(ev.WorkerHello(self.now, worker_id, node, 1, f"e:{worker_id}", model, epoch, running, held))
+        self.tell(ev.WorkerHello(self.now, worker_id, node, 1, f"e:{worker_id}", model, epoch, running, held, None))
 
     def true_held(self, worker: Worker, *, ahead: bool = False) -> Held | None:
         """What a member that behaves would hold: the newest committed step, under the plan it has."""

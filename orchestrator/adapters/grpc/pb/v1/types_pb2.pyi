@@ -52,6 +52,118 @@ class GraphView(_message.Message):
     fingerprint: str
     def __init__(self, tensors: _Optional[_Iterable[_Union[TensorView, _Mapping]]] = ..., layers: _Optional[_Iterable[_Union[LayerView, _Mapping]]] = ..., numel: _Optional[int] = ..., padded_numel: _Optional[int] = ..., block: _Optional[int] = ..., fingerprint: _Optional[str] = ...) -> None: ...
 
+class Timing(_message.Message):
+    __slots__ = ("device", "forward_s", "backward_s")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_S_FIELD_NUMBER: _ClassVar[int]
+    BACKWARD_S_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    forward_s: float
+    backward_s: float
+    def __init__(self, device: _Optional[str] = ..., forward_s: _Optional[float] = ..., backward_s: _Optional[float] = ...) -> None: ...
+
+class LayerCost(_message.Message):
+    __slots__ = ("name", "params", "cut_params", "buffers", "forward_flops", "cut_forward_flops", "backward_flops", "cut_backward_flops", "moved_bytes", "kept_bytes", "cut_kept_bytes", "work_bytes", "boundary_bytes", "reduced_bytes", "timings")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PARAMS_FIELD_NUMBER: _ClassVar[int]
+    CUT_PARAMS_FIELD_NUMBER: _ClassVar[int]
+    BUFFERS_FIELD_NUMBER: _ClassVar[int]
+    FORWARD_FLOPS_FIELD_NUMBER: _ClassVar[int]
+    CUT_FORWARD_FLOPS_FIELD_NUMBER: _ClassVar[int]
+    BACKWARD_FLOPS_FIELD_NUMBER: _ClassVar[int]
+    CUT_BACKWARD_FLOPS_FIELD_NUMBER: _ClassVar[int]
+    MOVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KEPT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CUT_KEPT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WORK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BOUNDARY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    REDUCED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    params: int
+    cut_params: int
+    buffers: int
+    forward_flops: float
+    cut_forward_flops: float
+    backward_flops: float
+    cut_backward_flops: float
+    moved_bytes: float
+    kept_bytes: float
+    cut_kept_bytes: float
+    work_bytes: float
+    boundary_bytes: float
+    reduced_bytes: float
+    timings: _containers.RepeatedCompositeFieldContainer[Timing]
+    def __init__(self, name: _Optional[str] = ..., params: _Optional[int] = ..., cut_params: _Optional[int] = ..., buffers: _Optional[int] = ..., forward_flops: _Optional[float] = ..., cut_forward_flops: _Optional[float] = ..., backward_flops: _Optional[float] = ..., cut_backward_flops: _Optional[float] = ..., moved_bytes: _Optional[float] = ..., kept_bytes: _Optional[float] = ..., cut_kept_bytes: _Optional[float] = ..., work_bytes: _Optional[float] = ..., boundary_bytes: _Optional[float] = ..., reduced_bytes: _Optional[float] = ..., timings: _Optional[_Iterable[_Union[Timing, _Mapping]]] = ...) -> None: ...
+
+class ModelCosts(_message.Message):
+    __slots__ = ("name", "kinds", "order", "samples_per_unit", "tensor_max", "splits")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    KINDS_FIELD_NUMBER: _ClassVar[int]
+    ORDER_FIELD_NUMBER: _ClassVar[int]
+    SAMPLES_PER_UNIT_FIELD_NUMBER: _ClassVar[int]
+    TENSOR_MAX_FIELD_NUMBER: _ClassVar[int]
+    SPLITS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    kinds: _containers.RepeatedCompositeFieldContainer[LayerCost]
+    order: _containers.RepeatedScalarFieldContainer[int]
+    samples_per_unit: float
+    tensor_max: int
+    splits: bool
+    def __init__(self, name: _Optional[str] = ..., kinds: _Optional[_Iterable[_Union[LayerCost, _Mapping]]] = ..., order: _Optional[_Iterable[int]] = ..., samples_per_unit: _Optional[float] = ..., tensor_max: _Optional[int] = ..., splits: _Optional[bool] = ...) -> None: ...
+
+class DeviceMeasure(_message.Message):
+    __slots__ = ("kind", "model", "flops", "half_flops", "bandwidth", "memory_bytes")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    FLOPS_FIELD_NUMBER: _ClassVar[int]
+    HALF_FLOPS_FIELD_NUMBER: _ClassVar[int]
+    BANDWIDTH_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    model: str
+    flops: float
+    half_flops: float
+    bandwidth: float
+    memory_bytes: int
+    def __init__(self, kind: _Optional[str] = ..., model: _Optional[str] = ..., flops: _Optional[float] = ..., half_flops: _Optional[float] = ..., bandwidth: _Optional[float] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
+
+class LinkMeasure(_message.Message):
+    __slots__ = ("senders", "receivers", "bandwidth", "latency_s", "problem")
+    SENDERS_FIELD_NUMBER: _ClassVar[int]
+    RECEIVERS_FIELD_NUMBER: _ClassVar[int]
+    BANDWIDTH_FIELD_NUMBER: _ClassVar[int]
+    LATENCY_S_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    senders: _containers.RepeatedScalarFieldContainer[str]
+    receivers: _containers.RepeatedScalarFieldContainer[str]
+    bandwidth: float
+    latency_s: float
+    problem: str
+    def __init__(self, senders: _Optional[_Iterable[str]] = ..., receivers: _Optional[_Iterable[str]] = ..., bandwidth: _Optional[float] = ..., latency_s: _Optional[float] = ..., problem: _Optional[str] = ...) -> None: ...
+
+class WorkerMeasure(_message.Message):
+    __slots__ = ("worker_id", "node_id", "device", "links")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    LINKS_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    node_id: str
+    device: DeviceMeasure
+    links: _containers.RepeatedCompositeFieldContainer[LinkMeasure]
+    def __init__(self, worker_id: _Optional[str] = ..., node_id: _Optional[str] = ..., device: _Optional[_Union[DeviceMeasure, _Mapping]] = ..., links: _Optional[_Iterable[_Union[LinkMeasure, _Mapping]]] = ...) -> None: ...
+
+class Colleague(_message.Message):
+    __slots__ = ("worker_id", "node_id", "endpoint")
+    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    ENDPOINT_FIELD_NUMBER: _ClassVar[int]
+    worker_id: str
+    node_id: str
+    endpoint: str
+    def __init__(self, worker_id: _Optional[str] = ..., node_id: _Optional[str] = ..., endpoint: _Optional[str] = ...) -> None: ...
+
 class Interval(_message.Message):
     __slots__ = ("start", "stop")
     START_FIELD_NUMBER: _ClassVar[int]
@@ -109,7 +221,7 @@ class Seat(_message.Message):
     def __init__(self, rank: _Optional[int] = ..., worker_id: _Optional[str] = ..., node_id: _Optional[str] = ...) -> None: ...
 
 class Plan(_message.Message):
-    __slots__ = ("job", "epoch", "parent", "mesh", "zero_stage", "shard", "copies", "micro_batches", "block", "section", "stages", "schedule", "recompute", "seats", "layouts", "reason", "shares")
+    __slots__ = ("job", "epoch", "parent", "mesh", "zero_stage", "shard", "copies", "micro_batches", "block", "section", "stages", "schedule", "recompute", "seats", "layouts", "reason", "shares", "checkpoint_every")
     JOB_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     PARENT_FIELD_NUMBER: _ClassVar[int]
@@ -127,6 +239,7 @@ class Plan(_message.Message):
     LAYOUTS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     SHARES_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_EVERY_FIELD_NUMBER: _ClassVar[int]
     job: str
     epoch: int
     parent: int
@@ -144,7 +257,8 @@ class Plan(_message.Message):
     layouts: _containers.RepeatedCompositeFieldContainer[StateLayout]
     reason: str
     shares: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, job: _Optional[str] = ..., epoch: _Optional[int] = ..., parent: _Optional[int] = ..., mesh: _Optional[_Iterable[_Union[MeshAxis, _Mapping]]] = ..., zero_stage: _Optional[int] = ..., shard: _Optional[int] = ..., copies: _Optional[int] = ..., micro_batches: _Optional[int] = ..., block: _Optional[int] = ..., section: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[Stage, _Mapping]]] = ..., schedule: _Optional[str] = ..., recompute: _Optional[_Iterable[bool]] = ..., seats: _Optional[_Iterable[_Union[Seat, _Mapping]]] = ..., layouts: _Optional[_Iterable[_Union[StateLayout, _Mapping]]] = ..., reason: _Optional[str] = ..., shares: _Optional[_Iterable[int]] = ...) -> None: ...
+    checkpoint_every: int
+    def __init__(self, job: _Optional[str] = ..., epoch: _Optional[int] = ..., parent: _Optional[int] = ..., mesh: _Optional[_Iterable[_Union[MeshAxis, _Mapping]]] = ..., zero_stage: _Optional[int] = ..., shard: _Optional[int] = ..., copies: _Optional[int] = ..., micro_batches: _Optional[int] = ..., block: _Optional[int] = ..., section: _Optional[int] = ..., stages: _Optional[_Iterable[_Union[Stage, _Mapping]]] = ..., schedule: _Optional[str] = ..., recompute: _Optional[_Iterable[bool]] = ..., seats: _Optional[_Iterable[_Union[Seat, _Mapping]]] = ..., layouts: _Optional[_Iterable[_Union[StateLayout, _Mapping]]] = ..., reason: _Optional[str] = ..., shares: _Optional[_Iterable[int]] = ..., checkpoint_every: _Optional[int] = ...) -> None: ...
 
 class Commit(_message.Message):
     __slots__ = ("step", "loss", "grad_norm", "scale", "skipped", "usual_loss")

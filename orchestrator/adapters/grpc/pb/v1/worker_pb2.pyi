@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class WorkerMessage(_message.Message):
-    __slots__ = ("hello", "beat", "left_epoch", "epoch_ready", "step_committed", "eval_reported", "digest_reported", "checkpoint_reported", "task_failed", "rank_finished", "stacks", "log_lines", "goodbye", "corruption_found", "bad_step_found")
+    __slots__ = ("hello", "beat", "left_epoch", "epoch_ready", "step_committed", "eval_reported", "digest_reported", "checkpoint_reported", "task_failed", "rank_finished", "stacks", "log_lines", "goodbye", "corruption_found", "bad_step_found", "worker_measured")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     BEAT_FIELD_NUMBER: _ClassVar[int]
     LEFT_EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -24,6 +24,7 @@ class WorkerMessage(_message.Message):
     GOODBYE_FIELD_NUMBER: _ClassVar[int]
     CORRUPTION_FOUND_FIELD_NUMBER: _ClassVar[int]
     BAD_STEP_FOUND_FIELD_NUMBER: _ClassVar[int]
+    WORKER_MEASURED_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     beat: Beat
     left_epoch: LeftEpoch
@@ -39,10 +40,11 @@ class WorkerMessage(_message.Message):
     goodbye: Goodbye
     corruption_found: CorruptionFound
     bad_step_found: BadStepFound
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., left_epoch: _Optional[_Union[LeftEpoch, _Mapping]] = ..., epoch_ready: _Optional[_Union[EpochReady, _Mapping]] = ..., step_committed: _Optional[_Union[StepCommitted, _Mapping]] = ..., eval_reported: _Optional[_Union[EvalReported, _Mapping]] = ..., digest_reported: _Optional[_Union[DigestReported, _Mapping]] = ..., checkpoint_reported: _Optional[_Union[CheckpointReported, _Mapping]] = ..., task_failed: _Optional[_Union[TaskFailed, _Mapping]] = ..., rank_finished: _Optional[_Union[RankFinished, _Mapping]] = ..., stacks: _Optional[_Union[Stacks, _Mapping]] = ..., log_lines: _Optional[_Union[LogLines, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., corruption_found: _Optional[_Union[CorruptionFound, _Mapping]] = ..., bad_step_found: _Optional[_Union[BadStepFound, _Mapping]] = ...) -> None: ...
+    worker_measured: WorkerMeasured
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., left_epoch: _Optional[_Union[LeftEpoch, _Mapping]] = ..., epoch_ready: _Optional[_Union[EpochReady, _Mapping]] = ..., step_committed: _Optional[_Union[StepCommitted, _Mapping]] = ..., eval_reported: _Optional[_Union[EvalReported, _Mapping]] = ..., digest_reported: _Optional[_Union[DigestReported, _Mapping]] = ..., checkpoint_reported: _Optional[_Union[CheckpointReported, _Mapping]] = ..., task_failed: _Optional[_Union[TaskFailed, _Mapping]] = ..., rank_finished: _Optional[_Union[RankFinished, _Mapping]] = ..., stacks: _Optional[_Union[Stacks, _Mapping]] = ..., log_lines: _Optional[_Union[LogLines, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., corruption_found: _Optional[_Union[CorruptionFound, _Mapping]] = ..., bad_step_found: _Optional[_Union[BadStepFound, _Mapping]] = ..., worker_measured: _Optional[_Union[WorkerMeasured, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("worker_id", "node_id", "pid", "endpoint", "graph", "epoch", "running", "held")
+    __slots__ = ("worker_id", "node_id", "pid", "endpoint", "graph", "epoch", "running", "held", "costs")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     NODE_ID_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
@@ -51,6 +53,7 @@ class Hello(_message.Message):
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     HELD_FIELD_NUMBER: _ClassVar[int]
+    COSTS_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     node_id: str
     pid: int
@@ -59,7 +62,8 @@ class Hello(_message.Message):
     epoch: int
     running: bool
     held: _types_pb2.Held
-    def __init__(self, worker_id: _Optional[str] = ..., node_id: _Optional[str] = ..., pid: _Optional[int] = ..., endpoint: _Optional[str] = ..., graph: _Optional[_Union[_types_pb2.GraphView, _Mapping]] = ..., epoch: _Optional[int] = ..., running: _Optional[bool] = ..., held: _Optional[_Union[_types_pb2.Held, _Mapping]] = ...) -> None: ...
+    costs: _types_pb2.ModelCosts
+    def __init__(self, worker_id: _Optional[str] = ..., node_id: _Optional[str] = ..., pid: _Optional[int] = ..., endpoint: _Optional[str] = ..., graph: _Optional[_Union[_types_pb2.GraphView, _Mapping]] = ..., epoch: _Optional[int] = ..., running: _Optional[bool] = ..., held: _Optional[_Union[_types_pb2.Held, _Mapping]] = ..., costs: _Optional[_Union[_types_pb2.ModelCosts, _Mapping]] = ...) -> None: ...
 
 class Beat(_message.Message):
     __slots__ = ("epoch", "step", "phase", "phase_ms", "progress", "in_comm", "orphaned", "micro_batch_ms", "rss_bytes")
@@ -203,6 +207,14 @@ class BadStepFound(_message.Message):
     detail: str
     def __init__(self, epoch: _Optional[int] = ..., step: _Optional[int] = ..., detail: _Optional[str] = ...) -> None: ...
 
+class WorkerMeasured(_message.Message):
+    __slots__ = ("measure", "costs")
+    MEASURE_FIELD_NUMBER: _ClassVar[int]
+    COSTS_FIELD_NUMBER: _ClassVar[int]
+    measure: _types_pb2.WorkerMeasure
+    costs: _types_pb2.ModelCosts
+    def __init__(self, measure: _Optional[_Union[_types_pb2.WorkerMeasure, _Mapping]] = ..., costs: _Optional[_Union[_types_pb2.ModelCosts, _Mapping]] = ...) -> None: ...
+
 class Stacks(_message.Message):
     __slots__ = ("text",)
     TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -224,7 +236,7 @@ class Goodbye(_message.Message):
     def __init__(self, why: _Optional[str] = ...) -> None: ...
 
 class SupervisorMessage(_message.Message):
-    __slots__ = ("welcome", "fence_epoch", "run_epoch", "exit_worker", "dump_stacks", "inject_fault", "leave_epoch", "take_checkpoint")
+    __slots__ = ("welcome", "fence_epoch", "run_epoch", "exit_worker", "dump_stacks", "inject_fault", "leave_epoch", "take_checkpoint", "measure_worker")
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     FENCE_EPOCH_FIELD_NUMBER: _ClassVar[int]
     RUN_EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -233,6 +245,7 @@ class SupervisorMessage(_message.Message):
     INJECT_FAULT_FIELD_NUMBER: _ClassVar[int]
     LEAVE_EPOCH_FIELD_NUMBER: _ClassVar[int]
     TAKE_CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    MEASURE_WORKER_FIELD_NUMBER: _ClassVar[int]
     welcome: Welcome
     fence_epoch: FenceEpoch
     run_epoch: RunEpoch
@@ -241,7 +254,8 @@ class SupervisorMessage(_message.Message):
     inject_fault: InjectFault
     leave_epoch: LeaveEpoch
     take_checkpoint: TakeCheckpoint
-    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., fence_epoch: _Optional[_Union[FenceEpoch, _Mapping]] = ..., run_epoch: _Optional[_Union[RunEpoch, _Mapping]] = ..., exit_worker: _Optional[_Union[ExitWorker, _Mapping]] = ..., dump_stacks: _Optional[_Union[DumpStacks, _Mapping]] = ..., inject_fault: _Optional[_Union[InjectFault, _Mapping]] = ..., leave_epoch: _Optional[_Union[LeaveEpoch, _Mapping]] = ..., take_checkpoint: _Optional[_Union[TakeCheckpoint, _Mapping]] = ...) -> None: ...
+    measure_worker: MeasureWorker
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., fence_epoch: _Optional[_Union[FenceEpoch, _Mapping]] = ..., run_epoch: _Optional[_Union[RunEpoch, _Mapping]] = ..., exit_worker: _Optional[_Union[ExitWorker, _Mapping]] = ..., dump_stacks: _Optional[_Union[DumpStacks, _Mapping]] = ..., inject_fault: _Optional[_Union[InjectFault, _Mapping]] = ..., leave_epoch: _Optional[_Union[LeaveEpoch, _Mapping]] = ..., take_checkpoint: _Optional[_Union[TakeCheckpoint, _Mapping]] = ..., measure_worker: _Optional[_Union[MeasureWorker, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("accepted", "why", "committed_step")
@@ -270,6 +284,16 @@ class TakeCheckpoint(_message.Message):
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     epoch: int
     def __init__(self, epoch: _Optional[int] = ...) -> None: ...
+
+class MeasureWorker(_message.Message):
+    __slots__ = ("epoch", "number", "workers")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    number: int
+    workers: _containers.RepeatedCompositeFieldContainer[_types_pb2.Colleague]
+    def __init__(self, epoch: _Optional[int] = ..., number: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[_types_pb2.Colleague, _Mapping]]] = ...) -> None: ...
 
 class RunEpoch(_message.Message):
     __slots__ = ("plan", "resume", "store_endpoint")

@@ -1,0 +1,296 @@
+"""`make bench-plan-accuracy`: the planner's predictions beside plans that are really run here.
+
+First this machine is probed and every kind of layer profiled, with one core busy and with both; from that and the traced models every
+plan's step time and memory are predicted, and printed, before any of them runs. Then each runs, one process per rank and one core
+per process, a few steps at a time, round after round, because the same step varies twofold on a shared machine; the low percentile
+of a plan's steps counts. Memory is the highest resident set of each rank's process over those steps, less what the process had before
+it built anything, against the predicted total less the program's own share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+
+from bench.harness import figures, say
+from bench.plan_accuracy_models import Case, Model, cases
+from bench.plan_accuracy_world import COUNTED_FROM, LinkSpeed, RankRun, Speed, link_speed, plan_of, profile, run, speeds
+from orchestrator.core.cluster.resources import DeviceType, Link, NodeResources, Resources
+from orchestrator.core.graph.costs import LayerCost, ModelCosts, Timing
+from orchestrator.core.job import TrainSettings
+from orchestrator.core.planner.auto import problem_of, strategy_of
+from orchestrator.core.planner.cost.estimate import estimate
+from orchestrator.core.planner.strategy import Estimate
+from orchestrator.engine.costs import trace
+from orchestrator.engine.describe import describe
+
+BARS = "step_error_median <= 0.10, p90 <= 0.20, rank_correlation >= 0.9, memory_error_median <= 0.08, memory_under_max <= 0.03"
+LOW = 0.2  # percentile
+MIB = 1 << 20
+COUNTED_S = 2.0  # of steps that count, in a round
+STEPS_MIN, STEPS_MAX = 3, 12
+MEMORY_BYTES = 8 << 30
+
+
+@dataclass
+class Outcome:
+    """One plan: predicted, then measured."""
+
+    case: Case
+    predicted: Estimate
+    step_s: list[float] = field(default_factory=list)
+    memory: list[tuple[int, ...]] = field(default_factory=list)  # by rank, of each round
+    phases: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def measured_s(self) -> float:
+        """Seconds of an undisturbed step."""
+        return percentile(self.step_s, LOW)
+
+    @property
+    def step_error(self) -> float:
+        """Relative and signed: above zero it was slower than predicted."""
+        return self.measured_s / self.predicted.step_s - 1
+
+    @property
+    def fullest(self) -> tuple[float, float]:
+        """Predicted and measured bytes of the model's state and work, on the rank that was predicted to be fullest."""
+        per_pipe = self.case.job.parallel.data * self.case.job.parallel.tensor
+        pipe = max(range(len(self.predicted.memory)), key=lambda p: self.predicted.memory[p].total)
+        ranks = range(pipe * per_pipe, (pipe + 1) * per_pipe)
+        measured = max(statistics.median(m[r] for m in self.memory) for r in ranks)
+        memory = self.predicted.memory[pipe]
+        return memory.total - memory.other, measured
+
+    @property
+    def memory_error(self) -> float:
+        """Relative and signed: above zero it needed more than predicted."""
+        predicted, measured = self.fullest
+        return measured / predicted - 1
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value that a share of them is below."""
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
+def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
+    """Spearman's: Pearson's of the places."""
+
+    def places(values: Sequence[float]) -> list[float]:
+        order = sorted(values)
+        return [float(order.index(v)) for v in values]
+
+    return statistics.correlation(places(a), places(b))
+
+
+# ----------------------------------------------------------------------------------------------------------------- prediction
+
+
+def device(name: str, found: Sequence[Speed]) -> DeviceType:
+    """A core, as it is when these cores are busy."""
+    return DeviceType(
+        name=name,
+        kind="cpu",
+        flops=min(s.flops for s in found),
+        bandwidth=min(s.bandwidth for s in found),
+        memory_bytes=MEMORY_BYTES,
+        half_flops=max(s.half_flops for s in found),
+    )
+
+
+def machine(busy: int, found: Sequence[Speed], link: LinkSpeed) -> Resources:
+    """This machine, as plans of so many ranks see it."""
+    wire = Link(link.bandwidth, link.latency_s)
+    node = NodeResources("here", f"core-of-{busy}", busy, "", inside=wire, network=wire, network_total=link.bandwidth)
+    return Resources("here", (device(f"core-of-{busy}", found),), (node,))
+
+
+def fastest(a: ModelCosts, b: ModelCosts) -> ModelCosts:
+    """Of two profiles of one model the lower timings."""
+
+    def of(x: LayerCost, y: LayerCost) -> LayerCost:
+        timings = [(t, y.timing(t.device) or t) for t in x.timings]
+        low = tuple(
+            Timing(t.device, min(t.forward_s, u.forward_s), min(t.backward_s, u.backward_s)) for t, u in timings
+        )
+        return replace(x, timings=low)
+
+    return replace(a, kinds=tuple(of(x, y) for x, y in zip(a.kinds, b.kinds, strict=True)))
+
+
+def slower(measured: Sequence[ModelCosts]) -> ModelCosts:
+    """Of the same model on several cores at once the mean: ranks take turns at being the slower one."""
+    kinds = []
+    for same in zip(*(m.kinds for m in measured), strict=True):
+        timings = [k.timings[-1] for k in same]
+        mean = Timing(
+            timings[0].device,
+            statistics.fmean(t.forward_s for t in timings),
+            statistics.fmean(t.backward_s for t in timings),
+        )
+        kinds.append(replace(same[0], timings=(mean,)))
+    return replace(measured[0], kinds=tuple(kinds))
+
+
+class Predictor:
+    """Everything that is known before a plan runs."""
+
+    def __init__(self, cores: Sequence[int], *, profile_s: float, passes: int) -> None:
+        self._cores, self._profile_s, self._passes = cores, profile_s, passes
+        self._speeds = {busy: speeds(cores[:busy]) for busy in (1, 2)}
+        link = link_speed(cores)
+        self._resources = {busy: machine(busy, found, link) for busy, found in self._speeds.items()}
+        for busy, found in self._speeds.items():
+            shown = ", ".join(
+                f"{s.flops / 1e9:.1f} GFLOP/s (half of it at {s.half_flops / 1e6:.2f} MFLOP), {s.bandwidth / 1e9:.1f} GB/s"
+                for s in found
+            )
+            say(f"probe, {busy} busy: {shown}")
+        say(f"probe, link: {link.bandwidth / 1e9:.2f} GB/s each way at once, {link.latency_s * 1e6:.0f} us")
+        self._costs: dict[tuple[str, int], ModelCosts] = {}
+
+    def learn(self, models: Sequence[Model]) -> None:
+        """Trace and profile; passes are interleaved."""
+        for _ in range(self._passes):
+            for model in models:
+                job = model.job()
+                traced = trace(job, say=say)
+                for busy, resources in self._resources.items():
+                    name = resources.types[0].name
+                    found = slower(
+                        profile(job, traced, cores=self._cores[:busy], device=name, limit_s=self._profile_s)
+                    )
+                    before = self._costs.get((model.name, busy))
+                    self._costs[model.name, busy] = found if before is None else fastest(found, before)
+        for (name, busy), costs in self._costs.items():
+            say(f"profile, {name}, {busy} busy: " + "; ".join(words(k) for k in costs.kinds))
+
+    def predict(self, case: Case) -> Estimate:
+        """Before it runs."""
+        job = case.job
+        plan = plan_of(job, graph_of(case.model))
+        costs, resources = self._costs[case.model.name, case.ranks], self._resources[case.ranks]
+        strategy = strategy_of(plan, tuple(range(plan.size)))
+        return estimate(problem_of(job, costs=costs, resources=resources), strategy)
+
+
+@cache
+def _graphs() -> dict[str, object]:
+    return {}
+
+
+def graph_of(model: Model):  # type: ignore[no-untyped-def]
+    """What the model's state consists of, looked at once."""
+    known = _graphs()
+    if model.name not in known:
+        known[model.name] = describe(model.job())
+    return known[model.name]
+
+
+def words(kind: LayerCost) -> str:
+    """A kind of layer in a few."""
+    timing = kind.timings[-1]
+    return f"{kind.name} {timing.forward_s * 1e3:.2f} + {timing.backward_s * 1e3:.2f} ms"
+
+
+# ---------------------------------------------------------------------------------------------------------------- measuring
+
+
+def measure(outcome: Outcome, cores: Sequence[int]) -> None:
+    """One round of a plan."""
+    counted = max(STEPS_MIN, min(STEPS_MAX, round(COUNTED_S / outcome.predicted.step_s)))
+    job = outcome.case.job
+    train: TrainSettings = replace(job.train, steps=COUNTED_FROM - 1 + counted)
+    runs: list[RankRun] = run(replace(job, train=train), cores)
+    outcome.step_s += runs[0].step_s
+    outcome.memory.append(tuple(r.peak_bytes - r.base_bytes for r in runs))
+    for phase, seconds in runs[0].phases.items():
+        per_step = seconds / len(runs[0].step_s)
+        outcome.phases[phase] = min(per_step, outcome.phases.get(phase, per_step))
+
+
+def table(outcomes: Sequence[Outcome], *, detail: bool) -> str:
+    """For people."""
+    lines = [f"{'model':5} {'plan':30} {'predicted':>10} {'measured':>10} {'error':>7}   {'memory':>9} {'measured':>9} {'error':>7}"]
+    for o in outcomes:
+        predicted, measured = o.fullest
+        lines.append(
+            f"{o.case.model.name:5} {o.case.words:30} {o.predicted.step_s * 1e3:7.1f} ms {o.measured_s * 1e3:7.1f} ms "
+            f"{o.step_error:+7.1%}   {predicted / MIB:5.0f} MiB {measured / MIB:5.0f} MiB {o.memory_error:+7.1%}"
+        )
+        if detail:
+            terms = ", ".join(f"{t.name} {t.seconds * 1e3:.1f}" for t in o.predicted.terms if t.seconds > 1e-4)
+            phases = ", ".join(f"{name} {s * 1e3:.1f}" for name, s in o.phases.items() if s > 1e-4)
+            memory = max(o.predicted.memory, key=lambda m: m.total)
+            parts = ("weights", "gradients", "optimizer", "copies", "activations", "work", "buffers")
+            lines.append(f"      predicted ms: {terms}")
+            lines.append(f"      rank 0's ms:  {phases}")
+            lines.append("      memory MiB:   " + ", ".join(f"{p} {getattr(memory, p) / MIB:.0f}" for p in parts))
+            lines.append(f"      by rank:      {[[round(b / MIB) for b in ranks] for ranks in o.memory]}")
+    return "\n".join(lines)
+
+
+def summary(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """The figures of some plans."""
+    step = [abs(o.step_error) for o in outcomes]
+    memory = [o.memory_error for o in outcomes]
+    return {
+        "step_error_median": round(statistics.median(step), 4),
+        "step_error_p90": round(percentile(step, 0.9), 4),
+        "rank_correlation": round(
+            rank_correlation([o.predicted.step_s for o in outcomes], [o.measured_s for o in outcomes]), 4
+        ),
+        "memory_error_median": round(statistics.median(map(abs, memory)), 4),
+        "memory_under_max": round(max(0.0, *memory), 4),
+        "plans": len(outcomes),
+        "models": len({o.case.model.name for o in outcomes}),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status 0 when every bar holds."""
+    parser = argparse.ArgumentParser(prog="bench.plan_accuracy", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each plan (default 3)")
+    parser.add_argument("--profile-s", type=float, default=2.0, help="seconds of a profile (default 2)")
+    parser.add_argument("--quick", action="store_true", help="a few plans of one model, one round")
+    parser.add_argument("--only", default="", help="plans whose `model plan` has this in it")
+    parser.add_argument("--detail", action="store_true", help="terms, phases and parts of memory too")
+    arguments = parser.parse_args(argv)
+    os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+    cores = sorted(os.sched_getaffinity(0))[:2]
+    if len(cores) < 2:
+        raise SystemExit("this bench needs two cores")
+    began = time.monotonic()
+    wanted = [c for c in cases(quick=arguments.quick) if arguments.only in f"{c.model.name} {c.words}"]
+    predictor = Predictor(cores, profile_s=arguments.profile_s, passes=1 if arguments.quick else 2)
+    predictor.learn(list({c.model.name: c.model for c in wanted}.values()))
+    outcomes = [Outcome(c, predictor.predict(c)) for c in wanted]
+    say("predicted: " + "; ".join(f"{o.case.model.name} {o.case.words} {o.predicted.step_s * 1e3:.1f} ms" for o in outcomes))
+    rounds = 1 if arguments.quick else arguments.rounds
+    for number in range(rounds):
+        for outcome in outcomes if number % 2 == 0 else reversed(outcomes):
+            measure(outcome, cores)
+        say(f"round {number + 1} of {rounds} after {time.monotonic() - began:.0f} s")
+    print(table(outcomes, detail=arguments.detail))
+    found = summary(outcomes)
+    print(f"bars: {BARS}; {time.monotonic() - began:.0f} s")
+    figures("plan_accuracy", **found, seconds=round(time.monotonic() - began))
+    held = (
+        found["step_error_median"] <= 0.10
+        and found["step_error_p90"] <= 0.20
+        and found["rank_correlation"] >= 0.9
+        and found["memory_error_median"] <= 0.08
+        and found["memory_under_max"] <= 0.03
+    )
+    return 0 if held else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""Makes the Preview of a job or of a described model: what would run, what it is predicted to do, and what a search would take.
+
+A job that fixes its axes is shown as it would run, beside the search's choice for the same job with free axes. Everything here
+decides nothing by itself: the plan is the planner's, the estimate the cost model's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from orchestrator.apps.plan_facts import Preview
+from orchestrator.apps.plan_svg import ROWS_MAX, Span
+from orchestrator.core.cluster.resources import Resources
+from orchestrator.core.graph.costs import ModelCosts
+from orchestrator.core.graph.view import GraphView
+from orchestrator.core.job import Job
+from orchestrator.core.plan.lint import lint
+from orchestrator.core.planner.auto import job_for, problem_of, strategy_of
+from orchestrator.core.planner.cost.estimate import Costing, estimate
+from orchestrator.core.planner.cost.timeline import trace
+from orchestrator.core.planner.errors import PlanError
+from orchestrator.core.planner.planner import first_plan
+from orchestrator.core.planner.search.choose import choose
+from orchestrator.core.planner.seating import seats_from
+from orchestrator.core.planner.seats import Worker
+from orchestrator.core.planner.strategy import Choice, Option, Problem, Program, Reliability, Space
+
+ACTS_MAX = 1500  # in the picture of one step, about
+SEATS_MAX = 512  # ranks; a larger job is shown without a Plan, whose layouts would take long to make
+UNITS_MAX = 64  # of a micro-batch, that are tried for a described model
+# Of a described model nobody has measured a failure: what a job with the usual settings would say.
+DETECT_S, RESTART_S, CHECKPOINT_S, LOAD_S = 2.0, 30.0, 10.0, 300.0
+
+
+def preview_job(job: Job, *, graph: GraphView | None, costs: ModelCosts, resources: Resources) -> Preview:
+    """A job's plan on some resources. Without a graph (a described model in place of the task's) nobody is seated.
+
+    Raises PlanError when the job's fixed axes do not fit the model or the resources, or when nothing can be chosen for it.
+    """
+    problem = problem_of(job, costs=costs, resources=resources)
+    if job.planner.auto:
+        chosen = choose(problem)
+        preview = Preview(name=job.name, problem=problem, fixed=False, shown=chosen.best, choice=chosen)
+    else:
+        free = problem_of(replace(job, planner=replace(job.planner, auto=True)), costs=costs, resources=resources)
+        found, why = _tried(free)
+        preview = Preview(
+            name=job.name, problem=problem, fixed=True, shown=_fixed(job, graph, problem), choice=found, no_choice=why
+        )
+    return _seated(preview, job, graph) if graph is not None else preview
+
+
+def preview_model(costs: ModelCosts, resources: Resources, *, batch: int, program: Program) -> Preview:
+    """The best plan of a described model with `batch` samples in a step. Raises PlanError."""
+    space = Space(units=tuple(u for u in (1 << n for n in range(UNITS_MAX.bit_length())) if batch % u == 0 and u <= UNITS_MAX))
+    reliability = Reliability(DETECT_S, RESTART_S, spares=0, checkpoint_s=CHECKPOINT_S, load_s=LOAD_S)
+    problem = Problem(costs, resources, program, batch, space, reliability)
+    found = choose(problem)
+    return Preview(name=costs.name, problem=problem, fixed=False, shown=found.best, choice=found)
+
+
+def spans_of(preview: Preview) -> tuple[list[Span], int]:
+    """One step of the first replica in time, and how many of its micro-batches were drawn; nothing where there is no pipeline."""
+    strategy = preview.shown.strategy
+    if strategy.pipeline == 1:
+        return [], 0
+    rows = min(strategy.pipeline, ROWS_MAX)
+    most = max(strategy.pipeline, min(2 * strategy.pipeline, ACTS_MAX // (2 * rows)))
+    drawn = min(strategy.share(0), most)
+    times = Costing(preview.problem).stage_times(strategy)
+    acts = trace(strategy.schedule, times, pipeline=strategy.pipeline, micro_batches=drawn)
+    return [Span(pipe, act.kind, act.stage, act.index, start, end) for pipe, act, start, end in acts], drawn
+
+
+def _tried(problem: Problem) -> tuple[Choice | None, str]:
+    try:
+        return choose(problem), ""
+    except PlanError as error:
+        return None, str(error)
+
+
+def _fixed(job: Job, graph: GraphView | None, problem: Problem) -> Option:
+    """What a job runs whose axes are fixed."""
+    if graph is None or job.parallel.ranks > SEATS_MAX:
+        return choose(problem).best
+    plan = first_plan(job=job, graph=graph, workers=_workers(job, problem.resources)[:SEATS_MAX], epoch=1)
+    strategy = strategy_of(plan, [_device(s.worker_id) for s in plan.seats])
+    return Option(strategy, estimate(problem, strategy))
+
+
+def _seated(preview: Preview, job: Job, graph: GraphView) -> Preview:
+    """With the Plan that the workers would be told, linted."""
+    shown, resources = preview.shown, preview.problem.resources
+    if shown.strategy.ranks > SEATS_MAX:
+        return preview
+    workers = _workers(job, resources)
+    cut = job if preview.fixed else job_for(job, shown.strategy, shown.estimate)
+    seats = seats_from(shown.strategy, resources, workers)
+    why = "as the job asks" if preview.fixed or preview.choice is None else preview.choice.reason
+    plan = first_plan(job=cut, graph=graph, workers=workers, epoch=1, seats=seats, why=why)
+    return replace(preview, plan=plan, graph=graph, findings=lint(plan))
+
+
+def _workers(job: Job, resources: Resources) -> list[Worker]:
+    """A made-up worker for each healthy device; its id ends in the number of the device."""
+    return [
+        (f"{job.name}/w{device}", resources.nodes[n].node_id)
+        for device, n in enumerate(resources.node_of)
+        if resources.nodes[n].healthy
+    ]
+
+
+def _device(worker_id: str) -> int:
+    return int(worker_id.rpartition("/w")[2])

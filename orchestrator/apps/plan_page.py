@@ -1,0 +1,63 @@
+"""The HTML page of a plan: its pictures, its prediction and what else was weighed, one file without any outside resource.
+
+It shows what the text shows, and takes its rows from the same functions; the style is the report's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from orchestrator.apps import plan_facts as facts
+from orchestrator.apps import plan_svg as svg
+from orchestrator.apps.plan_facts import Preview
+from orchestrator.apps.units import count, percent, seconds, size
+
+TEMPLATE = "plan.html.j2"
+BAR = 220  # pixels of a whole
+IDS = ("cluster", "layers", "timeline")  # of the pictures, in order
+
+
+def render_page(preview: Preview, pictures: Sequence[svg.Picture], *, alternatives: int) -> str:
+    """The page as HTML text."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"count": count, "percent": percent}
+    strategy, estimate = preview.shown.strategy, preview.shown.estimate
+    return environment.get_template(TEMPLATE).render(
+        name=preview.name,
+        shape=facts.shape(strategy),
+        details=facts.details(strategy),
+        too_large=facts.too_large(estimate),
+        findings=preview.findings,
+        summary=[row for row in facts.summary(preview) if row[0] != "lint"],
+        picture_style=Markup(svg.STYLE),
+        pictures=[(i, p.title, svg.inline(p)) for i, p in zip(IDS, pictures, strict=False)],
+        terms=[(t.name, seconds(t.seconds), percent(s), round(BAR * s)) for t, s in facts.terms(estimate)],
+        stages=facts.stage_rows(preview),
+        memory_parts=facts.MEMORY_PARTS,
+        memory=[
+            {
+                "pipe": pipe,
+                "total": size(m.total),
+                "limit": size(m.limit),
+                "fits": m.total <= m.limit,
+                "width": round(BAR * min(1.0, m.total / m.limit)),
+                "parts": [size(getattr(m, name)) for name in facts.MEMORY_PARTS],
+            }
+            for pipe, m in enumerate(estimate.memory)
+        ],
+        search=" ".join(facts.search_words(preview)),
+        others=facts.other_rows(preview, alternatives=alternatives),
+        rejected=preview.choice.rejected if preview.choice is not None else (),
+        model=preview.problem.costs.name,
+        graph=facts.graph_rows(preview.problem.costs),
+    )

@@ -1,0 +1,361 @@
+"""What a strategy is predicted to do: the step time split into its terms, memory, goodput.
+
+Each replica's pipeline is simulated with its own stage times; then gradients are reduced, the norm is agreed on by all, states
+are updated and new weights gathered. The terms are those of the pipeline rank that is ready last; what it waits for others is its
+bubble. A Costing keeps what estimates of one problem share.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from orchestrator.core.plan.plan import PipelineSchedule
+from orchestrator.core.planner.cost.bound import Bounds
+from orchestrator.core.planner.cost.collectives import all_gather, all_reduce, reduce_scatter, send
+from orchestrator.core.planner.cost.goodput import Losses, all_lost_per_s, checkpoint_every, goodput
+from orchestrator.core.planner.cost.memory import Copied, Sums, rank_memory, sets_in_flight, stage_bytes, sums_of
+from orchestrator.core.planner.cost.mesh import Holders, Meshes, MeshOnDevices, Place
+from orchestrator.core.planner.cost.programs import SUM_BYTES
+from orchestrator.core.planner.cost.stages import Tables
+from orchestrator.core.planner.cost.timeline import StageTimes, simulate
+from orchestrator.core.planner.strategy import Estimate, Memory, Problem, Strategy, Term
+
+
+def estimate(problem: Problem, strategy: Strategy) -> Estimate:
+    """What a strategy is predicted to do. For more than one of a problem keep a Costing.
+
+    Raises IndexError for a device that the resources do not have.
+    """
+    return Costing(problem).estimate(strategy)
+
+
+@dataclass(slots=True)
+class Parts:
+    """Seconds of one stage for one micro-batch, by where they go."""
+
+    forward: float
+    backward: float
+    recompute: float
+    tensor: float  # all of it: forward, backward and again under recomputation
+    boundary: float
+    gradients: float
+    weights: float
+    overhead: float
+
+    def add(self, other: Parts) -> None:
+        """The stages of a rank."""
+        self.forward += other.forward
+        self.backward += other.backward
+        self.recompute += other.recompute
+        self.tensor += other.tensor
+        self.boundary += other.boundary
+        self.gradients += other.gradients
+        self.weights += other.weights
+        self.overhead += other.overhead
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return (
+            self.forward
+            + self.backward
+            + self.recompute
+            + self.tensor
+            + self.boundary
+            + self.gradients
+            + self.weights
+            + self.overhead
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Traffic:
+    """Of one stage and micro-batch, the same on all replicas."""
+
+    tensor: float  # of one pass
+    received: float  # the activation
+    returned: float  # its gradient
+    scattered: float  # gradients, from ZeRO-2 on
+    gathered: float  # weights, under ZeRO-3, for one pass
+    added: float  # gradients to the sums of their micro-batches
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """A pipeline rank that is done with its micro-batches."""
+
+    at: float
+    parts: Parts
+    micro_batches: int
+
+
+class Costing:
+    """Estimates of one problem, with the tables that they share."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.tables = Tables(problem.costs, problem.resources)
+        self.bounds = Bounds(problem, self.tables)
+        self.bound = self.bounds.effective_s
+        self._meshes = Meshes(problem.resources)
+
+    # -------------------------------------------------------------------------------------------------------- questions
+
+    def estimate(self, s: Strategy) -> Estimate:
+        """Of a strategy. Raises IndexError for a device that the resources do not have."""
+        mesh, holders, program = self._meshes.of(s), self._meshes.holders(s), self.problem.program
+        shares = [s.share(r) for r in range(s.data)]
+        sums = sums_of(program, zero=s.zero, micro_batches=s.micro_batches, shares=tuple(shares))
+        elements = self._elements(s)
+        copied = self._copied(s, mesh, holders, elements)
+        ready = self._ready(s, mesh, holders, shares)
+        reductions = [self._reduction(s, mesh, p, elements[p], sums, ready[p]) for p in range(s.pipeline)]
+        copies = [self._copies_s(s, mesh, elements[p], copied[p]) for p in range(s.pipeline)]
+        last = max(range(s.pipeline), key=lambda p: ready[p].at + reductions[p] + copies[p])
+        parts, m = ready[last].parts, ready[last].micro_batches
+        update = max(
+            program.update_bytes * (elements[p] / s.shard + copied[p].elements) / mesh.bandwidths[p] for p in range(s.pipeline)
+        )
+        gathering = 0.0
+        if s.zero in (1, 2):
+            gathering = max(
+                all_gather(ring, program.gathered_bytes * e) for ring, e in zip(holders.gathers, elements, strict=True)
+            )
+        seconds = {
+            "forward": m * parts.forward,
+            "backward": m * parts.backward,
+            "recompute": m * parts.recompute,
+            "tensor": m * parts.tensor,
+            "boundary": m * parts.boundary,
+            "bubble": max(0.0, ready[last].at - m * parts.total),
+            "gradients": m * parts.gradients + reductions[last],
+            "weights": m * parts.weights + gathering,
+            "update": update,
+            "copies": copies[last],
+            "overhead": m * parts.overhead + program.step_s,
+        }
+        terms = tuple(Term(name, value) for name, value in seconds.items())
+        step_s = math.fsum(seconds.values())
+        share, every, loss_s = self._reliability(s, mesh, holders, elements, copied, step_s)
+        return Estimate(
+            step_s=step_s,
+            terms=terms,
+            memory=self._memory(s, mesh, sums, copied, max(shares)),
+            goodput=share,
+            checkpoint_every=every,
+            loss_s=loss_s,
+        )
+
+    def memory(self, s: Strategy) -> tuple[Memory, ...]:
+        """Of a strategy, by pipeline rank."""
+        mesh, holders = self._meshes.of(s), self._meshes.holders(s)
+        shares = tuple(s.share(r) for r in range(s.data))
+        sums = sums_of(self.problem.program, zero=s.zero, micro_batches=s.micro_batches, shares=shares)
+        return self._memory(s, mesh, sums, self._copied(s, mesh, holders, self._elements(s)), max(shares))
+
+    def layer_seconds(
+        self, layer: int, *, device: str, pace: float, tensor: int, units: int, recompute: bool
+    ) -> tuple[float, float]:
+        """(forward, backward with recomputation where asked) of one layer and micro-batch, without any traffic."""
+        passes = self.tables.speeds(device, tensor).passes(layer, layer + 1, units)
+        again = passes.forward_s if recompute else 0.0
+        return pace * passes.forward_s, pace * (passes.backward_s + again)
+
+    def stage_bytes(
+        self,
+        first: int,
+        last: int,
+        *,
+        tensor: int,
+        data: int,
+        zero: int,
+        shard: int,
+        units: int,
+        micro_batches: int,
+        in_flight: int,
+        recompute: bool,
+    ) -> float:
+        """What a rank needs that has layers [first, last) only, without copies and buffers; grows with the layers.
+
+        `micro_batches` are those of the step, shared evenly by the replicas; `in_flight`: see `in_flight`.
+        """
+        shares = tuple(micro_batches * (r + 1) // data - micro_batches * r // data for r in range(data))
+        return stage_bytes(
+            self.problem.program,
+            self.tables.runs(tensor),
+            first,
+            last,
+            data=data,
+            zero=zero,
+            shard=shard,
+            units=units,
+            in_flight=in_flight,
+            recompute=recompute,
+            sums=sums_of(self.problem.program, zero=zero, micro_batches=micro_batches, shares=shares),
+        )
+
+    @staticmethod
+    def in_flight(schedule: PipelineSchedule, *, pipeline: int, micro_batches: int) -> tuple[int, ...]:
+        """Micro-batches in flight at most on each rank of a pipeline with one stage each."""
+        return sets_in_flight(schedule, pipeline=pipeline, micro_batches=micro_batches)
+
+    # --------------------------------------------------------------------------------------------------------- pipeline
+
+    def _elements(self, s: Strategy) -> list[float]:
+        """Of each pipeline rank's stages, on one tensor coordinate."""
+        out = [0.0] * s.pipeline
+        for k, (a, b) in enumerate(s.bounds):
+            pipe = k % s.pipeline
+            out[pipe] += self.tables.runs(s.tensors[pipe]).elements(a, b)
+        return out
+
+    def _ready(self, s: Strategy, mesh: MeshOnDevices, holders: Holders, shares: Sequence[int]) -> list[_Ready]:
+        """For each pipeline rank the replica that is ready last."""
+        traffic = [self._traffic(s, mesh, holders, k) for k in range(len(s.cuts))]
+        found: list[_Ready] = []
+        for row, replicas in zip(mesh.places, mesh.replicas, strict=True):
+            m = max(shares[r] for r in replicas)
+            times, parts = self._stage_times(s, row, traffic)
+            ends = simulate(s.schedule, times, pipeline=s.pipeline, micro_batches=m).ends
+            mine = [_Ready(end, p, m) for end, p in zip(ends, parts, strict=True)]
+            found = [max(pair, key=lambda r: r.at) for pair in zip(found, mine, strict=True)] if found else mine
+        return found
+
+    def _traffic(self, s: Strategy, mesh: MeshOnDevices, holders: Holders, stage: int) -> _Traffic:
+        program, (a, b), pipe = self.problem.program, s.bounds[stage], stage % s.pipeline
+        runs = self.tables.runs(s.tensors[pipe])
+        elements, layers = runs.elements(a, b), b - a
+        numbytes, calls = runs.reduced(a, b)
+        before = mesh.boundaries[pipe - 1]
+        return _Traffic(
+            tensor=all_reduce(mesh.tensors[pipe], s.units * numbytes, calls),
+            received=send(before, s.units * runs.boundary_bytes(a)) if stage else 0.0,
+            returned=send(mesh.boundaries[pipe], s.units * runs.boundary_bytes(b)) if stage + 1 < len(s.cuts) else 0.0,
+            scattered=reduce_scatter(mesh.datas[pipe], program.exchanged_bytes * elements, layers) if s.zero >= 2 else 0.0,
+            gathered=all_gather(holders.gathers[pipe], program.gathered_bytes * elements, layers) if s.zero >= 3 else 0.0,
+            added=SUM_BYTES * elements / mesh.bandwidths[pipe] if program.sums_kept else 0.0,
+        )
+
+    def _stage_times(self, s: Strategy, row: Sequence[Place], traffic: Sequence[_Traffic]) -> tuple[StageTimes, list[Parts]]:
+        """Of a replica on such places: the times of its stages, and the parts of them by pipeline rank."""
+        program = self.problem.program
+        halves = s.schedule is PipelineSchedule.ZERO_BUBBLE and s.pipeline > 1
+        forwards, backwards, weights = [], [], []
+        ranks = [Parts(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0) for _ in range(s.pipeline)]
+        for k, (a, b) in enumerate(s.bounds):
+            pipe, t, again = k % s.pipeline, traffic[k], s.recompute[k]
+            forward, backward, pace = 0.0, 0.0, 0.0
+            for name, slow in row[pipe]:
+                passes = self.tables.speeds(name, s.tensors[pipe]).passes(a, b, s.units)
+                forward, backward = max(forward, slow * passes.forward_s), max(backward, slow * passes.backward_s)
+                pace = max(pace, slow)
+            act = pace * program.act_s
+            fetched = _exposed(program.overlap, t.gathered, forward)
+            fetched_back = _exposed(program.overlap, t.gathered, backward)
+            scattered = _exposed(program.overlap, t.scattered, backward) + t.added
+            repeated = forward if again else 0.0
+            tensor = t.tensor * (2 if again else 1)
+            forwards.append(forward + t.tensor + t.received + fetched + act)
+            first = repeated + tensor + t.returned + fetched_back + act
+            if halves:
+                backwards.append(first + backward / 2)
+                weights.append(backward / 2 + scattered + fetched_back + act)
+            else:
+                backwards.append(first + backward + scattered)
+            ranks[pipe].add(
+                Parts(
+                    forward=forward,
+                    backward=backward,
+                    recompute=repeated,
+                    tensor=t.tensor + tensor,
+                    boundary=t.received + t.returned,
+                    gradients=scattered,
+                    weights=fetched + fetched_back * (2 if halves else 1),
+                    overhead=act * (3 if halves else 2),
+                )
+            )
+        return StageTimes(tuple(forwards), tuple(backwards), tuple(weights)), ranks
+
+    # ------------------------------------------------------------------------------------------------- end of the step
+
+    def _reduction(self, s: Strategy, mesh: MeshOnDevices, pipe: int, elements: float, sums: Sums, ready: _Ready) -> float:
+        """Seconds of reducing gradients after the last micro-batch, and of handing them to further holders of a part."""
+        program, ring = self.problem.program, mesh.datas[pipe]
+        numbytes = program.exchanged_bytes * elements
+        traffic = 0.0
+        if s.zero == 0 and not program.sums_kept:
+            traffic = all_reduce(ring, numbytes)
+        elif s.zero < 2:
+            traffic = reduce_scatter(ring, sums.sent * numbytes) + (all_gather(ring, numbytes) if s.zero == 0 else 0.0)
+        handed = numbytes / s.shard - numbytes / s.data if s.zero else 0.0
+        return _exposed(program.overlap, traffic, ready.parts.backward) + (send(ring, handed) if handed > 0.0 else 0.0)
+
+    def _copied(self, s: Strategy, mesh: MeshOnDevices, holders: Holders, elements: Sequence[float]) -> list[Copied]:
+        """What each rank keeps for others: parts that are on one node only, shared out to ranks on other nodes."""
+        if not s.copies or math.isinf(mesh.crowding):
+            return [Copied(0.0, False)] * s.pipeline
+        crowded, most = max(1.0, mesh.crowding), max(elements)
+        return [
+            Copied(crowded * (e if mesh.spans else most) / s.data if lonely else 0.0, mesh.spans and s.zero < 3)
+            for e, lonely in zip(elements, holders.lonely, strict=True)
+        ]
+
+    def _copies_s(self, s: Strategy, mesh: MeshOnDevices, elements: float, copied: Copied) -> float:
+        """Seconds of refreshing copies."""
+        program = self.problem.program
+        if not copied.elements:
+            return 0.0
+        per_element = program.exchanged_bytes if program.peer_reads else program.weight_bytes + program.optimizer_bytes
+        return send(mesh.network, per_element * copied.elements)
+
+    def _memory(
+        self, s: Strategy, mesh: MeshOnDevices, sums: Sums, copied: Sequence[Copied], micro_batches: int
+    ) -> tuple[Memory, ...]:
+        return tuple(
+            rank_memory(
+                s,
+                self.problem.program,
+                self.tables.runs(s.tensors[p]),
+                p,
+                sums=sums,
+                copied=copied[p],
+                limit=mesh.limits[p],
+                micro_batches=micro_batches,
+            )
+            for p in range(s.pipeline)
+        )
+
+    def _reliability(
+        self,
+        s: Strategy,
+        mesh: MeshOnDevices,
+        holders: Holders,
+        elements: Sequence[float],
+        copied: Sequence[Copied],
+        step_s: float,
+    ) -> tuple[float, int, float]:
+        """(goodput, steps between checkpoints, what one node's loss costs in seconds)."""
+        r, program, nodes = self.problem.reliability, self.problem.program, len(mesh.nodes)
+        held = max(elements)
+        numbytes = (program.weight_bytes if s.zero < 3 else program.weight_bytes / s.shard) * held
+        numbytes += program.optimizer_bytes * held / s.shard
+        recovery_s = r.detect_s + r.restart_s + send(mesh.network, numbytes)
+        count = holders.nodes
+        if count == 1 and any(c.elements for c in copied):
+            count = 2
+        rate = mesh.failures_per_s
+        lost = all_lost_per_s(node_per_s=rate / nodes, nodes=nodes, holders=count, window_s=recovery_s)
+        losses = Losses(rate - lost, recovery_s + step_s / 2, lost, r.detect_s + r.load_s)
+        every = checkpoint_every(r.checkpoint_s, lost, step_s)
+        interval = every * step_s if every else math.inf
+        share = goodput(losses, checkpoint_s=r.checkpoint_s, interval_s=interval)
+        if count > 1:
+            return share, every, losses.mended_s
+        return share, every, losses.lost_s + (interval / 2 if every else step_s / 2)
+
+
+def _exposed(overlap: float, traffic: float, behind: float) -> float:
+    """What is left of a transfer when as much as may be is hidden behind something."""
+    return traffic - min(overlap * traffic, behind)

@@ -1,0 +1,151 @@
+"""What the fullest rank of a pipeline rank needs at its peak.
+
+The state is there throughout: weights whole (sharded under ZeRO-3), optimizer state sharded from ZeRO-1 on, gradients whole until
+ZeRO-2 (Rajbhandari et al., arXiv 1910.02054, section 3 and 5). To it come the activations of all micro-batches in flight (as
+many as the schedule has: Narayanan et al., arXiv 2104.04473, section 2.2), and what a layer needs while it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from orchestrator.core.plan.plan import PipelineSchedule
+from orchestrator.core.planner.cost.stages import Runs
+from orchestrator.core.planner.cost.sums import streamed_sums, tree_sums
+from orchestrator.core.planner.cost.timeline import live
+from orchestrator.core.planner.strategy import Memory, Program, Strategy
+
+STREAMED = 4  # layers' worth of gradients under way from ZeRO-2 on: one made, one sent, their parts (engine/weights.py)
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """How many gradients per parameter a rank keeps: whole ones and of its own part."""
+
+    whole: int
+    own: int
+    sent: int  # partial sums that go into the reduction
+
+
+def sums_of(program: Program, *, zero: int, micro_batches: int, shares: Sequence[int]) -> Sums:
+    """For replicas with so many micro-batches each, in order."""
+    if not program.sums_kept:
+        return Sums(1, 0, 1) if zero < 2 else Sums(0, 1, 1)
+    if zero >= 2:
+        return Sums(0, streamed_sums(micro_batches, len(shares)), 1)
+    runs, at = [], 0
+    for share in shares:
+        runs.append((at, at + share))
+        at += share
+    alive, sent = tree_sums(tuple(runs), micro_batches)
+    return Sums(alive, 0, sent)
+
+
+@dataclass(frozen=True, slots=True)
+class StateBytes:
+    """The lasting part."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+
+
+def state_bytes(program: Program, elements: float, *, zero: int, shard: int, data: int, sums: Sums) -> StateBytes:
+    """Of a rank whose stages have so many elements. Sums in tree order go into memory of their own (engine/optim.py Reduced)."""
+    held = elements / shard
+    gradients = sums.whole * elements + sums.own * elements / (data if program.sums_kept else shard)
+    if program.sums_kept:
+        gradients += held
+    return StateBytes(
+        weights=program.weight_bytes * (held if zero >= 3 else elements),
+        gradients=program.gradient_bytes * gradients,
+        optimizer=program.optimizer_bytes * held,
+    )
+
+
+def passing_bytes(program: Program, runs: Runs, first: int, last: int, *, zero: int, units: int, recompute: bool) -> float:
+    """What lives for a while when a stage runs, beyond what is kept between its passes."""
+    work = units * runs.work_bytes(first, last, recompute=recompute)
+    if zero < 2:
+        return work
+    layer = runs.layer_elements(first, last)
+    work += (STREAMED if program.sums_kept else 1) * program.gradient_bytes * layer
+    return work + (program.weight_bytes * layer * (1 if program.sums_kept else 2) if zero >= 3 else 0.0)  # others fetch ahead
+
+
+def stage_bytes(
+    program: Program,
+    runs: Runs,
+    first: int,
+    last: int,
+    *,
+    data: int,
+    zero: int,
+    shard: int,
+    units: int,
+    in_flight: int,
+    recompute: bool,
+    sums: Sums,
+) -> float:
+    """Of a rank that has this stage only, without copies and buffers. Grows with the layers."""
+    state = state_bytes(program, runs.elements(first, last), zero=zero, shard=shard, data=data, sums=sums)
+    kept = in_flight * units * runs.kept_bytes(first, last, recompute=recompute)
+    passing = passing_bytes(program, runs, first, last, zero=zero, units=units, recompute=recompute)
+    return state.weights + state.gradients + state.optimizer + kept + passing + program.rank_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """What a rank keeps for others: elements, and whether it has their weights anyway."""
+
+    elements: float
+    weights: bool
+
+
+def rank_memory(
+    s: Strategy, program: Program, runs: Runs, pipe: int, *, sums: Sums, copied: Copied, limit: int, micro_batches: int
+) -> Memory:
+    """Of one pipeline rank; `micro_batches` of the replica that has most."""
+    stages = [s.bounds[k] for k in range(pipe, len(s.cuts), s.pipeline)]
+    again = [s.recompute[k] for k in range(pipe, len(s.cuts), s.pipeline)]
+    elements = sum(runs.elements(a, b) for a, b in stages)
+    state = state_bytes(program, elements, zero=s.zero, shard=s.shard, data=s.data, sums=sums)
+    kept = [s.units * runs.kept_bytes(a, b, recompute=r) for (a, b), r in zip(stages, again, strict=True)]
+    sets = live(s.schedule, s.pipeline, len(s.cuts), micro_batches)[pipe]
+    per_copy = program.optimizer_bytes + (0 if copied.weights else program.weight_bytes)
+    per_copy += program.gradient_bytes if program.sums_kept else 0
+    return Memory(
+        weights=state.weights,
+        gradients=state.gradients,
+        optimizer=state.optimizer,
+        copies=copied.elements * per_copy,
+        activations=max((sum(n * k for n, k in zip(counts, kept, strict=True)) for counts in sets), default=0.0),
+        work=max(
+            passing_bytes(program, runs, a, b, zero=s.zero, units=s.units, recompute=r)
+            for (a, b), r in zip(stages, again, strict=True)
+        ),
+        buffers=_buffers(s, program, runs, pipe, elements=elements, sums=sums),
+        other=float(program.rank_bytes),
+        limit=limit,
+    )
+
+
+def _buffers(s: Strategy, program: Program, runs: Runs, pipe: int, *, elements: float, sums: Sums) -> float:
+    """Of the reduction, and of what comes over the boundaries in either direction."""
+    reduction = 0.0
+    if s.data > 1 and s.zero < 2:
+        pieces = 2 * sums.sent * (s.data - 1) if program.sums_kept else 1
+        reduction = min(float(program.bucket_bytes), program.exchanged_bytes * pieces * elements / s.data)
+    elif s.data > 1:
+        reduction = 0.0 if program.sums_kept else min(float(program.bucket_bytes), 2.0 * program.exchanged_bytes * elements)
+    crossing = 0.0
+    if s.pipeline > 1:
+        ends = [b for k, (_, b) in enumerate(s.bounds) if k + 1 < len(s.cuts) and pipe in (k % s.pipeline, (k + 1) % s.pipeline)]
+        crossing = 2.0 * s.units * max((runs.boundary_bytes(b) for b in ends), default=0.0)
+    return reduction + crossing
+
+
+def sets_in_flight(schedule: PipelineSchedule, *, pipeline: int, micro_batches: int) -> tuple[int, ...]:
+    """Micro-batches in flight on each rank of a pipeline with one stage each."""
+    return tuple(max(counts[0] for counts in sets) for sets in live(schedule, pipeline, pipeline, micro_batches))

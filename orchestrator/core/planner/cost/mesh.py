@@ -1,0 +1,167 @@
+"""What a mesh of ranks meets on the devices that it is laid on: its links, the speeds of its places, who holds what where.
+
+One pass over the ranks for a placement; what an estimate needs of ten thousand ranks is then a few numbers per pipeline rank.
+Replicas that sit on equal devices are folded into one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from itertools import chain
+
+from orchestrator.core.cluster.resources import Resources
+from orchestrator.core.planner.cost.collectives import ALONE, Network, Ring
+from orchestrator.core.planner.strategy import Strategy
+
+Speed = tuple[str, float]  # name of the device type and pace
+Place = tuple[Speed, ...]  # the different speeds of the devices of one tensor group
+
+
+@dataclass(frozen=True, slots=True)
+class Holders:
+    """Where the parts of a sharded state are, for one shard size."""
+
+    gathers: tuple[Ring, ...]  # of the groups that hold one whole, by pipeline rank
+    lonely: tuple[bool, ...]  # whether a part of a pipeline rank's state is on one node only
+    nodes: int  # that hold the least spread part
+
+
+@dataclass(frozen=True, slots=True)
+class MeshOnDevices:
+    """Rings are the slowest of a pipeline rank's groups of a kind."""
+
+    tensors: tuple[Ring, ...]  # by pipeline rank
+    datas: tuple[Ring, ...]
+    boundaries: tuple[Ring, ...]  # from each pipeline rank to the next, the last one's to the first
+    places: tuple[tuple[Place, ...], ...]  # different rows of places of a replica, by pipeline rank
+    replicas: tuple[tuple[int, ...], ...]  # that have each row
+    limits: tuple[int, ...]  # bytes of the smallest device of each pipeline rank
+    bandwidths: tuple[float, ...]  # bytes/s of the slowest memory
+    network: Ring  # from a node to another, when all of its ranks send
+    nodes: tuple[int, ...]  # that are used
+    failures_per_s: float  # of any of them
+    crowding: float  # ranks of a node per rank on others, of the fullest node; infinite where there is only one
+    spans: bool  # whether replicas lie on several nodes
+
+
+class Meshes:
+    """Makes and remembers them."""
+
+    def __init__(self, resources: Resources) -> None:
+        self._resources = resources
+        self._network = Network(resources)
+        self._speeds: list[Speed] = [(n.device, n.pace) for n in resources.nodes]
+        self._known: dict[tuple[int, tuple[int, ...], tuple[int, ...]], MeshOnDevices] = {}
+        self._held: dict[tuple[int, tuple[int, ...], tuple[int, ...], int], Holders] = {}
+
+    def of(self, s: Strategy) -> MeshOnDevices:
+        """The mesh of a strategy. Raises IndexError for a device that is not there."""
+        key = s.data, s.tensors, s.devices
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = self._look(s)
+        return found
+
+    def holders(self, s: Strategy) -> Holders:
+        """Where its state is."""
+        key = s.data, s.tensors, s.devices, s.shard
+        found = self._held.get(key)
+        if found is None:
+            found = self._held[key] = self._hold(s)
+        return found
+
+    def _look(self, s: Strategy) -> MeshOnDevices:
+        resources, data = self._resources, s.data
+        blocks = _blocks(s)
+        node_of = resources.node_of
+        nodes = [[node_of[d] for d in block] for block in blocks]
+        used = Counter(chain.from_iterable(nodes))
+        alone = tuple([ALONE] * s.pipeline)
+        rates = sum(resources.nodes[n].failures_per_hour for n in sorted(used)) / 3600.0
+        rest = [len(s.devices) - count for count in used.values()]
+        rows: dict[tuple[Place, ...], list[int]] = {}
+        columns = [self._places(mine, t, data) for mine, t in zip(nodes, s.tensors, strict=True)]
+        for replica, row in enumerate(zip(*columns, strict=True)):
+            rows.setdefault(row, []).append(replica)
+        here = [{(resources.nodes[n].device, resources.nodes[n].pace) for n in set(mine)} for mine in nodes]
+        types = resources.by_name
+        return MeshOnDevices(
+            tensors=alone if s.tensor == 1 else self._tensor_rings(blocks, s.tensors),
+            datas=alone if data == 1 else self._data_rings(blocks, s.tensors, range(data)),
+            boundaries=alone if s.pipeline == 1 else self._boundaries(blocks, s),
+            places=tuple(rows),
+            replicas=tuple(tuple(r) for r in rows.values()),
+            limits=tuple(min(types[name].memory_bytes for name, _ in speeds) for speeds in here),
+            bandwidths=tuple(min(types[name].bandwidth / pace for name, pace in speeds) for speeds in here),
+            network=self._leaving(used),
+            nodes=tuple(sorted(used)),
+            failures_per_s=rates,
+            crowding=max(count / left if left else float("inf") for count, left in zip(used.values(), rest, strict=True)),
+            spans=any(len(set(mine[c::t])) > 1 for mine, t in zip(nodes, s.tensors, strict=True) for c in range(t)),
+        )
+
+    def _leaving(self, used: Counter[int]) -> Ring:
+        nodes = self._resources.nodes
+        return Ring(
+            2,
+            max(nodes[n].network.latency_s for n in used),
+            min(min(nodes[n].network.bandwidth, nodes[n].network_total / ranks) for n, ranks in used.items()),
+        )
+
+    def _places(self, nodes: list[int], tensor: int, data: int) -> list[Place]:
+        speeds = self._speeds
+        everywhere = {speeds[n] for n in set(nodes)}
+        if len(everywhere) == 1:
+            return [tuple(everywhere)] * data
+        return [tuple(sorted({speeds[n] for n in nodes[r * tensor : (r + 1) * tensor]})) for r in range(data)]
+
+    def _tensor_rings(self, blocks: list[tuple[int, ...]], tensors: tuple[int, ...]) -> tuple[Ring, ...]:
+        return tuple(
+            self._network.rings(
+                [[b[i : i + t] for i in range(0, len(b), t)] if t > 1 else [] for b, t in zip(blocks, tensors, strict=True)]
+            )
+        )
+
+    def _data_rings(self, blocks: list[tuple[int, ...]], tensors: tuple[int, ...], replicas: range) -> tuple[Ring, ...]:
+        """Rings over the data axis, each of as many replicas in a row."""
+        size = len(replicas)
+        return tuple(
+            self._network.rings(
+                [
+                    [b[first + c : first + size * t : t] for first in range(0, len(b), size * t) for c in range(t)]
+                    for b, t in zip(blocks, tensors, strict=True)
+                ]
+            )
+        )
+
+    def _boundaries(self, blocks: list[tuple[int, ...]], s: Strategy) -> tuple[Ring, ...]:
+        columns: list[list[tuple[int, int]]] = []
+        last = s.pipeline - 1
+        for pipe, (mine, t) in enumerate(zip(blocks, s.tensors, strict=True)):
+            if pipe == last and s.stages_per_rank == 1:
+                columns.append([])
+                continue
+            theirs, u = blocks[(pipe + 1) % s.pipeline], s.tensors[(pipe + 1) % s.pipeline]
+            wide = max(t, u)
+            columns.append([(mine[k * t // wide], theirs[k * u // wide]) for k in range(s.data * wide)])
+        return tuple(self._network.links(columns))
+
+    def _hold(self, s: Strategy) -> Holders:
+        blocks, node_of = _blocks(s), self._resources.node_of
+        lonely, least = [], s.data
+        for block, t in zip(blocks, s.tensors, strict=True):
+            spread = [len({node_of[d] for d in block[p * t + c :: s.shard * t]}) for p in range(s.shard) for c in range(t)]
+            lonely.append(min(spread) == 1)
+            least = min(least, *spread)
+        if s.shard == s.data:
+            gathers = self.of(s).datas
+        elif s.shard == 1:
+            gathers = tuple([ALONE] * s.pipeline)
+        else:
+            gathers = self._data_rings(blocks, s.tensors, range(s.shard))
+        return Holders(gathers=gathers, lonely=tuple(lonely), nodes=least)
+
+
+def _blocks(s: Strategy) -> list[tuple[int, ...]]:
+    return [s.devices[first : first + t * s.data] for first, t in zip(s.first_rank, s.tensors, strict=True)]

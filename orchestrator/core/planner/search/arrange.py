@@ -1,0 +1,184 @@
+"""On which devices the ranks of a mesh run: a few canonical arrangements, or for small problems every one that differs.
+
+A tensor group is a block of devices of one node where nodes have room for it. Canonical arrangements put blocks in the order
+of the nodes (alike nodes of one rack side by side, fast ones first or last) with the data axis inside the pipeline, the
+pipeline inside the data axis, or replicas in groups between the two. What is left idle are the slowest devices. Where few
+assignments exist, all are listed, one of each set that differs by interchangeable devices or replicas only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import accumulate, combinations_with_replacement
+
+from orchestrator.core.cluster.resources import Resources
+from orchestrator.core.planner.search.shapes import Mesh, Shape
+
+Devices = tuple[int, ...]
+Word = tuple[tuple[int, ...], ...]  # for each (pipeline rank, replica) the nodes of its block
+
+
+class Ground:
+    """The usable devices of a cluster, with the tables that arrangements need."""
+
+    def __init__(self, resources: Resources) -> None:
+        self.resources = resources
+        nodes = resources.nodes
+        self.usable = [n for n, node in enumerate(nodes) if node.healthy and node.devices]
+        self.speeds = [resources.by_name[node.device].flops / node.pace for node in nodes]
+        self.starts = [0, *accumulate(node.devices for node in nodes)][: len(nodes)]
+        self.kinds = self._kinds()
+        self.unlike_speeds = len({(nodes[n].device, nodes[n].pace) for n in self.usable}) > 1
+        fast = sorted(self.usable, key=lambda n: (-self.speeds[n], nodes[n].device, nodes[n].rack, n))
+        racks = sorted(self.usable, key=lambda n: (nodes[n].rack, -self.speeds[n], n))
+        self.orders = list(dict.fromkeys((tuple(fast), tuple(fast[::-1]), tuple(racks))))
+        if not self.unlike_speeds:
+            self.orders = [tuple(racks)]
+        self._cut_up: dict[tuple[int, int], tuple[list[Devices], list[Devices]]] = {}
+
+    def _kinds(self) -> list[int]:
+        """A number for each node, the same for nodes that could change places unnoticed."""
+        seen: dict[object, int] = {}
+        return [seen.setdefault(replace(node, node_id=""), len(seen)) for node in self.resources.nodes]
+
+    def arrangements(self, mesh: Mesh, groups: Sequence[int] = ()) -> list[Devices]:
+        """Canonical ones, all different. `groups`: further numbers of replicas to lie side by side inside the pipeline."""
+        out: dict[Devices, None] = {}
+        for order in range(len(self.orders)):
+            blocks = self._blocks(order, mesh)
+            if blocks is not None:
+                for inner in self._inners(mesh, blocks, groups):
+                    out[_lay(mesh, blocks, inner)] = None
+        return list(out)
+
+    def nodes_of(self, devices: Sequence[int]) -> list[int]:
+        """The node of each device."""
+        return [self.resources.node_of[d] for d in devices]
+
+    def assignments(self, shape: Shape, most: int, *, alike: bool) -> list[Devices] | None:
+        """One of each set of assignments that cost the same, or None where there are more than `most`.
+
+        `alike`: replicas that change places cost the same.
+        """
+        mesh, out = shape.mesh, []
+        for word in self._words(mesh):
+            if not alike or _in_order(mesh, word):
+                out.append(self._seated(word))
+                if len(out) > most:
+                    return None
+        return out
+
+    def _blocks(self, order: int, mesh: Mesh) -> list[Devices] | None:
+        """A block for each (pipeline rank, replica) by the nodes' order, the slowest idle; None where they do not fit."""
+        if len(set(mesh.tensors)) > 1:
+            return self._unlike(order, mesh)
+        need = mesh.data * len(mesh.tensors)
+        inside, across = self._cut(order, mesh.tensors[0])
+        blocks = inside if len(inside) >= need else across
+        if len(blocks) <= need:
+            return blocks if len(blocks) == need else None
+        node_of = self.resources.node_of
+        pace = [min(self.speeds[node_of[d]] for d in b) for b in blocks]
+        keep = sorted(sorted(range(len(blocks)), key=lambda k: -pace[k])[:need])
+        return [blocks[k] for k in keep]
+
+    def _cut(self, order: int, degree: int) -> tuple[list[Devices], list[Devices]]:
+        """Blocks of a degree: those that lie within nodes, and as many as there are if they may span nodes."""
+        if (order, degree) not in self._cut_up:
+            inside: list[Devices] = []
+            flat: list[int] = []
+            for n in self.orders[order]:
+                first, end = self.starts[n], self.starts[n] + self.resources.nodes[n].devices
+                flat.extend(range(first, end))
+                inside.extend(tuple(range(d, d + degree)) for d in range(first, end - degree + 1, degree))
+            across = [tuple(flat[k : k + degree]) for k in range(0, len(flat) - degree + 1, degree)]
+            self._cut_up[order, degree] = inside, across
+        return self._cut_up[order, degree]
+
+    def _unlike(self, order: int, mesh: Mesh) -> list[Devices] | None:
+        """Blocks of unlike degrees, pipeline rank by pipeline rank, each within a node."""
+        left = [(self.starts[n], self.resources.nodes[n].devices) for n in self.orders[order]]
+        out: list[Devices] = []
+        at = 0
+        for degree in mesh.tensors:
+            for _ in range(mesh.data):
+                while at < len(left) and left[at][1] < degree:
+                    at += 1
+                if at == len(left):
+                    return None
+                first, count = left[at]
+                out.append(tuple(range(first, first + degree)))
+                left[at] = (first + degree, count - degree)
+        return out
+
+    def _inners(self, mesh: Mesh, blocks: Sequence[Devices], groups: Sequence[int]) -> list[int]:
+        """How many replicas lie side by side inside the pipeline: all, one, a node's worth, or as asked for."""
+        if len(set(mesh.tensors)) > 1 or len(mesh.tensors) == 1:
+            return [mesh.data]
+        here = self.resources.nodes[self.resources.node_of[blocks[0][0]]].devices // mesh.tensors[0]
+        return [g for g in dict.fromkeys((mesh.data, 1, here, *groups)) if g >= 1 and mesh.data % g == 0]
+
+    def _words(self, mesh: Mesh) -> Iterator[Word]:
+        """Nodes of each block; among alike nodes not used yet the first one comes first."""
+        degrees = [t for t in mesh.tensors for _ in range(mesh.data)]
+        left = [0] * len(self.kinds)
+        for n in self.usable:
+            left[n] = self.resources.nodes[n].devices
+        word: list[tuple[int, ...]] = []
+
+        def extend() -> Iterator[Word]:
+            if len(word) == len(degrees):
+                yield tuple(word)
+                return
+            here = [n for n in self.usable if left[n]]
+            for block in combinations_with_replacement(here, degrees[len(word)]):
+                if all(block.count(n) <= left[n] for n in set(block)) and self._in_turn(block, left):
+                    for n in block:
+                        left[n] -= 1
+                    word.append(block)
+                    yield from extend()
+                    word.pop()
+                    for n in block:
+                        left[n] += 1
+
+        return extend()
+
+    def _in_turn(self, block: Sequence[int], left: Sequence[int]) -> bool:
+        """Whether of alike untouched nodes none is used more than one before it."""
+        nodes = self.resources.nodes
+        fresh = [n for n in self.usable if left[n] == nodes[n].devices]
+        return not any(
+            m < n and self.kinds[m] == self.kinds[n] and block.count(m) < block.count(n)
+            for n in set(block).intersection(fresh)
+            for m in fresh
+        )
+
+    def _seated(self, word: Word) -> Devices:
+        free = list(self.starts)
+        out: list[int] = []
+        for block in word:
+            for n in block:
+                out.append(free[n])
+                free[n] += 1
+        return tuple(out)
+
+
+def _lay(mesh: Mesh, blocks: Sequence[Devices], inner: int) -> Devices:
+    """Devices by rank, where `inner` replicas lie side by side inside the pipeline."""
+    data, pipeline = mesh.data, len(mesh.tensors)
+    if inner == data:
+        return tuple(d for b in blocks for d in b)
+    return tuple(
+        d
+        for pipe in range(pipeline)
+        for outer in range(data // inner)
+        for b in blocks[(outer * pipeline + pipe) * inner : (outer * pipeline + pipe + 1) * inner]
+        for d in b
+    )
+
+
+def _in_order(mesh: Mesh, word: Word) -> bool:
+    """Whether the replicas come in the order of their nodes: of those that differ by the names of replicas only one does."""
+    replicas = [word[r :: mesh.data] for r in range(mesh.data)]
+    return replicas == sorted(replicas)

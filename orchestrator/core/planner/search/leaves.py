@@ -1,0 +1,215 @@
+"""Strategies of one shape: good guesses by the dynamic programme over cuts, or all of them, each with its lower bound.
+
+A guess takes a canonical arrangement of devices and cuts the layers so that the slowest stage is fastest with the memory
+there is. What a rank needs beyond what grows with its layers is learnt from the estimate: where a rank overflows, its room is
+made smaller by as much, and the layers are cut again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations, pairwise
+from math import comb
+
+from orchestrator.core.planner.cost.memory import state_bytes, sums_of
+from orchestrator.core.planner.cost.timeline import live
+from orchestrator.core.planner.search.arrange import Devices, Ground
+from orchestrator.core.planner.search.cuts import Way, best_cut, even_cut
+from orchestrator.core.planner.search.floors import Floors, Speed
+from orchestrator.core.planner.search.shapes import Shape
+from orchestrator.core.planner.search.weigh import Scale
+from orchestrator.core.planner.strategy import Option, Strategy
+
+_REPAIRS = 3  # times that the layers are cut again for want of memory
+_RANKS_ALL = 16  # ranks up to which all assignments are listed
+
+Row = tuple[tuple[Speed, ...], ...]
+
+
+class Leaves:
+    """Makes strategies of shapes."""
+
+    def __init__(self, scale: Scale, ground: Ground, floors: Floors) -> None:
+        self._scale, self._ground, self._floors = scale, ground, floors
+        self._space = scale.problem.space
+        self._types = scale.problem.resources.by_name
+
+    def guesses(self, shape: Shape) -> list[Option]:
+        """Weighed options, one or a few for each canonical arrangement."""
+        groups = (shape.shard,) if 1 < shape.shard < shape.mesh.data else ()
+        found = (self._guess(shape, devices) for devices in self._ground.arrangements(shape.mesh, groups))
+        return [option for option in found if option is not None]
+
+    def all(self, shape: Shape, most: int) -> list[tuple[float, Strategy]] | None:
+        """Every strategy that does not recompute, with its bound, lowest first; None where there are more than `most`."""
+        mesh = shape.mesh
+        cuts = comb(self._floors.layers - 1, shape.stages - 1) if self._space.uneven else 1
+        if mesh.ranks > _RANKS_ALL or cuts > most:
+            return None
+        alike = mesh.micro_batches % mesh.data == 0 and shape.shard in (1, mesh.data)
+        alike = alike and not (self._dealt(shape) and self._ground.unlike_speeds)
+        assignments = self._ground.assignments(shape, most // cuts, alike=alike)
+        if assignments is None:
+            return None
+        out: list[tuple[float, Strategy]] = []
+        for devices in assignments:
+            rows = self._floors.rows(shape, devices)
+            shares = self._shares(shape, rows, most)
+            if len(out) + cuts * len(shares) > most:
+                return None
+            for cut in self._cuts(shape):
+                for share in shares:
+                    strategy = self.strategy(shape, devices, cut, shares=share)
+                    out.append((self.floor(shape, rows, strategy), strategy))
+        return sorted(out, key=lambda leaf: (leaf[0], leaf[1].devices, leaf[1].cuts, leaf[1].shares))
+
+    def strategy(
+        self,
+        shape: Shape,
+        devices: Devices,
+        cuts: tuple[int, ...],
+        *,
+        recompute: tuple[bool, ...] = (),
+        shares: tuple[int, ...] = (),
+    ) -> Strategy:
+        """Of a shape; without `recompute` no stage does, where the space allows it."""
+        mesh = shape.mesh
+        return Strategy(
+            data=mesh.data,
+            tensors=mesh.tensors,
+            cuts=cuts,
+            schedule=shape.schedule,
+            units=mesh.units,
+            micro_batches=mesh.micro_batches,
+            zero=shape.zero,
+            shard=shape.shard,
+            copies=shape.copies,
+            recompute=recompute or (False not in self._space.recompute,) * len(cuts),
+            devices=devices,
+            shares=shares,
+        )
+
+    def floor(self, shape: Shape, rows: Sequence[Row], strategy: Strategy) -> float:
+        """Seconds of a step at least."""
+        most: dict[Row, int] = {}
+        for replica, row in enumerate(rows):
+            most[row] = max(most.get(row, 0), strategy.share(replica))
+        return max(self._floors.replica_s(shape, row, strategy.cuts, m) for row, m in most.items())
+
+    def _cuts(self, shape: Shape) -> Iterator[tuple[int, ...]]:
+        layers = self._floors.layers
+        if not self._space.uneven:
+            yield even_cut(layers, shape.stages)
+            return
+        for inner in combinations(range(1, layers), shape.stages - 1):
+            yield tuple(b - a for a, b in pairwise((0, *inner, layers)))
+
+    def _shares(self, shape: Shape, rows: Sequence[Row], most: int) -> list[tuple[int, ...]]:
+        """Every way to deal out micro-batches to unlike replicas; only the even one to alike ones, and from ZeRO-2 on."""
+        mesh = shape.mesh
+        if not self._unlike(shape, rows) or comb(mesh.micro_batches - 1, mesh.data - 1) > most:
+            return [()]
+        dealt = combinations(range(1, mesh.micro_batches), mesh.data - 1)
+        return [tuple(b - a for a, b in pairwise((0, *inner, mesh.micro_batches))) for inner in dealt]
+
+    def _dealt(self, shape: Shape) -> bool:
+        """Whether replicas may have unequal shares."""
+        return self._space.uneven and shape.zero <= 1
+
+    def _unlike(self, shape: Shape, rows: Sequence[Row]) -> bool:
+        return self._dealt(shape) and len(set(rows)) > 1
+
+    def _guess(self, shape: Shape, devices: Devices) -> Option | None:
+        rows = self._floors.rows(shape, devices)
+        slack = [0.0] * len(shape.mesh.tensors)
+        best: Option | None = None
+        for _ in range(_REPAIRS):
+            strategy = self._cut(shape, devices, rows, slack)
+            if strategy is None or self._scale.floor(self.floor(shape, rows, strategy)) >= self._scale.least:
+                break
+            option = self._scale.settle(strategy)
+            best = option if best is None or self._scale.value(option) < self._scale.value(best) else best
+            if option.estimate.fits or not self._space.uneven:
+                break
+            for pipe, m in enumerate(option.estimate.memory):
+                slack[pipe] += max(0.0, m.total - m.limit)
+        return best
+
+    def _cut(self, shape: Shape, devices: Devices, rows: Sequence[Row], slack: Sequence[float]) -> Strategy | None:
+        """The strategy of the best cut with less room by `slack` on each pipeline rank."""
+        layers = self._floors.layers
+        if not self._space.uneven:
+            cuts = even_cut(layers, shape.stages)
+            return self.strategy(shape, devices, cuts, shares=self.deal(shape, rows, cuts))
+        ways = self._ways(shape, devices, rows, slack)
+        cut = best_cut([ways[s % len(ways)] for s in range(shape.stages)], layers)
+        if cut is None:
+            return None
+        again = sorted(set(self._space.recompute))
+        recompute = tuple(again[w] for w in cut.ways)
+        return self.strategy(shape, devices, cut.sizes, recompute=recompute, shares=self.deal(shape, rows, cut.sizes))
+
+    def _ways(self, shape: Shape, devices: Devices, rows: Sequence[Row], slack: Sequence[float]) -> list[tuple[Way, ...]]:
+        """How each pipeline rank can run a stage: what the layers take on the slowest of its devices, and need."""
+        problem, mesh, costing = self._scale.problem, shape.mesh, self._scale.costing
+        pipeline = len(mesh.tensors)
+        shares = tuple(mesh.micro_batches * (r + 1) // mesh.data - mesh.micro_batches * r // mesh.data for r in range(mesh.data))
+        sums = sums_of(problem.program, zero=shape.zero, micro_batches=mesh.micro_batches, shares=shares)
+        kept = live(shape.schedule, pipeline, shape.stages, max(shares))
+        state = state_bytes(problem.program, 1.0, zero=shape.zero, shard=shape.shard, data=mesh.data, sums=sums)
+        per_element = state.weights + state.gradients + state.optimizer
+        out: list[tuple[Way, ...]] = []
+        known: dict[object, tuple[Way, ...]] = {}
+        for pipe, t in enumerate(mesh.tensors):
+            speeds = tuple(sorted({s for row in rows for s in row[pipe]}))
+            limit = min(self._types[name].memory_bytes for name, _ in speeds)
+            in_flight = max(sum(counts) for counts in kept[pipe]) / shape.stages_per_rank
+            room = (limit - problem.program.rank_bytes - slack[pipe]) / shape.stages_per_rank
+            key = speeds, t, in_flight, room
+            if key not in known:
+                runs = costing.tables.runs(t)
+                known[key] = tuple(
+                    Way(
+                        self._seconds(shape, speeds, t, again),
+                        [
+                            per_element * runs.elements(0, n) + in_flight * mesh.units * runs.kept_bytes(0, n, recompute=again)
+                            for n in range(self._floors.layers + 1)
+                        ],
+                        room,
+                    )
+                    for again in sorted(set(self._space.recompute))
+                )
+            out.append(known[key])
+        return out
+
+    def _seconds(self, shape: Shape, speeds: Sequence[Speed], tensor: int, recompute: bool) -> list[float]:
+        """Of the first n layers on the slowest of these devices: a forward pass more where they recompute."""
+        columns = []
+        for speed in speeds:
+            forward, backward = self._floors.sums(speed, tensor, shape.mesh.units)
+            columns.append([f * (2 if recompute else 1) + b for f, b in zip(forward, backward, strict=True)])
+        return [max(c) for c in zip(*columns, strict=True)]
+
+    def deal(self, shape: Shape, rows: Sequence[Row], cuts: Sequence[int]) -> tuple[int, ...]:
+        """Micro-batches of each replica so that the last one is done soonest; empty: as even as can be."""
+        mesh = shape.mesh
+        if not self._unlike(shape, rows):
+            return ()
+        kinds = list(dict.fromkeys(rows))
+        ends = {k: [self._floors.replica_s(shape, k, cuts, m) for m in (1, 2)] for k in kinds}
+        rate = {k: ends[k][1] - ends[k][0] for k in kinds}
+        shares = [1] * mesh.data
+        total = sum(1 / rate[row] for row in rows)
+        for r, row in enumerate(rows):
+            shares[r] = max(1, int(mesh.micro_batches / rate[row] / total))
+        while sum(shares) > mesh.micro_batches:
+            r = max(
+                (r for r in range(mesh.data) if shares[r] > 1),
+                key=lambda r: (ends[rows[r]][0] + (shares[r] - 1) * rate[rows[r]], r),
+            )
+            shares[r] -= 1
+        while sum(shares) < mesh.micro_batches:
+            r = min(range(mesh.data), key=lambda r: (ends[rows[r]][0] + shares[r] * rate[rows[r]], r))
+            shares[r] += 1
+        even = tuple(mesh.micro_batches * (r + 1) // mesh.data - mesh.micro_batches * r // mesh.data for r in range(mesh.data))
+        return () if tuple(shares) == even else tuple(shares)

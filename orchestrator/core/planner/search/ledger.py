@@ -1,0 +1,85 @@
+"""What was not taken, and why, in classes that people ask about: another tensor degree, another pipeline, another ZeRO stage.
+
+A class is one value of one axis. It is rejected with the least that is known of all its strategies: how much memory the one
+that needs least lacks, or how much slower than the choice its best one is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orchestrator.core.planner.search.shapes import Mesh, Shape, shape_of
+from orchestrator.core.planner.strategy import Memory, Option, Rejected, Strategy
+
+_GIB = float(1 << 30)
+
+
+@dataclass(slots=True)
+class _Class:
+    count: int = 0
+    bound: float = float("inf")  # the least of those that were only bounded
+    value: float = float("inf")  # the best of those that were weighed and fit
+    short: Memory | None = None  # the least lacking rank of those that do not fit
+
+
+class Ledger:
+    """Counts strategies and shapes by class."""
+
+    def __init__(self) -> None:
+        self._classes: dict[tuple[str, str], _Class] = {}
+        self.count = 0
+
+    def bounded(self, what: Mesh | Shape, bound: float, count: int = 1) -> None:
+        """So many strategies of a mesh or a shape are worth no less than this."""
+        self.count += count
+        for key in _keys(what):
+            kept = self._classes.setdefault(key, _Class())
+            kept.count += count
+            kept.bound = min(kept.bound, bound)
+
+    def weighed(self, option: Option, value: float) -> None:
+        """One strategy was weighed."""
+        self.count += 1
+        fullest = max(option.estimate.memory, key=lambda m: m.total / m.limit)
+        for key in _keys(shape_of(option.strategy)):
+            kept = self._classes.setdefault(key, _Class())
+            kept.count += 1
+            kept.value = min(kept.value, value)
+            if not option.estimate.fits and (kept.short is None or fullest.total < kept.short.total):
+                kept.short = fullest
+
+    def rejected(self, best: Strategy, value: float) -> tuple[Rejected, ...]:
+        """The classes that the best strategy is not in, those nearest to it first."""
+        own = set(_keys(shape_of(best)))
+        found: list[tuple[float, tuple[str, str], Rejected]] = []
+        for key, kept in self._classes.items():
+            if key not in own:
+                least = min(kept.bound, kept.value)
+                found.append((least, key, Rejected(f"{key[0]} {key[1]}".strip(), _why(kept, value), kept.count)))
+        return tuple(r for _, _, r in sorted(found, key=lambda f: (f[0], f[1])))
+
+
+def _keys(what: Mesh | Shape) -> list[tuple[str, str]]:
+    mesh = what if isinstance(what, Mesh) else what.mesh
+    tensor = "+".join(str(t) for t in dict.fromkeys(mesh.tensors))
+    out = [("tensor parallel", tensor), ("pipeline", str(len(mesh.tensors))), ("replicas:", str(mesh.data))]
+    out.append(("units per micro-batch:", str(mesh.units)))
+    if isinstance(what, Shape):
+        local = f", {what.stages_per_rank} stages per rank" if what.stages_per_rank > 1 else ""
+        out.append(("schedule", f"{what.schedule}{local}"))
+        whole = what.zero == 0 or what.shard == mesh.data
+        out.append(("", f"ZeRO-{what.zero}" if whole else f"ZeRO-{what.zero} in groups of {what.shard}"))
+        out.append(("copies:", str(what.copies)))
+    return out
+
+
+def _why(kept: _Class, best: float) -> str:
+    if kept.value <= kept.bound and kept.value < float("inf"):
+        slower = kept.value / best - 1
+        return f"{slower:.1%} slower" if slower >= 0.0005 else "no faster"
+    if kept.bound < float("inf"):
+        slower = kept.bound / best - 1
+        return f"at least {slower:.1%} slower" if slower >= 0.0005 else "may be as fast; not all of them were weighed"
+    if kept.short is None:
+        return "no strategy"
+    return f"needs {kept.short.total / _GIB:.1f} GiB on a device of {kept.short.limit / _GIB:.1f}"

@@ -1,0 +1,147 @@
+"""The planner at work for the supervisor: what there is becomes a problem, its answer a plan, and every plan a prediction.
+
+Where the job leaves its plan to the planner, the first plan, the plan after a loss that no spare makes up for, and the plan for
+workers that came, slowed or recovered are chosen from what the workers measured. What keeps every seat or follows a rule (a swap, a
+drain) is not chosen, but predicted all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from orchestrator.core.cluster.measured import resources_from
+from orchestrator.core.cluster.resources import Resources
+from orchestrator.core.job import Job
+from orchestrator.core.plan.plan import TENSOR, Plan, Seat
+from orchestrator.core.planner.auto import failures_per_hour, job_for, merged, problem_of, strategy_of
+from orchestrator.core.planner.cost.estimate import estimate
+from orchestrator.core.planner.errors import PlanError
+from orchestrator.core.planner.search.choose import choose
+from orchestrator.core.planner.seating import seats_from
+from orchestrator.core.planner.strategy import Choice, Option, Parent, Problem
+from orchestrator.core.supervisor.commands import ExpectEpoch
+from orchestrator.core.supervisor.measuring import measures
+from orchestrator.core.supervisor.turn import Turn
+
+GAIN_MIN = 0.95  # a plan that takes more than this share of the present one's time is not worth leaving an epoch for
+MS_PER_HOUR = 3_600_000
+
+Workers = Sequence[tuple[str, str]]  # (worker_id, node_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """What the planner answered, ready to be made a plan of."""
+
+    choice: Choice
+    job: Job  # cut as the choice says
+    seats: tuple[Seat, ...]
+    layers: tuple[int, ...]
+
+    @property
+    def words(self) -> str:
+        """Why, and what is expected of it."""
+        e = self.choice.best.estimate
+        return f"{self.choice.reason} (expected: {e.step_s * 1000:.3g} ms a step, goodput {e.goodput:.1%})"
+
+
+def pick(turn: Turn, workers: Workers, *, like: Plan | None) -> Pick:
+    """The best plan for these workers; after `like`, which runs or ran, moving state counts. Raises PlanError: there is none."""
+    state = turn.state
+    order, resources = _resources(turn, workers)
+    problem = _problem(turn, resources)
+    parent = None
+    if like is not None:
+        strategy = strategy_of(like, _devices(like, order))
+        left = state.job.train.steps - state.committed_step
+        bandwidth = min(n.network.bandwidth for n in resources.nodes)
+        parent = Parent(strategy=strategy, steps_left=max(1, left), move_bandwidth=bandwidth)
+        problem = replace(problem, space=replace(problem.space, tensors=(like.axis(TENSOR),)))  # it orders the sums
+    choice = choose(problem, parent)
+    best = choice.best
+    return Pick(
+        choice=choice,
+        job=job_for(state.job, best.strategy, best.estimate),
+        seats=seats_from(best.strategy, resources, order),
+        layers=best.strategy.cuts,
+    )
+
+
+def take(turn: Turn, picked: Pick) -> None:
+    """From now on the job is cut like this, until something else is chosen."""
+    turn.set(chosen=picked.job, choice=picked.choice)
+    turn.choice = picked.choice
+
+
+def expect(turn: Turn, plan: Plan) -> None:
+    """Note what a plan that is about to run is expected to do, where the planner knows the model and the workers."""
+    state = turn.state
+    workers = [(s.worker_id, s.node_id) for s in plan.seats]
+    if not state.job.planner.auto or state.costs is None or not any(state.workers[i].measure for i, _ in workers):
+        turn.set(predicted=None)
+        return
+    option = _present(turn, plan, workers)
+    turn.set(predicted=option)
+    turn.do(ExpectEpoch(plan.epoch, option, turn.choice))
+
+
+def better(turn: Turn, workers: Workers) -> str:
+    """Why another plan for these workers is worth a planned change; empty when it is not. For a job whose epoch runs."""
+    state, plan = turn.state, turn.plan()
+    try:
+        picked = pick(turn, workers, like=plan)
+    except PlanError as error:
+        turn.say(f"the planner finds no plan for {len(workers)} workers: {error}")
+        return ""
+    best = picked.choice.best
+    now = _present(turn, plan, workers)
+    left = max(1, state.job.train.steps - state.committed_step)
+    gain = left * (now.estimate.effective_s - best.estimate.effective_s) - best.move_s
+    if gain <= 0 or best.estimate.effective_s > GAIN_MIN * now.estimate.effective_s:
+        return ""
+    return f"{now.estimate.step_s * 1000:.3g} ms a step become {best.estimate.step_s * 1000:.3g} ms: {picked.choice.reason}"
+
+
+def weighing(turn: Turn, workers: Workers) -> tuple[str, ...]:
+    """What a choice for these workers depends on, in short: the same again needs no second look."""
+    told = [turn.state.workers[i] for i, _ in workers]
+    return tuple(sorted(f"{w.worker_id} {w.pace:.2g} {w.measure is not None}" for w in told))
+
+
+def _present(turn: Turn, plan: Plan, workers: Workers) -> Option:
+    order, resources = _resources(turn, workers)
+    strategy = strategy_of(plan, _devices(plan, order))
+    return Option(strategy, estimate(_problem(turn, resources), strategy))
+
+
+def _devices(plan: Plan, order: Workers) -> list[int]:
+    numbers = {worker_id: n for n, (worker_id, _) in enumerate(order)}
+    return [numbers.get(s.worker_id, -1) for s in plan.seats]
+
+
+def _problem(turn: Turn, resources: Resources) -> Problem:
+    state = turn.state
+    known = [w.costs for w in state.workers.values() if w.costs is not None]
+    assert state.costs is not None, "workers said hello with the model's costs"
+    return problem_of(state.job, costs=merged(known or [state.costs]), resources=resources)
+
+
+def _resources(turn: Turn, workers: Workers) -> tuple[Workers, Resources]:
+    """The workers node by node, and the devices that they are, numbered alike."""
+    state = turn.state
+    assert state.cluster is not None
+    order = sorted(workers, key=lambda w: (w[1], w[0]))
+    hours = max(0, turn.at_ms - state.began_ms) / MS_PER_HOUR
+    losses: dict[str, int] = {}
+    for worker_id in (i for r in state.recoveries for i in r.lost):
+        if worker_id in state.workers:
+            node = state.workers[worker_id].node_id
+            losses[node] = losses.get(node, 0) + 1
+    found = resources_from(state.cluster, measures(turn, order))
+    rates = failures_per_hour(losses, [n.node_id for n in found.nodes], hours=hours)
+    paces: dict[str, float] = {}
+    for worker_id, node in order:
+        paces[node] = max(paces.get(node, 1.0), state.workers[worker_id].pace)
+    nodes = tuple(replace(n, pace=n.pace * paces[n.node_id], failures_per_hour=rates[n.node_id]) for n in found.nodes)
+    return order, replace(found, nodes=nodes)
