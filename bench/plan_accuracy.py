@@ -3,8 +3,8 @@
 First this machine is probed and every kind of layer profiled, with one core busy and with both; from that and the traced models every
 plan's step time and memory are predicted, and printed, before any of them runs. Then each runs, one process per rank and one core
 per process, a few steps at a time, round after round, because the same step varies twofold on a shared machine; the low percentile
-of a plan's steps counts. Memory is the highest resident set of each rank's process over those steps, less what the process had before
-it built anything, against the predicted total less the program's own share.
+of a plan's steps counts. Memory is the highest resident set of each rank's process over those steps, less that of a process which
+trains a model of next to nothing, against the predicted total less the program's own share; every pipeline rank's counts.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 
 from bench.harness import figures, say
-from bench.plan_accuracy_models import Case, Model, cases
+from bench.plan_accuracy_models import NOTHING, Case, Model, cases
 from bench.plan_accuracy_world import COUNTED_FROM, LinkSpeed, RankRun, Speed, link_speed, plan_of, profile, run, speeds
 from orchestrator.core.cluster.resources import DeviceType, Link, NodeResources, Resources
 from orchestrator.core.graph.costs import LayerCost, ModelCosts, Timing
-from orchestrator.core.job import TrainSettings
+from orchestrator.core.graph.view import GraphView
+from orchestrator.core.job import Job, TrainSettings
 from orchestrator.core.planner.auto import problem_of, strategy_of
 from orchestrator.core.planner.cost.estimate import estimate
 from orchestrator.core.planner.strategy import Estimate
@@ -59,20 +60,20 @@ class Outcome:
         return self.measured_s / self.predicted.step_s - 1
 
     @property
-    def fullest(self) -> tuple[float, float]:
-        """Predicted and measured bytes of the model's state and work, on the rank that was predicted to be fullest."""
+    def fullest(self) -> tuple[tuple[float, float], ...]:
+        """Predicted and measured bytes of state and work, of each pipeline rank: on the fullest of its ranks."""
         per_pipe = self.case.job.parallel.data * self.case.job.parallel.tensor
-        pipe = max(range(len(self.predicted.memory)), key=lambda p: self.predicted.memory[p].total)
-        ranks = range(pipe * per_pipe, (pipe + 1) * per_pipe)
-        measured = max(statistics.median(m[r] for m in self.memory) for r in ranks)
-        memory = self.predicted.memory[pipe]
-        return memory.total - memory.other, measured
+        out = []
+        for pipe, memory in enumerate(self.predicted.memory):
+            ranks = range(pipe * per_pipe, (pipe + 1) * per_pipe)
+            measured = max(statistics.median(m[r] for m in self.memory) for r in ranks)
+            out.append((memory.total - memory.other, measured))
+        return tuple(out)
 
     @property
-    def memory_error(self) -> float:
+    def memory_errors(self) -> tuple[float, ...]:
         """Relative and signed: above zero it needed more than predicted."""
-        predicted, measured = self.fullest
-        return measured / predicted - 1
+        return tuple(measured / predicted - 1 for predicted, measured in self.fullest)
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -117,9 +118,7 @@ def fastest(a: ModelCosts, b: ModelCosts) -> ModelCosts:
 
     def of(x: LayerCost, y: LayerCost) -> LayerCost:
         timings = [(t, y.timing(t.device) or t) for t in x.timings]
-        low = tuple(
-            Timing(t.device, min(t.forward_s, u.forward_s), min(t.backward_s, u.backward_s)) for t, u in timings
-        )
+        low = tuple(Timing(t.device, min(t.forward_s, u.forward_s), min(t.backward_s, u.backward_s)) for t, u in timings)
         return replace(x, timings=low)
 
     return replace(a, kinds=tuple(of(x, y) for x, y in zip(a.kinds, b.kinds, strict=True)))
@@ -164,9 +163,7 @@ class Predictor:
                 traced = trace(job, say=say)
                 for busy, resources in self._resources.items():
                     name = resources.types[0].name
-                    found = slower(
-                        profile(job, traced, cores=self._cores[:busy], device=name, limit_s=self._profile_s)
-                    )
+                    found = slower(profile(job, traced, cores=self._cores[:busy], device=name, limit_s=self._profile_s))
                     before = self._costs.get((model.name, busy))
                     self._costs[model.name, busy] = found if before is None else fastest(found, before)
         for (name, busy), costs in self._costs.items():
@@ -175,23 +172,16 @@ class Predictor:
     def predict(self, case: Case) -> Estimate:
         """Before it runs."""
         job = case.job
-        plan = plan_of(job, graph_of(case.model))
+        plan = plan_of(job, graph_of(case.model.job()))
         costs, resources = self._costs[case.model.name, case.ranks], self._resources[case.ranks]
         strategy = strategy_of(plan, tuple(range(plan.size)))
         return estimate(problem_of(job, costs=costs, resources=resources), strategy)
 
 
 @cache
-def _graphs() -> dict[str, object]:
-    return {}
-
-
-def graph_of(model: Model):  # type: ignore[no-untyped-def]
-    """What the model's state consists of, looked at once."""
-    known = _graphs()
-    if model.name not in known:
-        known[model.name] = describe(model.job())
-    return known[model.name]
+def graph_of(job: Job) -> GraphView:
+    """What a model's state consists of, looked at once."""
+    return describe(job)
 
 
 def words(kind: LayerCost) -> str:
@@ -203,14 +193,20 @@ def words(kind: LayerCost) -> str:
 # ---------------------------------------------------------------------------------------------------------------- measuring
 
 
-def measure(outcome: Outcome, cores: Sequence[int]) -> None:
+def empty_process(cores: Sequence[int]) -> int:
+    """Bytes at the peak of a rank that trains next to nothing: interpreter, torch and its libraries, threads."""
+    job = NOTHING.job(data=2)
+    return max(r.peak_bytes for r in run(replace(job, train=replace(job.train, steps=COUNTED_FROM + 1)), cores))
+
+
+def measure(outcome: Outcome, cores: Sequence[int], base: int) -> None:
     """One round of a plan."""
     counted = max(STEPS_MIN, min(STEPS_MAX, round(COUNTED_S / outcome.predicted.step_s)))
     job = outcome.case.job
     train: TrainSettings = replace(job.train, steps=COUNTED_FROM - 1 + counted)
     runs: list[RankRun] = run(replace(job, train=train), cores)
     outcome.step_s += runs[0].step_s
-    outcome.memory.append(tuple(r.peak_bytes - r.base_bytes for r in runs))
+    outcome.memory.append(tuple(r.peak_bytes - base for r in runs))
     for phase, seconds in runs[0].phases.items():
         per_step = seconds / len(runs[0].step_s)
         outcome.phases[phase] = min(per_step, outcome.phases.get(phase, per_step))
@@ -218,35 +214,33 @@ def measure(outcome: Outcome, cores: Sequence[int]) -> None:
 
 def table(outcomes: Sequence[Outcome], *, detail: bool) -> str:
     """For people."""
-    lines = [f"{'model':5} {'plan':30} {'predicted':>10} {'measured':>10} {'error':>7}   {'memory':>9} {'measured':>9} {'error':>7}"]
+    lines = [
+        f"{'model':5} {'plan':30} {'predicted':>10} {'measured':>10} {'error':>7}   {'memory':>9} {'measured':>9} {'error':>7}"
+    ]
     for o in outcomes:
-        predicted, measured = o.fullest
+        (predicted, measured), error = max(zip(o.fullest, o.memory_errors, strict=True), key=lambda x: abs(x[1]))
         lines.append(
             f"{o.case.model.name:5} {o.case.words:30} {o.predicted.step_s * 1e3:7.1f} ms {o.measured_s * 1e3:7.1f} ms "
-            f"{o.step_error:+7.1%}   {predicted / MIB:5.0f} MiB {measured / MIB:5.0f} MiB {o.memory_error:+7.1%}"
+            f"{o.step_error:+7.1%}   {predicted / MIB:5.0f} MiB {measured / MIB:5.0f} MiB {error:+7.1%}"
         )
         if detail:
             terms = ", ".join(f"{t.name} {t.seconds * 1e3:.1f}" for t in o.predicted.terms if t.seconds > 1e-4)
             phases = ", ".join(f"{name} {s * 1e3:.1f}" for name, s in o.phases.items() if s > 1e-4)
-            memory = max(o.predicted.memory, key=lambda m: m.total)
             parts = ("weights", "gradients", "optimizer", "copies", "activations", "work", "buffers")
-            lines.append(f"      predicted ms: {terms}")
-            lines.append(f"      rank 0's ms:  {phases}")
-            lines.append("      memory MiB:   " + ", ".join(f"{p} {getattr(memory, p) / MIB:.0f}" for p in parts))
-            lines.append(f"      by rank:      {[[round(b / MIB) for b in ranks] for ranks in o.memory]}")
+            for memory, (predicted, measured) in zip(o.predicted.memory, o.fullest, strict=True):
+                shown = ", ".join(f"{p} {getattr(memory, p) / MIB:.0f}" for p in parts)
+                lines.append(f"      memory MiB:   {shown}: {predicted / MIB:.0f}, measured {measured / MIB:.0f}")
     return "\n".join(lines)
 
 
 def summary(outcomes: Sequence[Outcome]) -> dict[str, float]:
     """The figures of some plans."""
     step = [abs(o.step_error) for o in outcomes]
-    memory = [o.memory_error for o in outcomes]
+    memory = [error for o in outcomes for error in o.memory_errors]
     return {
         "step_error_median": round(statistics.median(step), 4),
         "step_error_p90": round(percentile(step, 0.9), 4),
-        "rank_correlation": round(
-            rank_correlation([o.predicted.step_s for o in outcomes], [o.measured_s for o in outcomes]), 4
-        ),
+        "rank_correlation": round(rank_correlation([o.predicted.step_s for o in outcomes], [o.measured_s for o in outcomes]), 4),
         "memory_error_median": round(statistics.median(map(abs, memory)), 4),
         "memory_under_max": round(max(0.0, *memory), 4),
         "plans": len(outcomes),
@@ -273,10 +267,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     predictor.learn(list({c.model.name: c.model for c in wanted}.values()))
     outcomes = [Outcome(c, predictor.predict(c)) for c in wanted]
     say("predicted: " + "; ".join(f"{o.case.model.name} {o.case.words} {o.predicted.step_s * 1e3:.1f} ms" for o in outcomes))
+    base = empty_process(cores)
+    say(f"a process that trains next to nothing: {base / MIB:.0f} MiB")
     rounds = 1 if arguments.quick else arguments.rounds
     for number in range(rounds):
         for outcome in outcomes if number % 2 == 0 else reversed(outcomes):
-            measure(outcome, cores)
+            measure(outcome, cores, base)
         say(f"round {number + 1} of {rounds} after {time.monotonic() - began:.0f} s")
     print(table(outcomes, detail=arguments.detail))
     found = summary(outcomes)

@@ -200,6 +200,7 @@ class Case:
 
 GPT = Model("gpt", "gpt", {"layers": 8, "width": 256, "heads": 4, "context": 128, "batch_size": 2})
 UNLIKE = Model("mlp", "bench.plan_accuracy_models:Unlike")
+NOTHING = Model("nothing", "gpt", {"layers": 1, "width": 16, "heads": 2, "context": 16, "batch_size": 1})
 CONVNET = Model("conv", "bench.plan_accuracy_models:ConvNet")
 
 _F, _I, _Z = PipelineSchedule.ONE_F_ONE_B, PipelineSchedule.INTERLEAVED, PipelineSchedule.ZERO_BUBBLE

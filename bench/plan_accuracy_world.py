@@ -1,8 +1,8 @@
 """Rank processes for `make bench-plan-accuracy`: engines without a supervisor, each on a core of its own, and a probe of the same cores.
 
 Processes come from a fork server that has torch loaded. Each is pinned before any of its threads exists, so that gloo's threads
-share the core of their rank, as the plan assumes of a device. A process tells its resident memory before it builds anything, and its
-highest later, over the steps that count.
+share the core of their rank, as the plan assumes of a device. A process tells its highest resident memory over the steps that
+count.
 """
 
 from __future__ import annotations
@@ -42,7 +42,6 @@ class RankRun:
 
     step_s: tuple[float, ...]  # of the steps that count
     phases: dict[str, float]  # seconds in each, over these steps
-    base_bytes: int  # resident before anything was built
     peak_bytes: int  # resident at most, over these steps
 
 
@@ -75,7 +74,6 @@ def _rank_main(link: Connection, core: int, job: Job, worker: str) -> None:
     os.sched_setaffinity(0, {core})
     from orchestrator.engine.engine import TorchEngine
 
-    base = _status("VmRSS")
     engine = TorchEngine(job, HOST)
     graph = engine.warm()
     watch = _Watch()
@@ -91,7 +89,7 @@ def _rank_main(link: Connection, core: int, job: Job, worker: str) -> None:
     resume = Resume(Source.INIT, 0, None, (), tuple(range(plan.size)), "", 0, ())
     outcome = engine.run_epoch(RunEpoch(worker, plan, resume, endpoint), report)
     if isinstance(outcome, Finished):
-        link.send(RankRun(tuple(steps), watch.phases, base, watch.peak))
+        link.send(RankRun(tuple(steps), watch.phases, watch.peak))
         with contextlib.suppress(EOFError):
             link.recv()  # peers may still read from us
     else:

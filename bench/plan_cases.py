@@ -1,8 +1,8 @@
 """Public models on public clusters, as far as they are public: what `bench.plan_rules` plans for.
 
-Models and some clusters are those of examples/, each of which names its source; the others are written here. Numbers of devices and
-batches are from the papers; what a paper does not say (mostly the network of a machine) is marked "assumed". Machines never fail
-here, so that the goodput is 1 and the step time decides.
+Models and some clusters are those of examples/, each of which names its source; the others are written here. Numbers of devices
+and batches are from the papers; what a paper does not say (mostly the network of a machine) is marked "assumed". Machines never
+fail here, so that the goodput is 1 and the step time decides.
 """
 
 from __future__ import annotations

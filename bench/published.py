@@ -1,14 +1,19 @@
 """`make promises ARGS=--published`: the cost model against published step times of other people's runs, without any training.
 
 Each run is described by what was published of it (bench/published_cases.py) and predicted by the same `estimate` that plans our
-jobs, with the program it was run by and machines by their data sheets (core/cluster/known.py). No constant is fitted to a row of
-these tables, so none is set apart for that; what was looked at is said in PROVENANCE, which is printed with the table.
+jobs, with the program it was run by and machines by their data sheets (core/cluster/known.py). Two groups are kept apart:
+Megatron-LM's tables of weak scaling and of recomputation, which were looked at, and all others.
 """
+
+# What looking did. The first run, without any change: 17 of the 18 Megatron-LM rows within 15 %, median error 6.4 %, most of them
+# predicted too fast. Then the memory traffic of the two products of attention was added to core/graph/transformer.py, which is
+# physics but was prompted by these rows. Of the other group only memory was looked at: BLOOM's trials keep gradients twice, which
+# their authors say and the first run had left out.
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
 from statistics import median
@@ -24,13 +29,16 @@ from orchestrator.core.planner.cost.programs import DEEPSPEED, MEGATRON
 from orchestrator.core.planner.strategy import Estimate, Problem, Program, Reliability, Space, Strategy
 
 WITHIN = 0.15
+WITHIN_MIN = 6  # configurations that must be predicted so well
 PER_NODE = 8
 GIB = 2.0**30
 GB = 1e9
-PROGRAMS: Mapping[str, Program] = {p.name: p for p in (MEGATRON, DEEPSPEED)}
+BIGSCIENCE = replace(MEGATRON, name="megatron-deepspeed", gradient_bytes=6)  # bf16 gradients beside their sums in fp32
+PROGRAMS: Mapping[str, Program] = {p.name: p for p in (MEGATRON, DEEPSPEED, BIGSCIENCE)}
 PROVENANCE = """\
-Provenance of the constants: peak rates, bandwidths, and the share of them that is reachable are those of core/cluster/known.py (data
-sheets, cuBLAS and nccl-tests figures), the programs' bytes those of core/planner/cost/programs.py. None was fitted to these rows."""
+Constants: peaks, bandwidths and what is reachable of them are those of core/cluster/known.py (data sheets, cuBLAS and nccl-tests
+figures), the programs' bytes those of core/planner/cost/programs.py (papers). No constant was fitted to a row. The rows of
+Megatron-LM were looked at while the model was made, though: bench/published.py says what came of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +108,7 @@ def problem_of(case: Case) -> Problem:
 
 
 def strategy_of(case: Case) -> Strategy:
-    """How it was split. Blocks lie evenly; embedding and head join the first and the last stage, or count as layers themselves."""
+    """How it was split: blocks evenly, embedding and head with the first and the last, or all layers evenly where that works."""
     stages = case.pipeline * case.chunks
     if case.layers % stages == 0:
         cuts = [case.layers // stages] * stages
@@ -132,18 +140,15 @@ def table(outcomes: Sequence[Outcome]) -> None:
     """Print every row, none left out."""
     for name, rows in groupby(outcomes, key=lambda o: o.case.table):
         say(f"---- {name}")
-        say(f"{'model':34} {'t':>2} {'p':>3} {'d':>5} {'measured':>9} {'predicted':>10} {'error':>7}  {'GiB':>5} {'read':>5}  largest terms")
+        head = f"{'model':32} {'t':>2} {'p':>3} {'d':>5} {'measured':>9} {'predicted':>9} {'error':>7}"
+        say(f"{head} {'GiB':>6} {'read':>5}  largest terms")
         for row in rows:
-            case = row.case
-            terms = sorted(row.estimate.terms, key=lambda t: -t.seconds)[:4]
-            shares = ", ".join(f"{t.name} {t.seconds / row.estimate.step_s:.0%}" for t in terms)
-            read = f"{case.memory_gb * GB / GIB:5.1f}" if case.memory_gb else "    -"
-            say(
-                f"{case.name:34} {case.tensor:2} {case.pipeline:3} {case.data:5} {case.measured_s:8.2f}s {row.estimate.step_s:9.2f}s"
-                f" {row.error:+7.1%}  {row.peak_bytes / GIB:5.1f} {read}  {shares}"
-            )
-            if case.note:
-                say(f"    {case.note}")
+            c, e = row.case, row.estimate
+            terms = sorted(e.terms, key=lambda t: -t.seconds)[:4]
+            shares = ", ".join(f"{t.name} {t.seconds / e.step_s:.0%}" for t in terms)
+            read = f"{c.memory_gb * GB / GIB:5.1f}" if c.memory_gb else "    -"
+            times = f"{c.measured_s:8.2f}s {e.step_s:8.2f}s {row.error:+7.1%}"
+            say(f"{c.name:32} {c.tensor:2} {c.pipeline:3} {c.data:5} {times} {row.peak_bytes / GIB:6.1f} {read}  {shares}")
 
 
 def published() -> dict[str, float]:
@@ -151,26 +156,33 @@ def published() -> dict[str, float]:
     say(PROVENANCE)
     main = [outcome(case) for case in MEGATRON_CASES]
     others = [outcome(case) for case in OTHER_CASES]
-    table([*main, *others])
     lost = [outcome(case) for case in OUT_OF_MEMORY]
+    table([*main, *others])
     say("---- ran out of memory")
     for row in lost:
-        say(f"{row.case.name:34} {row.case.tensor:2} {row.case.pipeline:3} {row.case.data:5}  predicted {row.peak_bytes / GIB:.1f} GiB")
+        c, fits = row.case, "fits" if row.estimate.fits else "does not fit"
+        say(f"{c.name:32} {c.tensor:2} {c.pipeline:3} {c.data:5}  predicted {row.peak_bytes / GIB:.1f} GiB: {fits}")
+    read = [o for o in others if o.case.memory_gb]
     found = {
-        "cases": float(len(main)),
-        "within_15": float(sum(abs(o.error) <= WITHIN for o in main)),
-        "step_error_median": median(abs(o.error) for o in main),
-        "step_error_max": max(abs(o.error) for o in main),
-        "others_cases": float(len(others)),
-        "others_within_15": float(sum(abs(o.error) <= WITHIN for o in others)),
-        "others_step_error_median": median(abs(o.error) for o in others),
-        "others_step_error_max": max(abs(o.error) for o in others),
+        **_errors("", main),
+        **_errors("others_", others),
+        "memory_error_median": median(abs(o.peak_bytes / (o.case.memory_gb * GB) - 1) for o in read),
         "ran_and_fits": float(sum(o.estimate.fits for o in [*main, *others])),
         "out_of_memory_seen": float(sum(not o.estimate.fits for o in lost)),
     }
-    say(
-        f"Megatron-LM: {found['within_15']:.0f} of {found['cases']:.0f} within {WITHIN:.0%}, median error {found['step_error_median']:.1%}, "
-        f"largest {found['step_error_max']:.1%}; other programs and machines: {found['others_within_15']:.0f} of "
-        f"{found['others_cases']:.0f}, median {found['others_step_error_median']:.1%}"
-    )
+    for words, key in (("Megatron-LM", ""), ("other splits, programs and machines", "others_")):
+        say(
+            f"{words}: {found[key + 'within_15']:.0f} of {found[key + 'cases']:.0f} within {WITHIN:.0%},"
+            f" median error {found[key + 'step_error_median']:.1%}, largest {found[key + 'step_error_max']:.1%}"
+        )
     return found
+
+
+def _errors(key: str, outcomes: Sequence[Outcome]) -> dict[str, float]:
+    errors = [abs(o.error) for o in outcomes]
+    return {
+        f"{key}cases": float(len(errors)),
+        f"{key}within_15": float(sum(e <= WITHIN for e in errors)),
+        f"{key}step_error_median": median(errors),
+        f"{key}step_error_max": max(errors),
+    }

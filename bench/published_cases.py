@@ -1,9 +1,10 @@
 """Published training runs of which enough is known to predict their step time: model, split, machines, and what was measured.
 
-Three sources. Megatron-LM on Selene: arXiv 2104.04473 tables 1 and 2, micro-batches and interleaving of table 1 from the authors'
-scripts (NVIDIA/Megatron-LM examples/sc21/run_table_1.sh); arXiv 2205.05198 table 5 (times and splits also in calculon-ai/calculon,
-calculon/llm/validation.py and validation/). DeepSpeed ZeRO-3 on Selene: arXiv 2104.04473 table 2. Megatron-DeepSpeed on Jean Zay:
-bigscience-workshop/bigscience, train/tr11-176B-ml/chronicles-prequel.md, all runs of the last round (02-28).
+Megatron-LM on Selene: arXiv 2104.04473 tables 1 and 2, and 2205.05198 table 5. The tables were written down from memory and then
+compared with public copies: a transcription of the first paper's; NVIDIA/Megatron-LM examples/sc21/run_table_1.sh for splits,
+micro-batches and interleaving of table 1; calculon-ai/calculon (calculon/llm/validation.py, validation/) for times and splits of
+table 5. Megatron-DeepSpeed on Jean Zay: read in bigscience-workshop/bigscience, train/tr11-176B-ml/chronicles-prequel.md,
+all trials of the last round (02-28).
 """
 
 from __future__ import annotations
@@ -39,7 +40,6 @@ class Case:
     tflops: float = 0.0
     step_s: float = 0.0
     memory_gb: float = 0.0  # of the fullest device, as read from the driver; 0: not published
-    note: str = ""
 
     @property
     def devices(self) -> int:
@@ -119,7 +119,10 @@ def _table5() -> tuple[Case, ...]:
 
 
 def _table2() -> tuple[Case, ...]:
-    """Section 5.2: pipeline, tensor and data parallel beside DeepSpeed's ZeRO-3 without model parallelism."""
+    """Section 5.2: pipeline, tensor and data parallel beside DeepSpeed's ZeRO-3 without model parallelism.
+
+    Not published: stages per rank; assumed are those of table 1 and of examples/sc21/run_figure_18.sh (175B, pipeline 12).
+    """
     gpt3, turing = ("175B", 96, 12288, 96), ("530B", 128, 20480, 105)
     megatron = (  # model, pipeline, stages per rank, devices, batch, TFLOP/s
         (gpt3, 12, 4, 384, 1536, 153),
@@ -151,7 +154,6 @@ def _table2() -> tuple[Case, ...]:
             micro=1,
             chunks=chunks,
             tflops=tflops,
-            note="stages per rank assumed: those of table 1 and of examples/sc21/run_figure_18.sh",
         )
         for model, pipeline, chunks, devices, batch, tflops in megatron
     )
@@ -218,6 +220,7 @@ def _bigscience() -> tuple[Case, ...]:
             vocabulary=250_880,
             positions=False,
             dropout=False,
+            program="megatron-deepspeed",
             cluster="jean-zay",
             step_s=seconds,
             memory_gb=memory,

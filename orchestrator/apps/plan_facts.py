@@ -6,19 +6,27 @@ terminals, HTML or SVG; words for quantities are those of the status.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from itertools import groupby
 
 from orchestrator.apps.cluster_words import cluster_words, devices_words, levels
 from orchestrator.apps.report_facts import numbers
+from orchestrator.apps.strategy_words import (
+    against,
+    checkpoint_words,
+    details,
+    fullest,
+    kinds_words,
+    proof_words,
+    ranks_of,
+    shape,
+    too_large,
+)
 from orchestrator.apps.units import count, duration, percent, plural, seconds, size
 from orchestrator.core.graph.costs import ModelCosts
 from orchestrator.core.graph.view import GraphView
-from orchestrator.core.plan.plan import PipelineSchedule, Plan
-from orchestrator.core.planner.strategy import Choice, Estimate, Memory, Option, Problem, Strategy, Term
-
-MEMORY_PARTS = ("weights", "gradients", "optimizer", "copies", "activations", "work", "buffers", "other")
+from orchestrator.core.plan.plan import Plan
+from orchestrator.core.planner.strategy import Choice, Option, Problem, Strategy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,51 +65,6 @@ class StageRow:
     recompute: bool
     params: int  # trainable elements of the stage, before tensor parallelism cuts them
     share: float  # of the model's compute, by time where it was measured
-
-
-def shape(strategy: Strategy) -> str:
-    """The axes of a strategy: `pipeline 4 x data 2 x tensor 8`; `one rank` where there are none."""
-    tensors = sorted(set(strategy.tensors))
-    tensor = str(tensors[0]) if len(tensors) == 1 else f"{tensors[0]} to {tensors[-1]}"
-    axes = (("pipeline", strategy.pipeline, str(strategy.pipeline)), ("data", strategy.data, str(strategy.data)))
-    words = [f"{name} {told}" for name, number, told in (*axes, ("tensor", strategy.tensor, tensor)) if number > 1]
-    return " x ".join(words) or "one rank"
-
-
-def details(strategy: Strategy) -> str:
-    """Everything else of a strategy but its devices, in words."""
-    words = []
-    if strategy.data > 1:
-        group = f" in groups of {strategy.shard}" if strategy.zero and strategy.shard < strategy.data else ""
-        words.append(f"ZeRO-{strategy.zero}{group}")
-    if strategy.pipeline > 1:
-        interleaved = strategy.schedule is PipelineSchedule.INTERLEAVED
-        words.append(f"{strategy.schedule}" + (f" with {strategy.stages_per_rank} stages on each rank" if interleaved else ""))
-        if len(set(strategy.cuts)) > 1 and len(strategy.cuts) <= 16:
-            words.append(f"layers per stage {','.join(map(str, strategy.cuts))}")
-    units = f" of {strategy.units} units" if strategy.units > 1 else ""
-    words.append(f"{plural(strategy.micro_batches, 'micro-batch', 'es')}{units}")
-    if strategy.shares and len(set(strategy.shares)) > 1 and len(strategy.shares) <= 16:
-        words.append(f"shared out {','.join(map(str, strategy.shares))}")
-    redone = [s for s, again in enumerate(strategy.recompute) if again]
-    if redone:
-        words.append("recomputation" + ("" if len(redone) == len(strategy.cuts) else f" in stages {numbers(redone)}"))
-    if strategy.copies:
-        words.append("a copy of each shard on another node")
-    return ", ".join(words)
-
-
-def against(option: Option, shown: Option) -> str:
-    """How an option's steps that count compare with those of what is shown: `12 % slower`, `as quick`."""
-    a, b = option.estimate.effective_s, shown.estimate.effective_s
-    if not option.estimate.fits:
-        return "does not fit"
-    if math.inf in (a, b):
-        return "as bad" if a == b else "never ends a step" if a > b else "better"
-    ratio = a / b
-    if abs(ratio - 1) < 0.0005:
-        return "as quick"
-    return f"{percent(ratio - 1)} slower" if ratio > 1 else f"{percent(1 - ratio)} quicker"
 
 
 def layer_weights(problem: Problem, strategy: Strategy) -> tuple[tuple[float, ...], bool]:
@@ -144,43 +107,6 @@ def stage_rows(preview: Preview) -> tuple[StageRow, ...]:
     return tuple(rows)
 
 
-def ranks_of(strategy: Strategy, pipe: int) -> range:
-    """The ranks of one pipeline rank's block."""
-    first = strategy.first_rank[pipe]
-    return range(first, first + strategy.data * strategy.tensors[pipe])
-
-
-def kinds_words(costs: ModelCosts, first: int, last: int) -> str:
-    """Layers [first, last) folded: `embedding, 12 x block`."""
-    runs = [(k, len(list(run))) for k, run in groupby(costs.order[first:last])]
-    return ", ".join(f"{n} x {costs.kinds[k].name}" if n > 1 else costs.kinds[k].name for k, n in runs) or "none"
-
-
-def fullest(estimate: Estimate) -> tuple[int, Memory]:
-    """The pipeline rank whose memory is nearest to its limit."""
-    return max(enumerate(estimate.memory), key=lambda pair: pair[1].total / max(1, pair[1].limit))
-
-
-def memory_words(memory: Memory) -> str:
-    """The parts of a rank's memory that are not nothing, largest first."""
-    parts = sorted(((name, getattr(memory, name)) for name in MEMORY_PARTS), key=lambda p: -p[1])
-    return ", ".join(f"{name} {size(value)}" for name, value in parts if value > 0)
-
-
-def too_large(estimate: Estimate) -> str:
-    """In words, which pipeline rank has no room; empty where all fit."""
-    if estimate.fits:
-        return ""
-    pipe, memory = fullest(estimate)
-    return f"pipeline rank {pipe} needs {size(memory.total)} on a device of {size(memory.limit)}"
-
-
-def terms(estimate: Estimate) -> list[tuple[Term, float]]:
-    """The terms of the step time with their shares, largest first."""
-    told = sorted((t for t in estimate.terms if t.seconds > 0), key=lambda t: -t.seconds)
-    return [(t, t.seconds / estimate.step_s) for t in told]
-
-
 def summary(preview: Preview) -> list[tuple[str, str]]:
     """What is planned, for what, on what, and what it promises: (label, words)."""
     shown, problem = preview.shown, preview.problem
@@ -200,7 +126,7 @@ def summary(preview: Preview) -> list[tuple[str, str]]:
         ("layers", f"{folded}; {count(problem.costs.params)} parameters"),
         ("cluster", cluster_words(problem.resources)),
         *(("", f"{level}: {link}") for level, link in levels(problem.resources)),
-        ("step", f"{seconds(estimate.step_s)} predicted, {throughput(preview)}"),
+        ("step", f"{seconds(estimate.step_s)} predicted for {throughput(preview)}"),
         ("goodput", f"{percent(estimate.goodput)} of the time in steps that count: one each {seconds(estimate.effective_s)}"),
         ("a node's loss", f"costs {duration(estimate.loss_s)} of the run"),
         ("checkpoint", checkpoint_words(estimate)),
@@ -241,6 +167,14 @@ def other_rows(preview: Preview, *, alternatives: int) -> list[tuple[str, ...]]:
     ]
 
 
+def rejected_rows(preview: Preview, *, most: int) -> list[tuple[str, ...]]:
+    """What was not taken, why, and how many strategies that is; the first `most`, and a row that says how many are left out."""
+    every = preview.choice.rejected if preview.choice is not None else ()
+    rows: list[tuple[str, ...]] = [(r.what, r.why, f"{r.count:,}") for r in every[:most]]
+    left = every[most:]
+    return [*rows, (f"... {len(left)} more", "--json names them all", f"{sum(r.count for r in left):,}")] if left else rows
+
+
 def graph_rows(costs: ModelCosts) -> list[list[str]]:
     """The graph view as rows, headings first: runs of equal layers with what one layer costs, then all of them together."""
     measured = list(dict.fromkeys(t.device for kind in costs.kinds for t in kind.timings))
@@ -270,21 +204,9 @@ def graph_rows(costs: ModelCosts) -> list[list[str]]:
     return [*rows, [*whole, *("" for _ in measured)]]
 
 
-def proof_words(choice: Choice) -> str:
-    """How many strategies were weighed, and whether the best is proven to be that."""
-    if choice.proven:
-        return f"{choice.weighed:,} weighed, none of the space is better under this cost model"
-    best = choice.best.estimate.effective_s
-    gap = percent(1 - choice.bound_s / best)
-    return f"{choice.weighed:,} weighed; not proven best: a better one could save {gap} at most"
-
-
-def checkpoint_words(estimate: Estimate) -> str:
-    """How often a durable checkpoint pays."""
-    return f"every {plural(estimate.checkpoint_every, 'step')}" if estimate.checkpoint_every else "not worth its cost"
-
-
 def throughput(preview: Preview) -> str:
-    """Samples a second: tokens or images, as the model counts them."""
+    """What a step works on, and how much of it a second."""
     problem = preview.problem
-    return f"{count(problem.batch * problem.costs.samples_per_unit / preview.shown.estimate.step_s)} samples/s"
+    samples = problem.costs.samples_per_unit
+    a_second = count(problem.batch * samples / preview.shown.estimate.step_s)
+    return f"{plural(problem.batch, 'unit')} of {count(samples)} samples (tokens, images), {a_second} samples/s"

@@ -9,15 +9,24 @@ from __future__ import annotations
 from dataclasses import replace
 
 from orchestrator.apps.plan_facts import Preview
-from orchestrator.apps.plan_svg import ROWS_MAX, Span
+from orchestrator.apps.plan_svg import ROWS_MAX
 from orchestrator.core.cluster.resources import Resources
 from orchestrator.core.graph.costs import ModelCosts
 from orchestrator.core.graph.view import GraphView
 from orchestrator.core.job import Job
 from orchestrator.core.plan.lint import lint
-from orchestrator.core.planner.auto import job_for, problem_of, strategy_of
+from orchestrator.core.planner.auto import (
+    COPY_BANDWIDTH,
+    LOAD_S,
+    READ_BANDWIDTH,
+    RESTART_S,
+    STATE_BYTES,
+    job_for,
+    problem_of,
+    strategy_of,
+)
 from orchestrator.core.planner.cost.estimate import Costing, estimate
-from orchestrator.core.planner.cost.timeline import trace
+from orchestrator.core.planner.cost.timeline import Timed, trace
 from orchestrator.core.planner.errors import PlanError
 from orchestrator.core.planner.planner import first_plan
 from orchestrator.core.planner.search.choose import choose
@@ -28,8 +37,7 @@ from orchestrator.core.planner.strategy import Choice, Option, Problem, Program,
 ACTS_MAX = 1500  # in the picture of one step, about
 SEATS_MAX = 512  # ranks; a larger job is shown without a Plan, whose layouts would take long to make
 UNITS_MAX = 64  # of a micro-batch, that are tried for a described model
-# Of a described model nobody has measured a failure: what a job with the usual settings would say.
-DETECT_S, RESTART_S, CHECKPOINT_S, LOAD_S = 2.0, 30.0, 10.0, 300.0
+DETECT_S = 5.0  # until a failure is noticed, of a model without a job
 
 
 def preview_job(job: Job, *, graph: GraphView | None, costs: ModelCosts, resources: Resources) -> Preview:
@@ -53,23 +61,29 @@ def preview_job(job: Job, *, graph: GraphView | None, costs: ModelCosts, resourc
 def preview_model(costs: ModelCosts, resources: Resources, *, batch: int, program: Program) -> Preview:
     """The best plan of a described model with `batch` samples in a step. Raises PlanError."""
     space = Space(units=tuple(u for u in (1 << n for n in range(UNITS_MAX.bit_length())) if batch % u == 0 and u <= UNITS_MAX))
-    reliability = Reliability(DETECT_S, RESTART_S, spares=0, checkpoint_s=CHECKPOINT_S, load_s=LOAD_S)
+    share = STATE_BYTES * costs.params / resources.size
+    reliability = Reliability(
+        detect_s=DETECT_S,
+        restart_s=RESTART_S,
+        spares=0,
+        checkpoint_s=share / COPY_BANDWIDTH,
+        load_s=LOAD_S + share / READ_BANDWIDTH,
+    )
     problem = Problem(costs, resources, program, batch, space, reliability)
     found = choose(problem)
     return Preview(name=costs.name, problem=problem, fixed=False, shown=found.best, choice=found)
 
 
-def spans_of(preview: Preview) -> tuple[list[Span], int]:
+def spans_of(preview: Preview) -> tuple[tuple[Timed, ...], int]:
     """One step of the first replica in time, and how many of its micro-batches were drawn; nothing where there is no pipeline."""
     strategy = preview.shown.strategy
     if strategy.pipeline == 1:
-        return [], 0
+        return (), 0
     rows = min(strategy.pipeline, ROWS_MAX)
     most = max(strategy.pipeline, min(2 * strategy.pipeline, ACTS_MAX // (2 * rows)))
     drawn = min(strategy.share(0), most)
     times = Costing(preview.problem).stage_times(strategy)
-    acts = trace(strategy.schedule, times, pipeline=strategy.pipeline, micro_batches=drawn)
-    return [Span(pipe, act.kind, act.stage, act.index, start, end) for pipe, act, start, end in acts], drawn
+    return trace(strategy.schedule, times, pipeline=strategy.pipeline, micro_batches=drawn), drawn
 
 
 def _tried(problem: Problem) -> tuple[Choice | None, str]:

@@ -14,10 +14,12 @@ from markupsafe import Markup
 from orchestrator.apps import plan_facts as facts
 from orchestrator.apps import plan_svg as svg
 from orchestrator.apps.plan_facts import Preview
+from orchestrator.apps.strategy_words import details, memory_words, shape, terms, too_large
 from orchestrator.apps.units import count, percent, seconds, size
 
 TEMPLATE = "plan.html.j2"
 BAR = 220  # pixels of a whole
+REJECTED_MAX = 100  # classes of strategies
 IDS = ("cluster", "layers", "timeline")  # of the pictures, in order
 
 
@@ -34,16 +36,15 @@ def render_page(preview: Preview, pictures: Sequence[svg.Picture], *, alternativ
     strategy, estimate = preview.shown.strategy, preview.shown.estimate
     return environment.get_template(TEMPLATE).render(
         name=preview.name,
-        shape=facts.shape(strategy),
-        details=facts.details(strategy),
-        too_large=facts.too_large(estimate),
+        shape=shape(strategy),
+        details=details(strategy),
+        too_large=too_large(estimate),
         findings=preview.findings,
         summary=[row for row in facts.summary(preview) if row[0] != "lint"],
         picture_style=Markup(svg.STYLE),
         pictures=[(i, p.title, svg.inline(p)) for i, p in zip(IDS, pictures, strict=False)],
-        terms=[(t.name, seconds(t.seconds), percent(s), round(BAR * s)) for t, s in facts.terms(estimate)],
+        terms=[(t.name, seconds(t.seconds), percent(s), round(BAR * s)) for t, s in terms(estimate)],
         stages=facts.stage_rows(preview),
-        memory_parts=facts.MEMORY_PARTS,
         memory=[
             {
                 "pipe": pipe,
@@ -51,13 +52,13 @@ def render_page(preview: Preview, pictures: Sequence[svg.Picture], *, alternativ
                 "limit": size(m.limit),
                 "fits": m.total <= m.limit,
                 "width": round(BAR * min(1.0, m.total / m.limit)),
-                "parts": [size(getattr(m, name)) for name in facts.MEMORY_PARTS],
+                "parts": memory_words(m),
             }
             for pipe, m in enumerate(estimate.memory)
         ],
-        search=" ".join(facts.search_words(preview)),
+        search=facts.search_words(preview),
         others=facts.other_rows(preview, alternatives=alternatives),
-        rejected=preview.choice.rejected if preview.choice is not None else (),
+        rejected=facts.rejected_rows(preview, most=REJECTED_MAX),
         model=preview.problem.costs.name,
         graph=facts.graph_rows(preview.problem.costs),
     )

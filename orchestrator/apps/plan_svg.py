@@ -18,9 +18,11 @@ from orchestrator.apps import plan_facts as facts
 from orchestrator.apps.cluster_words import cluster_words, levels
 from orchestrator.apps.plan_facts import Preview
 from orchestrator.apps.report_svg import BAR_HEIGHT, WIDTH, nice_ticks
+from orchestrator.apps.strategy_words import kinds_words, ranks_of, shape
 from orchestrator.apps.units import percent, plural, seconds
 from orchestrator.core.cluster.resources import Resources
 from orchestrator.core.plan.pipeline import BACKWARD, FORWARD, INPUT, WEIGHT
+from orchestrator.core.planner.cost.timeline import Timed
 
 COLOURS = 8  # classes p0 .. p7; pipeline ranks take them in turn
 RACKS_MAX = 3  # drawn
@@ -49,18 +51,6 @@ svg.plan .p2 { fill: var(--p2); } svg.plan .p3 { fill: var(--p3); }
 svg.plan .p4 { fill: var(--p4); } svg.plan .p5 { fill: var(--p5); }
 svg.plan .p6 { fill: var(--p6); } svg.plan .p7 { fill: var(--p7); }
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """An act of a pipeline rank in time, seconds since the step began."""
-
-    pipe: int
-    kind: str
-    stage: int
-    index: int  # micro-batch of the replica
-    start_s: float
-    end_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +86,7 @@ def inline(picture: Picture) -> Markup:
     return Markup(f"{head}<title>{escape(picture.title)}</title><desc>{escape(picture.told)}</desc>{picture.body}</svg>")
 
 
-def pictures(preview: Preview, spans: Sequence[Span], *, micro_batches: int) -> list[Picture]:
+def pictures(preview: Preview, spans: Sequence[Timed], *, micro_batches: int) -> list[Picture]:
     """All pictures of a plan. `spans` are of one replica's step with that many micro-batches; none for a model of one rank."""
     made = [cluster_picture(preview), layers_picture(preview)]
     return [*made, timeline_picture(preview, spans, micro_batches=micro_batches)] if spans else made
@@ -106,7 +96,7 @@ def cluster_picture(preview: Preview) -> Picture:
     """Racks, nodes and devices; a device has the colour of its pipeline rank and the number of its rank, links their speed."""
     resources, strategy = preview.problem.resources, preview.shown.strategy
     rank_at = {device: rank for rank, device in enumerate(strategy.devices)}
-    pipe_of = {rank: pipe for pipe in range(strategy.pipeline) for rank in facts.ranks_of(strategy, pipe)}
+    pipe_of = {rank: pipe for pipe in range(strategy.pipeline) for rank in ranks_of(strategy, pipe)}
     first_device = _first_devices(resources)
 
     def soonest(n: int) -> tuple[int, int]:
@@ -155,7 +145,7 @@ def cluster_picture(preview: Preview) -> Picture:
         rest = sum(len(nodes) for nodes in list(racks.values())[RACKS_MAX:])
         out.append(f'<text x="10" y="{y + 18:.1f}">... {len(racks) - RACKS_MAX:,} more racks with {rest:,} nodes</text>')
         y += 24
-    told = f"{cluster_words(resources)}. {facts.shape(strategy)}: " + "; ".join(
+    told = f"{cluster_words(resources)}. {shape(strategy)}: " + "; ".join(
         f"stage {r.stage} on ranks {r.ranks}, {r.devices}" for r in facts.stage_rows(preview)[:ROWS_MAX]
     )
     return Picture("Ranks on devices", told + ".", y + 8, "".join(out))
@@ -176,7 +166,7 @@ def layers_picture(preview: Preview) -> Picture:
         for kind, run in groupby(range(first, last), key=lambda layer: costs.order[layer]):
             layers = list(run)
             each = weights[layers[0]] * scale
-            hint = f"{facts.kinds_words(costs, layers[0], layers[-1] + 1)}: {percent(each * len(layers) / scale / whole)}"
+            hint = f"{kinds_words(costs, layers[0], layers[-1] + 1)}: {percent(each * len(layers) / scale / whole)}"
             narrow = each < 3
             for _ in range(1 if narrow else len(layers)):
                 shown = each * len(layers) if narrow else each
@@ -196,7 +186,7 @@ def layers_picture(preview: Preview) -> Picture:
     return Picture(f"Layers by {by}", f"The layers of each stage by {by}: {'; '.join(told)}.", BAR_HEIGHT + 50, "".join(out))
 
 
-def timeline_picture(preview: Preview, spans: Sequence[Span], *, micro_batches: int) -> Picture:
+def timeline_picture(preview: Preview, spans: Sequence[Timed], *, micro_batches: int) -> Picture:
     """Forward and backward passes of each pipeline rank in one step of one replica; what is empty is the bubble."""
     strategy = preview.shown.strategy
     end = max(s.end_s for s in spans)
@@ -207,7 +197,7 @@ def timeline_picture(preview: Preview, spans: Sequence[Span], *, micro_batches: 
     out = []
     at = 8.0
     for css, name in ((FORWARD, "forward"), (BACKWARD, "backward"), (INPUT, "gradient of the input"), (WEIGHT, "of the weights")):
-        if any(s.kind == css for s in spans):
+        if any(s.act.kind == css for s in spans):
             out.append(
                 f'<rect class="{css}" x="{at:.1f}" y="2" width="14" height="12" rx="2"/>'
                 f'<text x="{at + 19:.1f}" y="13">{name}</text>'
@@ -224,23 +214,24 @@ def timeline_picture(preview: Preview, spans: Sequence[Span], *, micro_batches: 
         out.append(f'<rect class="{_colour(pipe)}" x="8" y="{y + 1}" width="30" height="{row_height - 3}" rx="3"/>')
         out.append(f'<text class="on" x="23" y="{y + 15}" text-anchor="middle">{pipe}</text>')
     for s in spans:
-        if s.pipe >= rows:
+        if s.rank >= rows:
             continue
-        x, width, y = left + s.start_s * scale, (s.end_s - s.start_s) * scale, top + s.pipe * row_height
-        hint = f"stage {s.stage}, micro-batch {s.index}, {s.kind}: {seconds(s.end_s - s.start_s)}"
+        x, width, y = left + s.start_s * scale, (s.end_s - s.start_s) * scale, top + s.rank * row_height
+        hint = f"stage {s.act.stage}, micro-batch {s.act.index}, {s.act.kind}: {seconds(s.end_s - s.start_s)}"
+        shown = max(0.4, width - 1)
         out.append(
-            f'<rect class="{s.kind}" x="{x:.1f}" y="{y + 1}" width="{max(0.4, width - 1):.1f}" height="{row_height - 3}" rx="2">'
+            f'<rect class="{s.act.kind}" x="{x:.1f}" y="{y + 1}" width="{shown:.1f}" height="{row_height - 3}" rx="2">'
             f"<title>{escape(hint)}</title></rect>"
         )
         if width > LABEL_MIN:
-            css = "" if s.kind == FORWARD else "on"
-            out.append(f'<text class="{css}" x="{x + width / 2:.1f}" y="{y + 15}" text-anchor="middle">{s.index}</text>')
+            css = "" if s.act.kind == FORWARD else "on"
+            out.append(f'<text class="{css}" x="{x + width / 2:.1f}" y="{y + 15}" text-anchor="middle">{s.act.index}</text>')
     most = max(strategy.share(r) for r in range(strategy.data))
     part = f", the first {micro_batches} of {most} micro-batches" if micro_batches < most else ""
     note = f"{strategy.pipeline - rows} more pipeline ranks" if strategy.pipeline > rows else ""
     if note:
         out.append(f'<text x="8" y="{bottom + 34}">... {note}</text>')
-    busy = [sum(s.end_s - s.start_s for s in spans if s.pipe == pipe) / end for pipe in range(strategy.pipeline)]
+    busy = [sum(s.end_s - s.start_s for s in spans if s.rank == pipe) / end for pipe in range(strategy.pipeline)]
     told = f"Pipeline ranks over {seconds(end)}{part}; busy " + ", ".join(percent(b) for b in busy[:ROWS_MAX])
     return Picture(f"One step of one replica in time{part}", told + ".", bottom + (42 if note else 26), "".join(out))
 

@@ -1,19 +1,21 @@
 """The HTML report of a run: one file without any outside resource, to be read by people and kept beside the checkpoints.
 
 It shows the loss curve (over an undisturbed run's, when there is one), a timeline for each failure, where the time went, the
-plan, and the decisions with their reasons. All but the verdict comes from the journal, so a report can be made again.
+plan, what was predicted of it against what was measured, and the decisions with their reasons. All but the verdict and measured
+memory comes from the journal, so a report can be made again.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from orchestrator.adapters.files.home import write_atomically
+from orchestrator.apps import prediction_words as words
 from orchestrator.apps import report_facts as facts
 from orchestrator.apps import report_svg as svg
 from orchestrator.core.job import Job
@@ -21,6 +23,7 @@ from orchestrator.core.plan.layout import total
 from orchestrator.core.plan.plan import OPTIMIZER, Plan
 from orchestrator.runtime.ledger import Account, Cause, Ledger
 from orchestrator.runtime.ports import Record
+from orchestrator.runtime.prediction import predictions
 from orchestrator.runtime.status_types import JobStatus
 
 TEMPLATE = "report.html.j2"
@@ -38,6 +41,7 @@ COLOURS = {
 }
 
 Pairs = Sequence[tuple[str, str]]
+NONE_SEEN: Mapping[int, Mapping[str, int]] = {}
 
 
 def write_report(
@@ -48,13 +52,17 @@ def write_report(
     status: JobStatus,
     undisturbed: Sequence[Record] = (),
     verdict: Pairs = (),
+    peak_rss_bytes: Mapping[int, Mapping[str, int]] = NONE_SEEN,
 ) -> None:
     """Write the report, replacing an older one in one instant; folders are made.
 
     `records` is the journal, oldest first; `undisturbed` that of a run in which nothing failed; `verdict` are (label, value)
-    pairs for the top of the page. Raises OSError.
+    pairs for the top of the page; `peak_rss_bytes` by epoch how large each worker was seen, as far as anybody looked. Raises
+    OSError.
     """
-    text = render_report(job=job, records=records, status=status, undisturbed=undisturbed, verdict=verdict)
+    text = render_report(
+        job=job, records=records, status=status, undisturbed=undisturbed, verdict=verdict, peak_rss_bytes=peak_rss_bytes
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, text)
 
@@ -66,6 +74,7 @@ def render_report(
     status: JobStatus,
     undisturbed: Sequence[Record] = (),
     verdict: Pairs = (),
+    peak_rss_bytes: Mapping[int, Mapping[str, int]] = NONE_SEEN,
 ) -> str:
     """The report as HTML text."""
     environment = Environment(
@@ -106,6 +115,7 @@ def render_report(
         ettr=account.ettr,
         plan=plan,
         plan_rows=_plan_rows(plan) if plan else [],
+        predictions=_predictions(records, peak_rss_bytes),
         decisions=decided,
         decisions_omitted=omitted,
     )
@@ -162,6 +172,12 @@ def _ledger(account: Account) -> list[tuple[str, str, str, str]]:
     whole = sum(ms for _, ms, _ in parts)
     rows = [(css, name, _seconds(ms), f"{100 * ms / whole:.1f} %" if whole else "-") for name, ms, css in parts]
     return [("", "start-up, before the first step", _seconds(account.startup_ms), ""), *rows]
+
+
+def _predictions(records: Sequence[Record], peak_rss_bytes: Mapping[int, Mapping[str, int]]) -> list[tuple[str, str, str]]:
+    """(epoch, step time, memory) of each epoch that something was predicted of, the prediction against what was measured."""
+    told = predictions(records, peak_rss_bytes=peak_rss_bytes)
+    return [(str(p.epoch), words.step_words(p), words.memory_words(p)) for p in told]
 
 
 def _plan_rows(plan: Plan) -> list[tuple[str, ...]]:

@@ -34,8 +34,8 @@ def seconds(value: float) -> str:
 
 
 def percent(share: float) -> str:
-    """A share as a percentage; small ones keep a digit."""
-    return f"{100 * share:.0f} %" if share >= 0.0995 else f"{100 * share:.1f} %"
+    """A share as a percentage; small ones, and those near to all, keep a digit."""
+    return f"{100 * share:.0f} %" if 0.0995 <= share <= 0.95 or share in (0, 1) else f"{100 * share:.1f} %"
 
 
 def rate(bytes_per_s: float) -> str:

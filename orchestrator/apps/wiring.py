@@ -17,6 +17,9 @@ from orchestrator.adapters.files.home import ClusterEndpoint, Home
 from orchestrator.adapters.files.journal import JournalDamaged, SqliteJournal
 from orchestrator.adapters.files.token import ensure_token, put_token, read_token
 from orchestrator.adapters.grpc.client import CALL_MS, ControlClient
+from orchestrator.core.cluster.measured import failure_rates, type_name
+from orchestrator.core.cluster.resources import DeviceType, NodeResources, Resources
+from orchestrator.core.graph.costs import ModelCosts
 from orchestrator.core.graph.view import GraphView
 from orchestrator.core.job import Job
 from orchestrator.core.plan.plan import Plan
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
 
 SUPERVISOR_START_MS = 60_000
 LOCAL = "local"
+LOCAL_COSTS_S = 3.0
+LOCAL_PROBE_S = 1.0
 
 Progress = Callable[[str], None]
 
@@ -172,6 +177,43 @@ def describe(job: Job) -> GraphView:
     from orchestrator.engine.describe import describe as of
 
     return of(job)
+
+
+def local_costs(job: Job, *, limit_s: float = LOCAL_COSTS_S) -> ModelCosts:
+    """What the job's model costs, each kind of layer timed on this machine. Raises TaskError."""
+    from orchestrator.engine.costs import trace
+    from orchestrator.engine.devices import kind_of, model_of, torch_device
+    from orchestrator.engine.profile import with_timings
+
+    device = torch_device(kind_of(job.cluster.device.value))
+    costs = trace(job)
+    return with_timings(costs, job, device_name=type_name(device.type, model_of(device)), limit_s=limit_s)
+
+
+def local_resources(job: Job) -> Resources:
+    """The cluster that the job asks for, every node as this machine is: its device, and TCP over its loopback as the network.
+
+    Raises DeviceUnavailable where this machine has no such device.
+    """
+    from orchestrator.adapters.tcp.loopback import loopback_link
+    from orchestrator.engine.devices import kind_of, torch_device
+    from orchestrator.engine.probe import measure_device
+
+    c = job.cluster
+    device = measure_device(torch_device(kind_of(c.device.value)), slots=c.slots_per_node * c.nodes, seconds=LOCAL_PROBE_S)
+    link = loopback_link()
+    kind = DeviceType(
+        type_name(device.kind, device.model), device.kind, device.flops, device.bandwidth, device.memory_bytes, device.half_flops
+    )
+    nodes = [f"node-{n + 1}" for n in range(c.nodes)]
+    rates = failure_rates(dict.fromkeys(nodes, kind.name), losses={}, hours={})
+    return Resources(
+        name="this machine, as often as the job asks for",
+        types=(kind,),
+        nodes=tuple(
+            NodeResources(n, kind.name, c.slots_per_node, "", link, link, link.bandwidth, failures_per_hour=rates[n]) for n in nodes
+        ),
+    )
 
 
 def preview_plan(job: Job, graph: GraphView) -> Plan:

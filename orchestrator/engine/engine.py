@@ -18,17 +18,19 @@ from typing import TypeVar
 
 import torch
 
+from orchestrator.core.graph.costs import ModelCosts
 from orchestrator.core.graph.view import GraphView
 from orchestrator.core.job import Consistency, DeviceKind, Job
 from orchestrator.core.plan.plan import TENSOR
 from orchestrator.core.reshard.recovery import Held, Source
-from orchestrator.core.supervisor.commands import RunEpoch
+from orchestrator.core.supervisor.commands import MeasureWorker, RunEpoch
 from orchestrator.core.supervisor.events import (
     BadStepFound,
     CheckpointReported,
     CorruptionFound,
     EpochReady,
     Fault,
+    WorkerMeasured,
 )
 from orchestrator.core.timeouts import derive
 from orchestrator.engine.checkpoint import CheckpointWriter, always
@@ -36,10 +38,12 @@ from orchestrator.engine.checkpoint_files import BadCheckpoint, read_manifest
 from orchestrator.engine.commit import CHECKPOINT, LEAVE
 from orchestrator.engine.control import Control, Hook
 from orchestrator.engine.digest import CopiesDiffer
+from orchestrator.engine.costs import trace
 from orchestrator.engine.epoch import Agreed, Epoch
 from orchestrator.engine.faults import FaultBox
 from orchestrator.engine.groups import EpochGroup, GroupBroken, StoreClient, StoreServer, connect_store, form_group
 from orchestrator.engine.layered import LayeredStage
+from orchestrator.engine.measuring import measure_worker
 from orchestrator.engine.rank_state import Body, FatalCheck, UserError
 from orchestrator.engine.restore import restore
 from orchestrator.engine.task import seed_drawing
@@ -67,6 +71,7 @@ class TorchEngine:
         self._checkpoints = CheckpointWriter(job, may_commit=may_commit)
         self._timeouts = derive(job.resilience.detect_within_ms)
         self._body: Body | None = None
+        self._costs: ModelCosts | None = None
         self._groups: list[EpochGroup] = []
 
     @property
@@ -132,9 +137,28 @@ class TorchEngine:
         body = Body(job=job, task=task, device=torch.device(job.cluster.device.value))
         self._throw_away(body)
         body.prefault()
+        if job.planner.auto:
+            self._costs = trace(job, task=task)
         self._body = body
         self._control.phase("idle")
         return body.graph
+
+    def costs(self) -> ModelCosts | None:
+        """What the model costs, where the planner is to choose; after `warm`."""
+        return self._costs
+
+    def measure(self, order: MeasureWorker, stop: Callable[[], bool]) -> WorkerMeasured | None:
+        """Measure device, links and model while it is in no epoch; None when `stop` said yes first. Raises TaskError."""
+        body = self._require_body()
+        assert self._costs is not None, "the job leaves its plan to the planner"
+        self._control.phase("measuring")
+        try:
+            found = measure_worker(
+                order, body, self._costs, bind_host=self._bind_host, limit_s=self._timeouts.measure_ms / 1e3, stop=stop
+            )
+        finally:
+            self._control.phase("idle")
+        return None if found is None else WorkerMeasured(0, order.worker_id, *found)
 
     def _throw_away(self, body: Body) -> None:
         """One micro-batch forward and backward, so that nothing is done for the first time in earnest.

@@ -1,4 +1,4 @@
-"""Tells the story of one decision: what was known, what was decided and why, what was done, and what came of it.
+"""Tells the story of one decision (what was known, what was decided and why, what came of it), and of the plan of each epoch.
 
 Everything comes from the journal, so that the answer for a failure of last week is the same as at the time.
 """
@@ -6,16 +6,53 @@ Everything comes from the journal, so that the answer for a failure of last week
 from __future__ import annotations
 
 import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from orchestrator.core.supervisor.commands import Command
+from orchestrator.core.plan.plan import Plan
+from orchestrator.core.planner.strategy import Choice, Option
+from orchestrator.core.supervisor.commands import Command, ExpectEpoch, RunEpoch
 from orchestrator.runtime.control import Explanation, NotFoundError
 from orchestrator.runtime.ports import Journal, Record
+from orchestrator.runtime.prediction import PredictionStatus, predictions
 from orchestrator.runtime.replay import tell
 
 BEFORE = 3  # reasoned records told of what led to it
 AFTER = 6  # and of what came of it
 _LOOK_BACK = 200
 _LOOK_AHEAD = 200
+
+
+@dataclass(frozen=True, slots=True)
+class EpochStory:
+    """The plan of one epoch: why there was another one, what it was expected to do, what else was weighed, what came of it."""
+
+    plan: Plan
+    seq: int  # of the record that started it
+    reason: str  # of that decision
+    expected: Option | None  # None: nobody predicted anything, the job leaves nothing to the planner
+    choice: Choice | None  # that the plan came from; None: a rule or a person made it
+    prediction: PredictionStatus | None
+
+
+def plan_stories(records: Sequence[Record]) -> tuple[EpochStory, ...]:
+    """The plans of all epochs that were started, oldest first; memory is not in the journal and not held against anything."""
+    held = {p.epoch: p for p in predictions(records, peak_rss_bytes={})}
+    out: dict[int, EpochStory] = {}
+    for record in records:
+        plan = next((c.plan for c in record.commands if isinstance(c, RunEpoch)), None)
+        if plan is None or plan.epoch in out:
+            continue
+        expected = next((c for c in record.commands if isinstance(c, ExpectEpoch) and c.epoch == plan.epoch), None)
+        out[plan.epoch] = EpochStory(
+            plan=plan,
+            seq=record.seq,
+            reason=record.reason,
+            expected=expected.option if expected is not None else None,
+            choice=expected.choice if expected is not None else None,
+            prediction=held.get(plan.epoch),
+        )
+    return tuple(out.values())
 
 
 def explain(journal: Journal, *, seq: int) -> Explanation:

@@ -262,7 +262,7 @@ class Engine(Protocol):
         ...
 
     def measure(self, order: MeasureWorker, stop: Callable[[], bool]) -> WorkerMeasured | None:
-        """Measure device, links and model, in no epoch, within `measure_ms`; None when `stop` said yes first. Blocks its thread."""
+        """Measure device, links and model while it is in no epoch; None when `stop` said yes first. Blocks its thread."""
         ...
 
     def run_epoch(self, order: RunEpoch, report: Report) -> Left | Finished | Failed:

@@ -59,8 +59,11 @@ def prediction_of(
     )
 
 
-def predictions(records: Sequence[Record], *, peak_rss_bytes: Mapping[str, int]) -> tuple[PredictionStatus, ...]:
-    """Of every epoch that has a prediction, oldest first; a step that was done again counts in the epoch that did it."""
+def predictions(records: Sequence[Record], *, peak_rss_bytes: Mapping[int, Mapping[str, int]]) -> tuple[PredictionStatus, ...]:
+    """Of every epoch that has a prediction, oldest first; a step that was done again counts in the epoch that did it.
+
+    `peak_rss_bytes` is by epoch and worker id.
+    """
     options: dict[int, Option] = {}
     plans: dict[int, Plan] = {}
     steps: dict[int, list[float]] = {}
@@ -73,7 +76,7 @@ def predictions(records: Sequence[Record], *, peak_rss_bytes: Mapping[str, int])
         if isinstance(record.event, StepCommitted):
             steps.setdefault(record.event.epoch, []).append(record.event.step_ms)
     return tuple(
-        prediction_of(option, plans[epoch], steps_ms=steps.get(epoch, ()), peak_rss_bytes=peak_rss_bytes)
+        prediction_of(option, plans[epoch], steps_ms=steps.get(epoch, ()), peak_rss_bytes=peak_rss_bytes.get(epoch, {}))
         for epoch, option in sorted(options.items())
         if epoch in plans
     )

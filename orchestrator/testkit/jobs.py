@@ -150,9 +150,9 @@ def make_costs(graph: GraphView, *, unit_s: float = 0.01, bandwidth: float = 1e9
     )
 
 
-def make_measure(worker_id: str, node_id: str, *, slowness: float = 1.0) -> WorkerMeasure:
+def make_measure(*, slowness: float = 1.0) -> WorkerMeasure:
     """What a worker on an unremarkable CPU measures; its links are not measured."""
-    return WorkerMeasure(worker_id, node_id, DeviceMeasure("cpu", "made", FLOPS / slowness, 0.0, 1e10, 1 << 30), ())
+    return WorkerMeasure(DeviceMeasure("cpu", "made", FLOPS / slowness, 1e10, 1 << 30, 0.0))
 
 
 def make_graph(*layers: int, block: int = 0) -> GraphView:

@@ -7,7 +7,7 @@ It returns the last status that is known, which may be one of a job that is not 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -40,6 +40,7 @@ class Ending:
     why: str  # for people, when the status does not say it
     records: tuple[Record, ...]  # the journal, as far as it could be read; empty when the job is not over
     digest: str  # of the final state; empty when there is none
+    peak_rss_bytes: Mapping[int, Mapping[str, int]]  # by epoch and worker id, as far as it was seen
 
 
 def carry(
@@ -108,14 +109,14 @@ def _ending(follower: Follower, name: str, *, cancelled: bool) -> Ending:
     if status is not None and status.phase.terminal:
         records = _records(follower.client, name)
         digest = next((r.event.digest for r in reversed(records) if isinstance(r.event, RankFinished)), "")
-        return Ending(status, code_of(status.outcome), "", records, digest)
+        return Ending(status, code_of(status.outcome), "", records, digest, follower.peak_rss_bytes)
     if cancelled:  # the journal is not asked for: whoever hurries must not wait for a supervisor that may be stopped
-        return Ending(status, Code.INTERRUPTED, "interrupted before the job had ended", (), "")
+        return Ending(status, Code.INTERRUPTED, "interrupted before the job had ended", (), "", {})
     if follower.error is not None and not isinstance(follower.error, UnreachableError):
         raise follower.error
     trouble = status.last_word if status is not None else ""
     why = trouble or str(follower.error or "the supervisor told nothing")
-    return Ending(status, Code.INFRA, f"the job was left without a supervisor: {why}", (), "")
+    return Ending(status, Code.INFRA, f"the job was left without a supervisor: {why}", (), "", {})
 
 
 def _records(client: ControlClient, name: str) -> tuple[Record, ...]:

@@ -28,6 +28,11 @@ def jobs(ctx: typer.Context, incomplete: str) -> list[str]:
     return [name for name in found if name.startswith(incomplete)]
 
 
+def decisions(ctx: typer.Context, incomplete: str) -> list[str]:
+    """What `explain` takes beside numbers."""
+    return [word for word in ("last", "plan") if word.startswith(incomplete)]
+
+
 def nodes(ctx: typer.Context, incomplete: str) -> list[str]:
     """Ids of the nodes of the job on the command line."""
     status = _status(ctx)

@@ -1,16 +1,17 @@
 """Follows one job's status in a thread, through restarts of its supervisor, so that the main thread is free for the screen and
 for Ctrl-C.
 
-Only the newest status is kept. A supervisor that does not answer is not an end: it is started again by itself, so the follower
-tries again, at its new address if it has one, and gives up only after a limit.
+Only the newest status is kept, and how large each worker grew in each epoch. A supervisor that does not answer is not an end: it
+is started again by itself, so the follower tries again, at its new address if it has one, and gives up only after a limit.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from orchestrator.core.supervisor.state import JobPhase
 from orchestrator.runtime.control import ControlError, UnreachableError
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Follower:
         self._pause_s = pause_s
         self._condition = threading.Condition()
         self._newest: JobStatus | None = None
+        self._peak_rss_bytes: dict[int, dict[str, int]] = {}
         self._version = 0
         self._over = False
         self._closed = threading.Event()
@@ -60,6 +62,11 @@ class Follower:
     def newest(self) -> JobStatus | None:
         """The newest status."""
         return self._newest
+
+    @property
+    def peak_rss_bytes(self) -> Mapping[int, Mapping[str, int]]:
+        """By epoch, the most resident memory that each worker was seen to have while it trained."""
+        return self._peak_rss_bytes
 
     @property
     def version(self) -> int:
@@ -116,5 +123,8 @@ class Follower:
         with self._condition:
             self.trouble = ""
             self._newest = status
+            if status.phase is JobPhase.RUNNING:
+                peaks = self._peak_rss_bytes.setdefault(status.epoch, {})
+                peaks |= {w.worker_id: max(w.rss_bytes, peaks.get(w.worker_id, 0)) for w in status.workers}
             self._version += 1
             self._condition.notify_all()

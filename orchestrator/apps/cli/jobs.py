@@ -199,7 +199,7 @@ def _tell(job: Job, ending: Ending, *, path: Path, as_json: bool) -> None:
         from orchestrator.apps.report import write_report
 
         try:
-            write_report(path, job=job, records=ending.records, status=status)
+            write_report(path, job=job, records=ending.records, status=status, peak_rss_bytes=ending.peak_rss_bytes)
             written = str(path)
         except OSError as error:  # the job's ending is what counts
             complain(f"the report could not be written to {path}: {error.strerror}", word="warning")

@@ -112,16 +112,29 @@ def events(
 
 
 def explain(
-    event: Annotated[str, typer.Argument(metavar="EVENT", help="Number of a record (as `events` shows it), or `last`.")],
+    event: Annotated[
+        str,
+        typer.Argument(
+            metavar="EVENT",
+            help="Number of a record (as `events` shows it), `last`, or `plan`: the plan of each epoch.",
+            autocompletion=complete.decisions,
+        ),
+    ],
     job: MaybeJobName = "",
     as_json: AsJson = False,
     home: HomeDir = DEFAULT_HOME,
     cluster: Cluster = None,
 ) -> None:
-    """Tell the story of one decision: what led to it, what was decided, what came of it."""
+    """Tell the story of one decision: what led to it, what was decided, what came of it. `plan`: why each plan, and what else."""
+    if event == "plan":
+        _explain_plan(job, as_json=as_json, home=home, cluster=cluster)
+        return
     number = event.removeprefix("#")
     if number != "last" and not (number.isascii() and number.isdigit() and len(number) <= 18):
-        raise CliError(f"{event!r} is no record number; `orchestrator events` shows them, `last` is the newest", Code.INPUT)
+        raise CliError(
+            f"{event!r} is no record number; `orchestrator events` shows them, `last` is the newest, `plan` tells the plans",
+            Code.INPUT,
+        )
     with client_of(home, cluster) as client:
         if number == "last":
             decision = client.get(job).decision
@@ -133,6 +146,20 @@ def explain(
         data_json({"record": to_json(story.record), "lines": list(story.lines)})
     else:
         data("\n".join((render.event_line(story.record), *story.lines)))
+
+
+def _explain_plan(job: str, *, as_json: bool, home: Path, cluster: str | None) -> None:
+    from orchestrator.apps.cli.plan_words import story_lines
+    from orchestrator.runtime.explain import plan_stories
+
+    with client_of(home, cluster) as client:
+        stories = plan_stories(list(client.watch_events(job)))
+    if not stories:
+        raise CliError("no epoch was started yet, so there is no plan; try again later", Code.INPUT)
+    if as_json:
+        data_json([to_json(s) for s in stories])
+    else:
+        data("\n\n".join("\n".join(story_lines(s)) for s in stories))
 
 
 def list_jobs(as_json: AsJson = False, home: HomeDir = DEFAULT_HOME, cluster: Cluster = None) -> None:

@@ -1,4 +1,4 @@
-"""`orchestrator plan` as text: the plan, its predicted step, memory, failures, what else was weighed, and the graph view.
+"""Plans as text, for `orchestrator plan` and `explain plan`: predicted step, memory, what else was weighed, the graph view.
 
 Plain lines without colour, like everything that the program prints on stdout; bars are of `#`, a length one can compare.
 """
@@ -8,14 +8,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrator.apps import plan_facts as facts
+from orchestrator.apps import prediction_words
 from orchestrator.apps.cli.render import table
 from orchestrator.apps.plan_facts import Preview
 from orchestrator.apps.report_facts import numbers
+from orchestrator.apps.strategy_words import against, details, memory_words, proof_words, ranks_of, shape, terms
 from orchestrator.apps.units import count, percent, seconds, size
 from orchestrator.core.graph.costs import ModelCosts
+from orchestrator.runtime.explain import EpochStory
 
 BAR = 30  # characters of a whole
-ROWS_MAX = 24  # of a table; more are folded in the middle
+ROWS_MAX = 12  # of a table; more are folded in the middle
+REJECTED_MAX = 8  # classes of strategies
 
 
 def preview_lines(preview: Preview, *, alternatives: int) -> list[str]:
@@ -29,8 +33,8 @@ def preview_lines(preview: Preview, *, alternatives: int) -> list[str]:
 
 def step_lines(preview: Preview) -> list[str]:
     """The predicted step time in its terms, as bars."""
-    terms = facts.terms(preview.shown.estimate)
-    return table([("STEP TIME", "", "", ""), *((t.name, seconds(t.seconds), percent(share), bar(share)) for t, share in terms)])
+    parts = terms(preview.shown.estimate)
+    return table([("STEP TIME", "", "", ""), *((t.name, seconds(t.seconds), percent(share), bar(share)) for t, share in parts)])
 
 
 def stage_lines(preview: Preview) -> list[str]:
@@ -56,11 +60,11 @@ def memory_lines(preview: Preview) -> list[str]:
     rows = [
         (
             f"pipeline {pipe}",
-            numbers(facts.ranks_of(strategy, pipe)),
+            numbers(ranks_of(strategy, pipe)),
             size(m.total),
             size(m.limit),
             "TOO MUCH" if m.total > m.limit else bar(m.total / m.limit, length=BAR // 3),
-            facts.memory_words(m),
+            memory_words(m),
         )
         for pipe, m in enumerate(preview.shown.estimate.memory)
     ]
@@ -73,9 +77,9 @@ def search_lines(preview: Preview, *, alternatives: int) -> list[str]:
     others = facts.other_rows(preview, alternatives=alternatives)
     if others:
         lines += ["", *table([("INSTEAD", "", "STEP", "GOODPUT", "MEMORY", "HOW"), *others])]
-    rejected = preview.choice.rejected if preview.choice is not None else ()
+    rejected = facts.rejected_rows(preview, most=REJECTED_MAX)
     if rejected:
-        lines += ["", *table([("REJECTED", "WHY", "STRATEGIES"), *((r.what, r.why, f"{r.count:,}") for r in rejected)])]
+        lines += ["", *table([("REJECTED", "WHY", "STRATEGIES"), *rejected])]
     return lines
 
 
@@ -85,6 +89,30 @@ def graph_lines(costs: ModelCosts) -> list[str]:
     if not any(kind.timings for kind in costs.kinds):
         told.append("no kind of layer was measured: FLOPs and bytes are what the trace or the formulas say")
     return [*told, "", *table(facts.graph_rows(costs))]
+
+
+def story_lines(story: EpochStory) -> list[str]:
+    """The plan of one epoch of a job: why, what was expected of it, what else was weighed, what came of it."""
+    lines = [f"epoch {story.plan.epoch}, record #{story.seq}: {story.plan.reason}"]
+    if story.reason:
+        lines.append(f"  decided because: {story.reason}")
+    expected = story.expected
+    if expected is None:
+        return [*lines, "  nothing was predicted: the job fixes how it is cut, or nothing was measured yet"]
+    estimate = expected.estimate
+    parts = ", ".join(f"{term.name} {percent(share)}" for term, share in terms(estimate))
+    lines.append(f"  expected: {seconds(estimate.step_s)} a step ({parts}), goodput {percent(estimate.goodput)}")
+    if expected.moved_bytes:
+        lines.append(f"  getting there: {size(expected.moved_bytes)} move, {seconds(expected.move_s)}")
+    if story.prediction is not None:
+        lines.append(f"  step time: {prediction_words.step_words(story.prediction)}")
+    if story.choice is None:
+        return [*lines, "  it was not chosen among others: the same plan with other workers, or one made by a rule"]
+    lines.append(f"  search: {proof_words(story.choice)}")
+    lines += [f"  instead: {shape(o.strategy)}, {details(o.strategy)}: {against(o, expected)}" for o in story.choice.runners_up]
+    lines += [f"  rejected: {r.what}: {r.why} ({r.count:,})" for r in story.choice.rejected[:REJECTED_MAX]]
+    left = len(story.choice.rejected) - REJECTED_MAX
+    return [*lines, f"  rejected: {left} more, named by --json"] if left > 0 else lines
 
 
 def bar(share: float, *, length: int = BAR) -> str:

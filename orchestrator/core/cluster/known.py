@@ -1,8 +1,7 @@
 """Devices and links by name: what their makers' data sheets say, and how much of it large matrix products reach.
 
 A cluster file may name these instead of numbers; the probe's measurements always win over them. `flops` is not the data sheet's
-peak but REACHABLE of it, and `half_flops` is what is computed in LAUNCH_S: a layer's pass is some twenty kernels, each of which
-takes a few microseconds to start and to drain, whatever its size.
+peak but what is reachable of it, and `half_flops` is what is computed while the kernels of a layer's pass start and drain.
 """
 
 from __future__ import annotations
@@ -16,7 +15,8 @@ from orchestrator.core.cluster.resources import DeviceType, Link
 # Of the peak, in half precision, for matrices of several thousand rows: where the curves of A100 level off in NVIDIA's "Matrix
 # Multiplication Background User's Guide". Power keeps V100 and H100 below that share. Ascend 910: as V100, an assumption.
 REACHABLE: Final = 0.8
-LAUNCH_S: Final = 100e-6
+KERNELS_OF_LAYER: Final = 20  # of one layer and direction, in a transformer: products, norms, softmax, additions
+KERNEL_S: Final = 5e-6  # that one takes beyond its work; a launch on CUDA (NVIDIA's "CUDA graphs" articles name 2 to 10 us)
 
 GB: Final = 1e9
 MIB: Final = 2**20
@@ -25,7 +25,8 @@ TERA: Final = 1e12
 
 def _device(name: str, kind: str, *, peak: float, bandwidth: float, mib: int, reachable: float = REACHABLE) -> DeviceType:
     flops = peak * reachable
-    return DeviceType(name, kind, flops=flops, bandwidth=bandwidth, memory_bytes=mib * MIB, half_flops=flops * LAUNCH_S)
+    half_flops = flops * KERNELS_OF_LAYER * KERNEL_S
+    return DeviceType(name, kind, flops=flops, bandwidth=bandwidth, memory_bytes=mib * MIB, half_flops=half_flops)
 
 
 def _named(*types: DeviceType) -> Mapping[str, DeviceType]:
@@ -44,8 +45,8 @@ DEVICES: Final = _named(
     _device("h100", "cuda", peak=989 * TERA, bandwidth=3350 * GB, mib=81_559, reachable=0.7),
     # NVIDIA H200 data sheet (2024): as H100; 141 GB at 4.8 TB/s
     _device("h200", "cuda", peak=989 * TERA, bandwidth=4800 * GB, mib=143_771, reachable=0.7),
-    # Huawei, Hot Chips 31 (2019), "A scalable unified architecture for neural network computing": 256 TFLOP/s fp16, 1.2 TB/s HBM2;
-    # 32 GB: white paper of Atlas 800, model 9000
+    # Huawei, Hot Chips 31 (2019), "A scalable unified architecture for neural network computing": 256 TFLOP/s fp16,
+    # HBM2 of 1.2 TB/s; 32 GB: white paper of Atlas 800, model 9000
     _device("ascend-910", "npu", peak=256 * TERA, bandwidth=1200 * GB, mib=32_768, reachable=0.75),
 )
 

@@ -73,7 +73,9 @@ def resources_from(
     """The nodes that have a worker, one device per worker, devices of a node in the order of `workers`; nodes by node_id.
 
     `workers`: (worker_id, node_id). `pace`: by worker_id, seen while it trained. `failures_per_hour`: by node_id, see
-    `failure_rates`. A node is healthy when the view says so and it may be given work. Raises ValueError when no worker was measured.
+    `failure_rates`. A node is healthy when the view says so and it may be given work.
+
+    Raises ValueError when no worker was measured.
     """
     if not any(worker in measured for worker, _ in workers):
         raise ValueError("no worker has measured its device")

@@ -152,7 +152,9 @@ def _block(model: Transformer, b: Blocks) -> LayerCost:
     kept_whole = 4.0 * s * h * a + masks
     kept_cut = float(a) * s * (2 * h + 2 * b.keys + (3 if b.gated else 2) * b.inner)
     kept_scores = float(scores * (2 * a + MASK_BYTES if model.dropout else a))
-    moved_scores = float(scores * (4 * a + MASK_BYTES if model.dropout else 2 * a))  # softmax, dropout: each reads and writes
+    # Softmax and dropout each read and write the scores; so do the two products, which for heads of about a hundred elements take
+    # as long to move them as to compute: 2 s^2 d FLOPs for s^2 scores.
+    moved_scores = float(scores * (6 * a + MASK_BYTES if model.dropout else 4 * a))
     if model.attention is Attention.FLASH:
         moved_scores = kept_scores = float(s * b.heads * FLOAT_BYTES)  # one sum for each row of scores
     # two norms read and write, two residual sums read twice and write, the activation function reads and writes

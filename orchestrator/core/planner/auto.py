@@ -1,12 +1,12 @@
 """Between a job and the search: the problem that a job poses, and what a chosen strategy means as a job and as a plan.
 
-The search knows strategies over numbered devices; the rest of the system knows jobs, plans and workers. Everything here is a plain
-translation, so that a chosen plan is one that a person could have written down, and a running plan can be held against others.
+The search knows strategies over numbered devices; the rest of the system knows jobs, plans and workers. Everything here is a
+plain translation, so that a chosen plan is one that a person could have written down, and a running plan can be held against others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from orchestrator.core.cluster.resources import Resources
@@ -20,7 +20,6 @@ STATE_BYTES = 12  # per parameter: fp32 weights and two moments, what a durable 
 COPY_BANDWIDTH = 2e9  # bytes/s at which a rank copies its state aside for a checkpoint; the rest happens beside the training
 READ_BANDWIDTH = 2e8  # bytes/s at which a rank reads its part of a checkpoint
 RESTART_S = 1.0  # forming groups of the next epoch, and its first step
-PRIOR_HOURS = 6_000.0
 LOAD_S = 20.0  # starting processes anew, before anything is read
 
 
@@ -131,15 +130,6 @@ def merged(costs: Sequence[ModelCosts]) -> ModelCosts:
         )
         kinds.append(replace(kind, timings=timings))
     return replace(first, kinds=tuple(kinds))
-
-
-def failures_per_hour(losses: Mapping[str, int], nodes: Sequence[str], *, hours: float) -> dict[str, float]:
-    """Each node's rate: the mean of a gamma distribution that starts at one failure in PRIOR_HOURS and learns from what was seen.
-
-    One failure of a node in six thousand hours is what the Llama 3 herd saw of its eight-device nodes (arXiv 2407.21783,
-    section 3.3.4: 419 unexpected interruptions of 2,048 nodes in 54 days).
-    """
-    return {node: (1 + losses.get(node, 0)) / (PRIOR_HOURS + hours) for node in nodes}
 
 
 def _median(values: Sequence[float]) -> float:

@@ -63,10 +63,13 @@ def _greedy(table: Table) -> list[int]:
         node = min((n for n in nodes if free[n]), key=lambda n: (pull[rank][n], table.links[n][n], -free[n], n))
         where[rank] = node
         free[node] -= 1
-        for other in table.weights[rank].keys() | table.apart[rank].keys():
-            drawn[other] += table.weights[rank].get(other, 0.0)
-            for n in nodes:
-                pull[other][n] += table.pair(rank, other, node, n)
+        near = table.links[node]
+        for other, weight in table.weights[rank].items():
+            if where[other] < 0:
+                drawn[other] += weight
+                pull[other] = [p + weight * c for p, c in zip(pull[other], near, strict=True)]
+        for other, count in table.apart[rank].items():
+            pull[other][node] += count * table.penalty
     return where
 
 
@@ -80,9 +83,18 @@ class _State:
         for node in where:
             self.free[node] -= 1
         self.near = [sorted(w.keys() | a.keys()) for w, a in zip(table.weights, table.apart, strict=True)]
-        self.pull = [
-            [sum(table.pair(r, s, n, where[s]) for s in self.near[r]) for n in range(len(table.room))] for r in range(len(where))
-        ]
+        self.pull = [self._costs(r) for r in range(len(where))]
+
+    def _costs(self, r: int) -> list[float]:
+        """Of a rank on each node, the others staying where they are."""
+        table = self.table
+        there = [0.0] * len(table.room)  # bytes to those on each node
+        for s, weight in table.weights[r].items():
+            there[self.where[s]] += weight
+        out = [sum(b * c for b, c in zip(there, row, strict=True)) for row in table.links]
+        for s, count in table.apart[r].items():
+            out[self.where[s]] += count * table.penalty
+        return out
 
     def passes(self) -> None:
         """Kernighan-Lin passes until one does not help."""

@@ -18,8 +18,8 @@ from orchestrator.core.planner.stages import make_stages
 from orchestrator.core.reshard.recovery import Unrecoverable
 from orchestrator.core.supervisor.epochs import end, start, touch
 from orchestrator.core.supervisor.handover import handover
-from orchestrator.core.supervisor.memory import Hopeless, cover, from_disk, from_memory, resume_for, trusted
 from orchestrator.core.supervisor.measuring import measure
+from orchestrator.core.supervisor.memory import Hopeless, cover, from_disk, from_memory, resume_for, trusted
 from orchestrator.core.supervisor.moving import movers, parting, replacements
 from orchestrator.core.supervisor.picking import Pick, expect, pick, take, weighing
 from orchestrator.core.supervisor.staff import available
@@ -131,7 +131,8 @@ def next_epoch(turn: Turn) -> None:
             case Action.SWAP:
                 found = _swapped(turn, troubles)
             case Action.SHRINK:
-                found = _picked(turn, left, troubles) or _shrunk(turn, left, troubles)
+                words = f"epoch {state.epoch} broke"
+                found = _picked(turn, left, troubles, reason=words) or _shrunk(turn, left, troubles)
             case Action.ROLLBACK:
                 if state.checkpoint is None:
                     troubles.append(f"{action}: there is no checkpoint")
@@ -177,7 +178,7 @@ def _swapped(turn: Turn, troubles: list[str]) -> Plan | None:
         return None
 
 
-def _picked(turn: Turn, left: Sequence[Worker], troubles: list[str]) -> Plan | None:
+def _picked(turn: Turn, left: Sequence[Worker], troubles: list[str], *, reason: str) -> Plan | None:
     """The planner's plan for whoever is there, where it is asked, if the state is in their memory."""
     state, old = turn.state, turn.plan()
     workers = [*((w.worker_id, w.node_id) for w in left), *available(turn)]
@@ -187,17 +188,18 @@ def _picked(turn: Turn, left: Sequence[Worker], troubles: list[str]) -> Plan | N
     if key == state.weighed:
         return None  # nothing came of it, and while the job waits it is asked after every event
     turn.set(weighed=key)
-    try:
-        picked = pick(turn, workers, like=old)
-        plan = _made(turn, picked, workers, reason=f"epoch {old.epoch} broke: {picked.words}")
-    except PlanError as e:
-        troubles.append(f"the planner finds no plan: {e}")
-        return None
-    if not _in_memory(turn, plan):
-        troubles.append("the planner's plan leaves out the only holders of some state")
-        return None
-    take(turn, picked)
-    return plan
+    for among in (workers, workers[: len(left)]):  # a spare must not take the place of the only holder of some state
+        try:
+            picked = pick(turn, among, like=old)
+            plan = _made(turn, picked, among, reason=f"{reason}: {picked.words}")
+        except PlanError as e:
+            troubles.append(f"the planner finds no plan: {e}")
+            return None
+        if _in_memory(turn, plan):
+            take(turn, picked)
+            return plan
+    troubles.append("the planner's plan leaves out the only holders of some state")
+    return None
 
 
 def _made(turn: Turn, picked: Pick, workers: Sequence[tuple[str, str]], *, reason: str) -> Plan:
@@ -370,7 +372,7 @@ def _changed(turn: Turn, change: Change, troubles: list[str]) -> Plan | None:
             shape = (old.axis(PIPELINE), old.axis(DATA))
             return _replanned(turn, left, [], shape=shape, reason=reason, troubles=troubles, layers=change.layers_per_stage)
         case ChangeKind.REPLAN:
-            return _picked(turn, left, troubles)
+            return _picked(turn, left, troubles, reason=str(change.kind))
         case ChangeKind.GROW | ChangeKind.RESHAPE:
             stay, best = left, shape_for(goal_job(state), state.graph, len(left) + len(spares))
         case _:

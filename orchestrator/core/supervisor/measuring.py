@@ -1,4 +1,4 @@
-"""Asking workers to measure themselves, where the planner chooses, and what is known of those that did not.
+"""Asking workers to measure themselves, where the planner chooses.
 
 Workers without a rank are asked, all that are ready at once, so that they measure their links together and share their nodes as
 they will in training. Nobody is waited for longer than the ladder of time-outs says: who has not answered by then is planned with
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from orchestrator.core.cluster.measured import WorkerMeasure
 from orchestrator.core.supervisor.commands import Colleague, MeasureWorker
 from orchestrator.core.supervisor.events import WorkerMeasured
 from orchestrator.core.supervisor.staff import available
@@ -50,10 +49,3 @@ def measured(turn: Turn, event: WorkerMeasured) -> None:
     device = event.measure.device
     gflops, gbs = device.flops / 1e9, device.bandwidth / 1e9
     turn.say(f"{turn.name(worker)} measured its {device.model or device.kind}: {gflops:.3g} GFLOP/s, {gbs:.3g} GB/s")
-
-
-def measures(turn: Turn, workers: Sequence[tuple[str, str]]) -> list[WorkerMeasure]:
-    """What is known of these workers, in their order; for one that did not measure, what a middling one did. At least one did."""
-    known = [m for i, _ in workers if (m := turn.state.workers[i].measure) is not None]
-    middle = sorted((m.device for m in known), key=lambda d: d.flops)[(len(known) - 1) // 2]
-    return [turn.state.workers[i].measure or WorkerMeasure(i, node, middle) for i, node in workers]

@@ -56,8 +56,8 @@ def judge_pace(turn: Turn, seen: dict[str, Observation], limits: Timeouts) -> No
             if turn.state.phase is not JobPhase.RUNNING or turn.state.change is not None or turn.state.finished:
                 return
             if w.pace == 1.0 and turn.state.planned:  # what it trains at is the best measure of it
-                mine = paces[w.worker_id] / load[w.worker_id]
-                w = turn.worker(w.worker_id, pace=round(max(1.0, mine / _median_without(by_load, mine)), 2))
+                each = paces[w.worker_id] / load[w.worker_id]
+                w = turn.worker(w.worker_id, pace=round(max(1.0, each / _median_without(by_load, each)), 2))
             _act(turn, w, paces, confirm_ms)
 
 

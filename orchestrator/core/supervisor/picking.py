@@ -1,8 +1,8 @@
 """The planner at work for the supervisor: what there is becomes a problem, its answer a plan, and every plan a prediction.
 
 Where the job leaves its plan to the planner, the first plan, the plan after a loss that no spare makes up for, and the plan for
-workers that came, slowed or recovered are chosen from what the workers measured. What keeps every seat or follows a rule (a swap, a
-drain) is not chosen, but predicted all the same.
+workers that came, slowed or recovered are chosen from what the workers measured. What keeps every seat or follows a rule (a swap,
+a drain) is not chosen, but predicted all the same.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from orchestrator.core.cluster.measured import resources_from
+from orchestrator.core.cluster.measured import failure_rates, resources_from, type_name
 from orchestrator.core.cluster.resources import Resources
 from orchestrator.core.job import Job
 from orchestrator.core.plan.plan import TENSOR, Plan, Seat
-from orchestrator.core.planner.auto import failures_per_hour, job_for, merged, problem_of, strategy_of
+from orchestrator.core.planner.auto import job_for, merged, problem_of, strategy_of
 from orchestrator.core.planner.cost.estimate import estimate
 from orchestrator.core.planner.errors import PlanError
 from orchestrator.core.planner.search.choose import choose
 from orchestrator.core.planner.seating import seats_from
 from orchestrator.core.planner.strategy import Choice, Option, Parent, Problem
 from orchestrator.core.supervisor.commands import ExpectEpoch
-from orchestrator.core.supervisor.measuring import measures
+from orchestrator.core.supervisor.handover import missing
 from orchestrator.core.supervisor.turn import Turn
 
 GAIN_MIN = 0.95  # a plan that takes more than this share of the present one's time is not worth leaving an epoch for
@@ -42,8 +42,8 @@ class Pick:
     @property
     def words(self) -> str:
         """Why, and what is expected of it."""
-        e = self.choice.best.estimate
-        return f"{self.choice.reason} (expected: {e.step_s * 1000:.3g} ms a step, goodput {e.goodput:.1%})"
+        interval = f"; a checkpoint every {self.job.checkpoint.every} steps" if self.job.planner.checkpoint else ""
+        return f"chosen by the planner: {self.choice.reason}{interval}"
 
 
 def pick(turn: Turn, workers: Workers, *, like: Plan | None) -> Pick:
@@ -89,10 +89,18 @@ def expect(turn: Turn, plan: Plan) -> None:
 def better(turn: Turn, workers: Workers) -> str:
     """Why another plan for these workers is worth a planned change; empty when it is not. For a job whose epoch runs."""
     state, plan = turn.state, turn.plan()
-    try:
-        picked = pick(turn, workers, like=plan)
-    except PlanError as error:
-        turn.say(f"the planner finds no plan for {len(workers)} workers: {error}")
+    members = [(s.worker_id, s.node_id) for s in plan.seats]
+    picked: Pick | None = None
+    for among in (workers, members):  # a spare must not take the place of the only holder of some state
+        try:
+            picked = pick(turn, among, like=plan)
+        except PlanError as error:
+            turn.say(f"the planner finds no plan for {len(among)} workers: {error}")
+            return ""
+        seated = {s.worker_id for s in picked.seats}
+        if not missing(plan, [s.rank for s in plan.seats if s.worker_id not in seated]):
+            break
+    else:
         return ""
     best = picked.choice.best
     now = _present(turn, plan, workers)
@@ -132,16 +140,20 @@ def _resources(turn: Turn, workers: Workers) -> tuple[Workers, Resources]:
     state = turn.state
     assert state.cluster is not None
     order = sorted(workers, key=lambda w: (w[1], w[0]))
+    told = {i: state.workers[i] for i, _ in order}
+    measured = {i: w.measure for i, w in told.items() if w.measure is not None}
+    kinds = {node: type_name(m.device.kind, m.device.model) for i, node in order if (m := measured.get(i)) is not None}
     hours = max(0, turn.at_ms - state.began_ms) / MS_PER_HOUR
     losses: dict[str, int] = {}
     for worker_id in (i for r in state.recoveries for i in r.lost):
         if worker_id in state.workers:
             node = state.workers[worker_id].node_id
             losses[node] = losses.get(node, 0) + 1
-    found = resources_from(state.cluster, measures(turn, order))
-    rates = failures_per_hour(losses, [n.node_id for n in found.nodes], hours=hours)
-    paces: dict[str, float] = {}
-    for worker_id, node in order:
-        paces[node] = max(paces.get(node, 1.0), state.workers[worker_id].pace)
-    nodes = tuple(replace(n, pace=n.pace * paces[n.node_id], failures_per_hour=rates[n.node_id]) for n in found.nodes)
-    return order, replace(found, nodes=nodes)
+    resources = resources_from(
+        state.cluster,
+        order,
+        measured,
+        pace={i: w.pace for i, w in told.items()},
+        failures_per_hour=failure_rates(kinds, losses=losses, hours=dict.fromkeys(kinds, hours)),
+    )
+    return order, resources

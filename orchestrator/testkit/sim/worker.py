@@ -224,7 +224,7 @@ class Worker:
         """It takes a while; who trains or waits for an epoch has no time for it."""
         if self.world.costs is None:
             return
-        measure = make_measure(self.worker_id, self.node_id, slowness=self.slowness)
+        measure = make_measure(slowness=self.slowness)
         done = WorkerMeasured(0, self.worker_id, measure, self.world.costs)
         self.later(self.world.rng.uniform(5, 1500), lambda: None if self._busy else self.say(done), thread=True)
 

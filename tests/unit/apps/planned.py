@@ -8,6 +8,7 @@ from typing import Any
 from orchestrator.apps.plan_facts import Preview
 from orchestrator.core.cluster.resources import DeviceType, Link, NodeResources, Resources
 from orchestrator.core.graph.costs import LayerCost, ModelCosts, Timing
+from orchestrator.core.graph.view import GraphView
 from orchestrator.core.plan.plan import PipelineSchedule
 from orchestrator.core.planner.strategy import (
     Choice,
@@ -42,6 +43,12 @@ def costs(*, blocks: int = 6, measured: bool = False) -> ModelCosts:
         layer("head", 5000, ms=2.0 if measured else None),
     )
     return ModelCosts("tiny", kinds, (0, *[1] * blocks, 2), 64.0, 4, True)
+
+
+def costs_of(graph: GraphView) -> ModelCosts:
+    """Costs for a graph: its layers are alike but for their parameters; each was measured."""
+    kinds = tuple(layer(view.name, view.stop - view.start, ms=4.0) for view in graph.layers)
+    return ModelCosts("tiny", kinds, tuple(range(len(kinds))), 64.0, 1, len(kinds) > 1)
 
 
 def resources(nodes: int = 4, devices: int = 2, *, racks: int = 1, **changes: Any) -> Resources:

@@ -1,4 +1,4 @@
-"""init, validate and plan: what they write, print and exit with."""
+"""init and validate: what they write, print and exit with."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.core.planner.planner import PlanError
-from orchestrator.engine.task import TaskError
 from orchestrator.spec import load
-from tests.unit.apps.world import EXAMPLE, cli, install
+from tests.unit.apps.world import EXAMPLE, cli
 
 BAD = Path(__file__).parents[1] / "spec/bad/02-unknown-nested-key.yaml"
 
@@ -77,51 +75,3 @@ def test_validate_without_a_file_says_what_is_missing(tmp_path: Path) -> None:
     result = cli("validate", home=tmp_path)
     assert result.exit_code == 2
     assert "name a job file" in result.stderr
-
-
-def test_plan_shows_ranks_and_their_shares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(monkeypatch)
-    result = cli("plan", EXAMPLE, home=tmp_path)
-    assert result.exit_code == 0, result.output
-    assert "ZeRO-1" in result.stdout
-    rows = [line.split() for line in result.stdout.splitlines() if line[:1].isdigit()]
-    assert [row[0] for row in rows] == ["0", "1", "2", "3"]
-    assert rows[3][2:4] == ["0", "6-7"]  # the only layer; eight micro-batches over four ranks
-
-
-def test_plan_json_holds_plan_graph_and_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(monkeypatch)
-    told = json.loads(cli("plan", EXAMPLE, "--json", home=tmp_path).stdout)
-    assert told["plan"]["zero_stage"] == 1
-    assert told["lint"] == []
-    # 8192 elements: all parameters, two moments of an own quarter and of a peer's
-    assert [r["state_bytes"] for r in told["ranks"]] == [4 * (8192 + 2 * (2048 + 2048))] * 4
-
-
-@pytest.mark.parametrize(
-    ("broken", "code", "words"),
-    [
-        (TaskError("gpt: width 10 must be a multiple of heads 3"), 2, "width 10"),
-        (ZeroDivisionError("in your model"), 1, "raised while its model was built"),
-    ],
-)
-def test_plan_tells_whose_fault_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: Exception, code: int, words: str
-) -> None:
-    install(monkeypatch).broken = broken
-    result = cli("plan", EXAMPLE, home=tmp_path)
-    assert result.exit_code == code
-    assert words in result.stderr
-    assert str(broken) in result.stderr
-
-
-def test_plan_that_does_not_exist_is_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = install(monkeypatch)
-
-    def refuse(*_: object) -> None:
-        raise PlanError("4 ranks need 4 workers, 2 are ready")
-
-    monkeypatch.setattr(fake, "preview_plan", refuse)
-    result = cli("plan", EXAMPLE, home=tmp_path)
-    assert result.exit_code == 2
-    assert "4 ranks need 4 workers" in result.stderr

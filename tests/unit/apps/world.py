@@ -16,10 +16,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from orchestrator.apps.cli.main import app
+from orchestrator.core.cluster.resources import Resources
+from orchestrator.core.graph.costs import ModelCosts
 from orchestrator.core.graph.view import GraphView
 from orchestrator.core.job import Job
-from orchestrator.core.plan.plan import MeshAxis, Plan
-from orchestrator.core.planner.planner import first_plan
+from orchestrator.core.plan.plan import MeshAxis
 from orchestrator.core.reshard.recovery import Commit
 from orchestrator.core.supervisor import events as ev
 from orchestrator.core.supervisor.commands import Command
@@ -31,6 +32,7 @@ from orchestrator.runtime.ports import LogLine, Record
 from orchestrator.runtime.status import job_status
 from orchestrator.runtime.status_types import JobStatus, NodeStatus, PlanStatus, WorkerStatus
 from tests.scenarios.story import GRAPH, Story, make_job
+from tests.unit.apps import planned
 
 EXAMPLE = Path(__file__).parents[3] / "examples/gpt-docs/job.yaml"
 HTML_IN_REASON = "<script>alert('no')</script> & \"quotes\""
@@ -374,6 +376,8 @@ class FakeWiring(ModuleType):
         self.tools = FakeTools()  # of this process, without a supervisor
         self.uris: dict[str, str] = {}  # of the jobs that have a journal here
         self.calls: list[tuple[Any, ...]] = []
+        self.graph = GRAPH
+        self.costs = planned.costs_of(GRAPH)
 
     @property
     def client(self) -> FakeClient:
@@ -414,11 +418,15 @@ class FakeWiring(ModuleType):
     def describe(self, job: Job) -> GraphView:
         if self.broken is not None:
             raise self.broken
-        return GRAPH
+        return self.graph
 
-    def preview_plan(self, job: Job, graph: GraphView) -> Plan:
-        workers = [(f"w{i}", f"n{i % job.cluster.nodes}") for i in range(job.parallel.ranks)]
-        return first_plan(job=job, graph=graph, workers=workers, epoch=1)
+    def local_costs(self, job: Job) -> ModelCosts:
+        if self.broken is not None:
+            raise self.broken
+        return self.costs
+
+    def local_resources(self, job: Job) -> Resources:
+        return planned.resources(job.cluster.nodes, job.cluster.slots_per_node)
 
 
 def install(monkeypatch: pytest.MonkeyPatch, client: FakeClient | None = None) -> FakeWiring:

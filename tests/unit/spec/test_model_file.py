@@ -5,13 +5,16 @@ After a deliberate change of a message: `SPEC_GOLDEN=write pytest tests/unit/spe
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from orchestrator.core.graph.costs import Timing
+from orchestrator.spec.document import read
 from orchestrator.spec.errors import SpecError
 from orchestrator.spec.model_file import load_model, model_of, render
 
@@ -20,6 +23,10 @@ ROOT = HERE.parents[2]
 EXAMPLES = ROOT / "examples" / "models"
 BAD = HERE / "bad_models"
 NAMES = sorted(path.stem for path in BAD.glob("*.yaml"))
+SEEN_BY_THE_SCHEMA = [
+    *("01-misspelt-key", "05-out-of-bounds", "06-in-a-further-module", "08-attention", "09-layer-without-costs", "10-no-layers"),
+    *("11-flops-in-quotes", "14-a-job-file", "15-key-of-the-other-level", "17-timing", "18-layers-is-a-mapping"),
+]
 
 PARAMETERS = {  # elements of the released checkpoints, or, where there is none, as published in billions
     "bloom-176b": 176_247_271_424 - 2 * 14_336,  # without the norm after the embedding
@@ -127,6 +134,22 @@ def test_a_file_that_is_not_there_and_a_folder(tmp_path: Path) -> None:
 def test_absurd_sizes_are_refused_quickly() -> None:
     with pytest.raises(SpecError, match="9999991 heads do not divide"):
         model_of("name: t\ntransformer: {layers: 1, hidden: 9999973, heads: 9999991, vocabulary: 1, sequence: 1}\n")
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda p: str(p.stem))
+def test_the_schema_accepts_the_examples(path: Path) -> None:
+    validator().validate(read(path.read_text(encoding="utf-8"), file=path.name).root)
+
+
+@pytest.mark.parametrize("name", SEEN_BY_THE_SCHEMA)
+def test_the_schema_refuses_what_it_can_see(name: str) -> None:
+    assert not validator().is_valid(read((BAD / f"{name}.yaml").read_text(encoding="utf-8"), file=name).root)
+
+
+def validator() -> Any:
+    jsonschema = importlib.import_module("jsonschema")  # comes with Ray; ships no types
+    jsonschema.Draft202012Validator.check_schema(json.loads(render()))
+    return jsonschema.Draft202012Validator(json.loads(render()))
 
 
 def test_the_schema_in_docs_is_current() -> None:

@@ -73,15 +73,17 @@ class Network:
     """Makes rings of groups of devices, with what those that run at the same time share. Equal groups are folded."""
 
     def __init__(self, resources: Resources) -> None:
-        self._nodes, self._node_of = resources.nodes, resources.node_of
+        self._nodes = resources.nodes
         racks = {rack: k for k, rack in enumerate(dict.fromkeys(n.rack for n in resources.nodes))}
         self._rack_of = [racks[n.rack] for n in resources.nodes]
         self._uplink, self._uplink_total = resources.uplink, resources.uplink_total
 
     def rings(self, columns: Sequence[Iterable[Sequence[int]]]) -> list[Ring]:
-        """For each column of groups of devices a ring no faster than any of them; all groups of all columns run at once."""
-        node_of = self._node_of
-        folded = [Counter(tuple(sorted([node_of[d] for d in group])) for group in column) for column in columns]
+        """For each column of groups a ring no faster than any of them; all groups of all columns run at once.
+
+        A group is named by the node of each member.
+        """
+        folded = [Counter(tuple(sorted(group)) for group in column) for column in columns]
         counts = {nodes: Counter(nodes) for column in folded for nodes in column}
         out: Counter[int] = Counter()  # groups that leave a node
         up: Counter[int] = Counter()  # and a rack
@@ -96,9 +98,8 @@ class Network:
         return [_slowest(known[nodes] for nodes in column) for column in folded]
 
     def links(self, columns: Sequence[Iterable[tuple[int, int]]]) -> list[Ring]:
-        """For each column of pairs of devices (sender, receiver) a link no faster than any of theirs; all send at once."""
-        node_of = self._node_of
-        folded = [Counter((node_of[a], node_of[b]) for a, b in column) for column in columns]
+        """For each column of pairs of nodes (sender's, receiver's) a link no faster than any of theirs; all send at once."""
+        folded = [Counter(column) for column in columns]
         out, into, up, down = (Counter[int]() for _ in range(4))
         for column in folded:
             for (a, b), times in column.items():

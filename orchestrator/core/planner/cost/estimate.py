@@ -19,7 +19,7 @@ from orchestrator.core.planner.cost.memory import Copied, Sums, rank_memory, set
 from orchestrator.core.planner.cost.mesh import Holders, Meshes, MeshOnDevices, Place
 from orchestrator.core.planner.cost.programs import SUM_BYTES
 from orchestrator.core.planner.cost.stages import Tables
-from orchestrator.core.planner.cost.timeline import StageTimes, simulate
+from orchestrator.core.planner.cost.timeline import StageTimes, ends
 from orchestrator.core.planner.strategy import Estimate, Memory, Problem, Strategy, Term
 
 
@@ -218,8 +218,8 @@ class Costing:
         for row, replicas in zip(mesh.places, mesh.replicas, strict=True):
             m = max(shares[r] for r in replicas)
             times, parts = self._stage_times(s, row, traffic)
-            ends = simulate(s.schedule, times, pipeline=s.pipeline, micro_batches=m).ends
-            mine = [_Ready(end, p, m) for end, p in zip(ends, parts, strict=True)]
+            done = ends(s.schedule, times, pipeline=s.pipeline, micro_batches=m)
+            mine = [_Ready(end, p, m) for end, p in zip(done, parts, strict=True)]
             found = [max(pair, key=lambda r: r.at) for pair in zip(found, mine, strict=True)] if found else mine
         return found
 

@@ -73,9 +73,7 @@ class Meshes:
 
     def _look(self, s: Strategy) -> MeshOnDevices:
         resources, data = self._resources, s.data
-        blocks = _blocks(s)
-        node_of = resources.node_of
-        nodes = [[node_of[d] for d in block] for block in blocks]
+        nodes = self._nodes(s)
         used = Counter(chain.from_iterable(nodes))
         alone = tuple([ALONE] * s.pipeline)
         rates = sum(resources.nodes[n].failures_per_hour for n in sorted(used)) / 3600.0
@@ -87,9 +85,9 @@ class Meshes:
         here = [{(resources.nodes[n].device, resources.nodes[n].pace) for n in set(mine)} for mine in nodes]
         types = resources.by_name
         return MeshOnDevices(
-            tensors=alone if s.tensor == 1 else self._tensor_rings(blocks, s.tensors),
-            datas=alone if data == 1 else self._data_rings(blocks, s.tensors, range(data)),
-            boundaries=alone if s.pipeline == 1 else self._boundaries(blocks, s),
+            tensors=alone if s.tensor == 1 else self._tensor_rings(nodes, s.tensors),
+            datas=alone if data == 1 else self._data_rings(nodes, s.tensors, data),
+            boundaries=alone if s.pipeline == 1 else self._boundaries(nodes, s),
             places=tuple(rows),
             replicas=tuple(tuple(r) for r in rows.values()),
             limits=tuple(min(types[name].memory_bytes for name, _ in speeds) for speeds in here),
@@ -116,52 +114,47 @@ class Meshes:
             return [tuple(everywhere)] * data
         return [tuple(sorted({speeds[n] for n in nodes[r * tensor : (r + 1) * tensor]})) for r in range(data)]
 
-    def _tensor_rings(self, blocks: list[tuple[int, ...]], tensors: tuple[int, ...]) -> tuple[Ring, ...]:
-        return tuple(
-            self._network.rings(
-                [[b[i : i + t] for i in range(0, len(b), t)] if t > 1 else [] for b, t in zip(blocks, tensors, strict=True)]
-            )
-        )
+    def _nodes(self, s: Strategy) -> list[list[int]]:
+        """The node of each rank, by pipeline rank."""
+        node_of = self._resources.node_of
+        nodes = [node_of[d] for d in s.devices]
+        return [nodes[first : first + t * s.data] for first, t in zip(s.first_rank, s.tensors, strict=True)]
 
-    def _data_rings(self, blocks: list[tuple[int, ...]], tensors: tuple[int, ...], replicas: range) -> tuple[Ring, ...]:
-        """Rings over the data axis, each of as many replicas in a row."""
-        size = len(replicas)
+    def _tensor_rings(self, nodes: list[list[int]], tensors: tuple[int, ...]) -> tuple[Ring, ...]:
+        groups = [[b[i : i + t] for i in range(0, len(b), t)] if t > 1 else [] for b, t in zip(nodes, tensors, strict=True)]
+        return tuple(self._network.rings(groups))
+
+    def _data_rings(self, nodes: list[list[int]], tensors: tuple[int, ...], size: int) -> tuple[Ring, ...]:
+        """Rings over the data axis, each of so many replicas in a row."""
         return tuple(
             self._network.rings(
                 [
                     [b[first + c : first + size * t : t] for first in range(0, len(b), size * t) for c in range(t)]
-                    for b, t in zip(blocks, tensors, strict=True)
+                    for b, t in zip(nodes, tensors, strict=True)
                 ]
             )
         )
 
-    def _boundaries(self, blocks: list[tuple[int, ...]], s: Strategy) -> tuple[Ring, ...]:
+    def _boundaries(self, nodes: list[list[int]], s: Strategy) -> tuple[Ring, ...]:
         columns: list[list[tuple[int, int]]] = []
-        last = s.pipeline - 1
-        for pipe, (mine, t) in enumerate(zip(blocks, s.tensors, strict=True)):
-            if pipe == last and s.stages_per_rank == 1:
+        for pipe, (mine, t) in enumerate(zip(nodes, s.tensors, strict=True)):
+            theirs, u = nodes[(pipe + 1) % s.pipeline], s.tensors[(pipe + 1) % s.pipeline]
+            if pipe == s.pipeline - 1 and s.stages_per_rank == 1:
                 columns.append([])
-                continue
-            theirs, u = blocks[(pipe + 1) % s.pipeline], s.tensors[(pipe + 1) % s.pipeline]
-            wide = max(t, u)
-            columns.append([(mine[k * t // wide], theirs[k * u // wide]) for k in range(s.data * wide)])
+            elif t == u:
+                columns.append(list(zip(mine, theirs, strict=True)))
+            else:
+                wide = max(t, u)
+                columns.append([(mine[k * t // wide], theirs[k * u // wide]) for k in range(s.data * wide)])
         return tuple(self._network.links(columns))
 
     def _hold(self, s: Strategy) -> Holders:
-        blocks, node_of = _blocks(s), self._resources.node_of
-        lonely, least = [], s.data
-        for block, t in zip(blocks, s.tensors, strict=True):
-            spread = [len({node_of[d] for d in block[p * t + c :: s.shard * t]}) for p in range(s.shard) for c in range(t)]
-            lonely.append(min(spread) == 1)
-            least = min(least, *spread)
         if s.shard == s.data:
-            gathers = self.of(s).datas
-        elif s.shard == 1:
-            gathers = tuple([ALONE] * s.pipeline)
-        else:
-            gathers = self._data_rings(blocks, s.tensors, range(s.shard))
-        return Holders(gathers=gathers, lonely=tuple(lonely), nodes=least)
-
-
-def _blocks(s: Strategy) -> list[tuple[int, ...]]:
-    return [s.devices[first : first + t * s.data] for first, t in zip(s.first_rank, s.tensors, strict=True)]
+            return Holders(self.of(s).datas, tuple([True] * s.pipeline), 1)
+        nodes = self._nodes(s)
+        spread = [
+            [len(set(mine[p * t + c :: s.shard * t])) for p in range(s.shard) for c in range(t)]
+            for mine, t in zip(nodes, s.tensors, strict=True)
+        ]
+        gathers = self._data_rings(nodes, s.tensors, s.shard) if s.shard > 1 else tuple([ALONE] * s.pipeline)
+        return Holders(gathers, tuple(min(mine) == 1 for mine in spread), min(map(min, spread)))

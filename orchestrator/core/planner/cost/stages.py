@@ -1,8 +1,8 @@
 """What a run of layers costs on a kind of device: seconds of its passes, elements and bytes, each in O(1) from prefix sums.
 
-All is linear in the units of a micro-batch, but for a constant per layer: a device does work w at flops * w / (w + half_flops), so
-that a layer takes (w + half_flops) / flops, and it moves its bytes at the device's bandwidth. Where a layer was measured on the
-type of device, that time is taken, and tensor parallelism leaves of it what it leaves of the FLOPs.
+All is linear in the units of a micro-batch, but for a constant per layer: a device does work w at flops * w / (w + half_flops),
+so that a layer takes (w + half_flops) / flops, and it moves its bytes at the device's bandwidth. Where a layer was measured on
+the type of device, that time is taken, and tensor parallelism leaves of it what it leaves of the FLOPs.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """How long a pipeline takes, by executing the lists of acts of core/plan/pipeline.py in virtual time.
 
-The order in which acts can be executed does not depend on how long they take, so it is worked out once for a schedule and then
-only run through. With many micro-batches a shorter run is enough: once every act of a round comes later than that of the round
-before by the same time, so will all that follow, since each begins at the latest of a few others' ends (a max-plus linear
-system: Baccelli, Cohen, Olsder and Quadrat 1992, section 3.7), and the rest is added in whole rounds.
+A rank does its acts in the order of its list, each as soon as it is free and has what it needs. Most can be run
+through in waves without making the lists (waves.py, held to the lists by its tests); the general way works out once in which
+order the acts of all ranks can be executed, which does not depend on how long they take.
 """
 
 from __future__ import annotations
@@ -13,9 +12,8 @@ from functools import lru_cache
 
 from orchestrator.core.plan.pipeline import BACKWARD, FORWARD, INPUT, WEIGHT, Act, actions
 from orchestrator.core.plan.plan import PipelineSchedule
+from orchestrator.core.planner.cost.waves import one_stage_each, several_each
 
-_SAME = 1e-9  # relative: rounding of sums
-_ROUNDS_FIRST = 4  # that are simulated before it is seen whether they have become alike; twice as many each time
 _LIVE_ROUNDS = 4  # more do not add to what a rank keeps
 
 
@@ -29,136 +27,87 @@ class StageTimes:
 
 
 @dataclass(frozen=True, slots=True)
-class Timeline:
-    """When each pipeline rank has done its last act."""
+class Timed:
+    """An act of a rank in a replica's step, in seconds."""
 
-    ends: tuple[float, ...]
-    simulated: int  # micro-batches
-
-    @property
-    def makespan(self) -> float:
-        """When all have."""
-        return max(self.ends)
+    rank: int  # of the pipeline
+    act: Act
+    start_s: float
+    end_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class _Order:
-    """Acts of all ranks in an order in which they can be executed: who, after which act's end, what kind, and its number."""
+    """Acts of all ranks in an order in which they can be executed: whose, after which one, of what kind, and its number."""
 
     ranks: list[int]
     needs: list[int]  # number of an act; 0: none
     kinds: list[int]  # index into forward + backward + weight
-    numbers: list[int]  # 1 + (passes of one direction * micro-batches ...): see _number
-    size: int
+    numbers: list[int]  # 1 + kind * micro-batches + index
 
 
-def simulate(schedule: PipelineSchedule, times: StageTimes, *, pipeline: int, micro_batches: int) -> Timeline:
-    """The timeline of a replica. Raises ValueError where stages do not lie evenly on the ranks."""
-    return _simulate(schedule, times.forward, times.backward, times.weight, pipeline, micro_batches)
-
-
-@lru_cache(maxsize=4096)
-def _simulate(
-    schedule: PipelineSchedule,
-    forward: tuple[float, ...],
-    backward: tuple[float, ...],
-    weight: tuple[float, ...],
-    pipeline: int,
-    micro_batches: int,
-) -> Timeline:
-    durations = [*forward, *backward, *weight]
-    stages, m = len(forward), micro_batches
+@lru_cache(maxsize=1 << 14)
+def ends(schedule: PipelineSchedule, times: StageTimes, *, pipeline: int, micro_batches: int) -> tuple[float, ...]:
+    """When each pipeline rank has done its last act. Raises ValueError where stages do not lie evenly on the ranks."""
+    stages, m = len(times.forward), micro_batches
     if pipeline == 1:
-        return Timeline((m * sum(durations),), 0)
-    whole_rounds = stages == pipeline or m % pipeline == 0
-    rounds = _ROUNDS_FIRST * (1 if stages == pipeline else 2)
-    while whole_rounds and m % pipeline + rounds * pipeline < m:
-        short = m % pipeline + rounds * pipeline
-        ends, ended = _run(_order(schedule, pipeline, stages, short), durations)
-        period = _period(ended, stages=stages, pipeline=pipeline, micro_batches=short)
-        if period is not None:
-            more = (m - short) // pipeline * period
-            return Timeline(tuple(e + more for e in ends), short)
-        rounds *= 2
-    ends, _ = _run(_order(schedule, pipeline, stages, m), durations)
-    return Timeline(tuple(ends), m)
+        return (m * sum((*times.forward, *times.backward, *times.weight)),)
+    if stages == pipeline:
+        return tuple(one_stage_each([*times.forward], [*times.backward], [*times.weight], m))
+    if m % pipeline == 0 and not times.weight:
+        return tuple(several_each([*times.forward], [*times.backward], pipeline, m))
+    clocks = [0.0] * pipeline
+    for timed in trace(schedule, times, pipeline=pipeline, micro_batches=m):
+        clocks[timed.rank] = timed.end_s
+    return tuple(clocks)
 
 
-def _run(order: _Order, durations: list[float]) -> tuple[list[float], list[float]]:
-    """(end of each rank's last act, end of each act by number)."""
-    ended = [0.0] * order.size
-    clocks = [0.0] * (max(order.ranks) + 1)
+def trace(schedule: PipelineSchedule, times: StageTimes, *, pipeline: int, micro_batches: int) -> tuple[Timed, ...]:
+    """Every act of a replica's step, those of one rank in order. Raises ValueError as `ends` does."""
+    stages, m = len(times.forward), micro_batches
+    durations = [*times.forward, *times.backward, *times.weight]
+    order = _order(schedule, pipeline, stages, m)
+    ended, clocks = [0.0] * (1 + 3 * stages * m), [0.0] * pipeline
+    names = (FORWARD, INPUT if times.weight else BACKWARD, WEIGHT)
+    out = []
     for rank, need, kind, number in zip(order.ranks, order.needs, order.kinds, order.numbers, strict=True):
-        began, ready = clocks[rank], ended[need]
-        clocks[rank] = ended[number] = (began if began > ready else ready) + durations[kind]
-    return clocks, ended
+        start = max(clocks[rank], ended[need])
+        clocks[rank] = ended[number] = start + durations[kind]
+        out.append(Timed(rank, Act(names[kind // stages], kind % stages, (number - 1) % m), start, ended[number]))
+    return tuple(out)
 
 
-def _period(ended: list[float], *, stages: int, pipeline: int, micro_batches: int) -> float | None:
-    """By how much each act comes later than that of the round before, where that is the same for all acts that matter later.
-
-    What is to come depends on acts of the last round (two where ranks have several stages) and of none before.
-    """
-    depth = pipeline * (1 if stages == pipeline else 2)
-    begin = micro_batches - pipeline - 2 * depth  # the last `depth` are drained, not in the steady state
-    found: float | None = None
-    margin = _SAME * max(ended)
-    for passed in range(2):
-        for s in range(stages):
-            at = _number(passed, s, begin, stages=stages, micro_batches=micro_batches)
-            for k in range(at, at + depth):
-                shift = ended[k + pipeline] - ended[k]
-                if found is None:
-                    found = shift
-                if abs(shift - found) > margin:
-                    return None
-    return found
-
-
-def _number(passed: int, stage: int, index: int, *, stages: int, micro_batches: int) -> int:
-    """The number of an act: forward passes (0), backward passes (1), weights (2), of each stage in turn."""
-    return 1 + (passed * stages + stage) * micro_batches + index
-
-
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=64)
 def _order(schedule: PipelineSchedule, pipeline: int, stages: int, micro_batches: int) -> _Order:
     m = micro_batches
-    passed = {FORWARD: 0, BACKWARD: 1, INPUT: 1, WEIGHT: 2}
+    kinds = {FORWARD: 0, BACKWARD: 1, INPUT: 1, WEIGHT: 2}
     lists = [
-        [
-            (passed[a.kind], a.stage, a.index)
-            for a in actions(schedule, pipeline=pipeline, stages=stages, rank=rank, micro_batches=m)
-        ]
-        for rank in range(pipeline)
+        actions(schedule, pipeline=pipeline, stages=stages, rank=rank, micro_batches=micro_batches) for rank in range(pipeline)
     ]
-    order = _Order([], [], [], [], 1 + 3 * stages * m)
-    done = bytearray(order.size)
+    order = _Order([], [], [], [])
+    done = bytearray(1 + 3 * stages * m)
     done[0] = 1
     at, todo = [0] * pipeline, list(range(pipeline))
     while todo:
-        following = []
         for rank in todo:
-            acts, k = lists[rank], at[rank]
-            while k < len(acts):
-                kind, stage, index = acts[k]
-                need = 0
-                if kind == 0 and stage:
-                    need = 1 + (stage - 1) * m + index
-                elif kind == 1 and stage + 1 < stages:
-                    need = 1 + (stages + stage + 1) * m + index
+            acts = lists[rank]
+            while at[rank] < len(acts):
+                act = acts[at[rank]]
+                kind, need = kinds[act.kind], 0
+                if kind == 0 and act.stage:
+                    need = 1 + (act.stage - 1) * m + act.index
+                elif kind == 1 and act.stage + 1 < stages:
+                    need = 1 + (stages + act.stage + 1) * m + act.index
                 if not done[need]:
                     break
-                number = 1 + (kind * stages + stage) * m + index
+                number = 1 + (kind * stages + act.stage) * m + act.index
                 done[number] = 1
                 order.ranks.append(rank)
                 order.needs.append(need)
-                order.kinds.append(kind * stages + stage)
+                order.kinds.append(kind * stages + act.stage)
                 order.numbers.append(number)
-                k += 1
-            at[rank] = k
-            if k < len(acts):
-                following.append(rank)
-        todo = following
+                at[rank] += 1
+        todo = [rank for rank in todo if at[rank] < len(lists[rank])]
     return order
 
 
@@ -169,8 +118,11 @@ def live(schedule: PipelineSchedule, pipeline: int, stages: int, micro_batches: 
     None of a rank's sets is contained in another. Kept is what lies between a forward pass and the end of the backward pass.
     """
     m = micro_batches
-    if stages == pipeline or m % pipeline == 0:
-        m = min(m, m % pipeline + _LIVE_ROUNDS * pipeline)
+    if stages == pipeline:  # as many as its distance from the end of the pipeline; all with halves, the second ones being late
+        halves = schedule is PipelineSchedule.ZERO_BUBBLE
+        return tuple(((min(m, pipeline if halves else pipeline - rank),),) for rank in range(pipeline))
+    if m % pipeline == 0:
+        m = min(m, _LIVE_ROUNDS * pipeline)
     out = []
     for rank in range(pipeline):
         counts = [0] * (stages // pipeline)
@@ -191,19 +143,3 @@ def live(schedule: PipelineSchedule, pipeline: int, stages: int, micro_batches: 
 
 def _within(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
     return all(x <= y for x, y in zip(a, b, strict=True))
-
-
-def trace(
-    schedule: PipelineSchedule, times: StageTimes, *, pipeline: int, micro_batches: int
-) -> tuple[tuple[int, Act, float, float], ...]:
-    """(pipeline rank, act, start, end) of every act of a replica's step, in seconds, in an order of execution."""
-    stages, m = len(times.forward), micro_batches
-    durations = [*times.forward, *times.backward, *times.weight]
-    order = _order(schedule, pipeline, stages, m)
-    _, ended = _run(order, durations)
-    halves = schedule is PipelineSchedule.ZERO_BUBBLE and pipeline > 1
-    names = (FORWARD, INPUT, WEIGHT) if halves else (FORWARD, BACKWARD, WEIGHT)
-    return tuple(
-        (rank, Act(names[kind // stages], kind % stages, (number - 1) % m), ended[number] - durations[kind], ended[number])
-        for rank, kind, number in zip(order.ranks, order.kinds, order.numbers, strict=True)
-    )

@@ -1,44 +1,212 @@
-"""Placeholder by F until B's search is here (B overwrites this file): even plans of one shape each, the best by estimate."""
+"""The best way to split a model over a cluster, or the best found within a fixed effort, with what is known about the rest.
+
+First what people would do and what is near to the plan that runs. Then meshes and shapes in the order of their lower bounds,
+each with the strategies that a dynamic programme over its cuts suggests, until no bound is below the best. The best shapes are
+improved by small moves, and what is left open is gone through in full where that is few enough strategies.
+"""
 
 from __future__ import annotations
 
-from orchestrator.core.plan.plan import PipelineSchedule
-from orchestrator.core.planner.cost.estimate import estimate
+from collections.abc import Sequence
+from heapq import heappop, heappush
+
 from orchestrator.core.planner.errors import PlanError
+from orchestrator.core.planner.search.arrange import Ground
+from orchestrator.core.planner.search.floors import Floors
+from orchestrator.core.planner.search.leaves import Leaves
+from orchestrator.core.planner.search.ledger import Ledger
+from orchestrator.core.planner.search.moves import neighbours
+from orchestrator.core.planner.search.seeds import near, outside, rules
+from orchestrator.core.planner.search.shapes import SMALL, Mesh, Shape, meshes, shape_of, shapes
+from orchestrator.core.planner.search.weigh import INFINITE, Scale
+from orchestrator.core.planner.search.words import describe
 from orchestrator.core.planner.strategy import Choice, Option, Parent, Problem, Strategy
 
+EFFORT, EFFORT_PER_DEVICE = 6000.0, 2.0  # units of weigh.effort_of: about 0.1 ms each
+_MOVES_FROM, _EXACT_FROM = 0.5, 0.25  # shares of the effort that are left to small moves, and to going through all
+_LEAF = 0.05  # effort to list and bound one strategy
+_LEAVES_MAX = 50_000  # strategies of one shape that are listed
+_IMPROVED = 4  # shapes that are improved by small moves
+_LATER = 0.01  # how much later the next shape of a mesh comes: others of nearly the same bound go first
 
-def choose(problem: Problem, parent: Parent | None = None) -> Choice:
-    """The best of some."""
-    space, layers = problem.space, len(problem.costs.order)
-    size = min(space.ranks_max or problem.resources.size, problem.resources.size)
-    found: list[Option] = []
-    for pipeline in space.pipelines or range(1, min(size, layers) + 1):
-        for tensor in space.tensors or (1,):
-            for data in space.datas or range(1, min(problem.batch, size // (pipeline * tensor)) + 1):
-                for zero in space.zeros:
-                    if pipeline * data * tensor > size or pipeline * data * tensor < space.ranks_min:
-                        continue
-                    nodes = problem.resources.node_of
-                    n = pipeline * data * tensor
-                    alone = len({nodes[d] for d in range(n)}) < 2
-                    s = Strategy(
-                        data=data,
-                        tensors=(tensor,) * pipeline,
-                        cuts=tuple(layers * (i + 1) // pipeline - layers * i // pipeline for i in range(pipeline)),
-                        schedule=PipelineSchedule.ONE_F_ONE_B,
-                        units=1,
-                        micro_batches=problem.batch,
-                        zero=zero if data > 1 else 0,
-                        shard=data if zero and data > 1 else 1,
-                        copies=0 if alone else max(space.copies),
-                        recompute=(min(space.recompute),) * pipeline,
-                        devices=tuple(range(n)),
-                    )
-                    option = Option(s, estimate(problem, s))
-                    if option.estimate.fits:
-                        found.append(option)
-    if not found:
-        raise PlanError("no plan fits")
-    found.sort(key=lambda o: o.estimate.effective_s)
-    return Choice(found[0], tuple(found[1:3]), (), False, found[0].estimate.effective_s, len(found), "the best of even plans")
+
+def choose(
+    problem: Problem, parent: Parent | None = None, *, seeds: Sequence[Strategy] = (), runners: int = 5, effort: float = 0.0
+) -> Choice:
+    """The strategy of least effective seconds per step, or with a parent of least seconds for the move and all steps left.
+
+    `seeds` within the space are weighed and improved in any case; `effort` 0: the usual one. Raises PlanError when no strategy of
+    the space fits.
+    """
+    return _Search(problem, parent, effort).run(seeds, runners)
+
+
+class _Search:
+    def __init__(self, problem: Problem, parent: Parent | None, effort: float) -> None:
+        self._problem, self._parent = problem, parent
+        self._ground = Ground(problem.resources)
+        devices = sum(problem.resources.nodes[n].devices for n in self._ground.usable)
+        if not devices:
+            raise PlanError("no device is healthy")
+        self._complete = devices <= SMALL or bool(problem.space.datas)
+        self._effort = effort or EFFORT + EFFORT_PER_DEVICE * devices
+        self._scale = Scale(problem, parent, self._effort)
+        self._floors = Floors(problem, self._scale.costing)
+        self._leaves = Leaves(self._scale, self._ground, self._floors)
+        self._ledger = Ledger()
+        self._open: list[tuple[float, Shape]] = []  # shapes of which some strategies may be better than the best
+
+    def run(self, seeds: Sequence[Strategy], runners: int) -> Choice:
+        """All of it."""
+        self._plant(seeds)
+        rest = self._descend()
+        self._improve()
+        self._exhaust()
+        best = self._scale.best
+        if best is None:
+            raise PlanError(f"no strategy fits: {self._ledger.shortest()}")
+        least = self._scale.least
+        bound = min([rest, *(b for b, _ in self._open if self._scale.floor(b) < least), best.estimate.effective_s])
+        proven = self._complete and self._scale.floor(bound) >= min(least, self._scale.floor(best.estimate.effective_s))
+        for option in self._scale.options.values():
+            self._ledger.weighed(option, self._scale.value(option))
+        return Choice(
+            best=best,
+            runners_up=self._runners(best, runners),
+            rejected=self._ledger.rejected(best.strategy, least),
+            proven=proven,
+            bound_s=bound,
+            weighed=self._ledger.count,
+            reason=describe(self._problem, best, weighed=self._ledger.count, proven=proven, bound_s=bound),
+        )
+
+    # ------------------------------------------------------------------------------------------------------------ phases
+
+    def _plant(self, seeds: Sequence[Strategy]) -> None:
+        """Weigh what is weighed in any case."""
+        scale = self._scale
+        if self._parent is not None:
+            for strategy in near(self._problem, self._parent, self._ground):
+                if not outside(self._problem, strategy):
+                    scale.settle(strategy)
+        for strategy in seeds:
+            if not outside(self._problem, strategy):
+                scale.settle(strategy)
+        for pipelines in rules(self._problem, self._ground) if self._parent is None else ():
+            for strategy in pipelines:
+                if scale.effort < self._effort * 0.9 or scale.weigh(strategy).estimate.fits:
+                    break
+
+    def _descend(self) -> float:
+        """Go through meshes and shapes by their bounds; returns the least bound of those that the effort did not suffice for."""
+        queue: list[tuple[float, int, float, Mesh | Shape]] = []
+        for mesh in meshes(self._problem):
+            bound = self._floors.mesh_s(mesh)
+            heappush(queue, (bound, len(queue), bound, mesh))
+        count, rest = len(queue), INFINITE
+        while queue:
+            _, _, bound, what = heappop(queue)
+            if self._scale.floor(bound) >= self._scale.least:
+                self._ledger.bounded(what, self._scale.floor(bound))
+            elif self._scale.effort < self._effort * _MOVES_FROM:
+                rest = min(rest, bound) if isinstance(what, Mesh) else rest
+                if isinstance(what, Shape):
+                    self._open.append((bound, what))
+            elif isinstance(what, Mesh):
+                found = sorted((max(bound, self._bound(shape)), n, shape) for n, shape in enumerate(shapes(self._problem, what)))
+                for later, (b, _, shape) in enumerate(found):
+                    count += 1
+                    heappush(queue, (b * (1 + _LATER * later), count, b, shape))
+            elif not self._lacks(what):
+                self._leaves.guesses(what)
+                self._open.append((bound, what))
+        return rest
+
+    def _improve(self) -> None:
+        """Small moves from the best strategies of different shapes."""
+        for start in self._by_shape()[:_IMPROVED]:
+            option, better = start, True
+            while better:
+                better = False
+                for strategy in neighbours(option.strategy, space=self._problem.space, ground=self._ground):
+                    if self._scale.effort < self._effort * _EXACT_FROM:
+                        return
+                    found = self._try(strategy, self._scale.value(option))
+                    if found is not None:
+                        option, better = found, True
+                        break
+
+    def _try(self, strategy: Strategy, value: float) -> Option | None:
+        """The strategy's option if it is worth less than `value`."""
+        shape = shape_of(strategy)
+        floor = self._leaves.floor(shape, self._floors.rows(shape, strategy.devices), strategy)
+        if self._scale.floor(floor) >= value:
+            return None
+        option = self._scale.settle(strategy)
+        return option if self._scale.value(option) < value * (1 - 1e-12) else None
+
+    def _exhaust(self) -> None:
+        """Go through all strategies of the shapes that may still have a better one, where they are few enough."""
+        self._open.sort(key=lambda entry: entry[0])
+        still: list[tuple[float, Shape]] = []
+        for bound, shape in self._open:
+            if self._scale.floor(bound) >= self._scale.least:
+                continue
+            most = min(_LEAVES_MAX, int(self._scale.effort / _LEAF))
+            leaves = self._leaves.all(shape, most) if self._parent is None and most > 0 else None
+            if leaves is None:
+                still.append((bound, shape))
+                continue
+            self._scale.effort -= _LEAF * len(leaves)
+            for n, (floor, strategy) in enumerate(leaves):
+                if floor >= self._scale.least:
+                    self._ledger.bounded(shape, floor, len(leaves) - n)
+                    break
+                if self._scale.effort < 0:
+                    still.append((max(bound, floor), shape))
+                    break
+                self._scale.settle(strategy)
+        self._open = still
+
+    # ----------------------------------------------------------------------------------------------------------- details
+
+    def _bound(self, shape: Shape) -> float:
+        """Effective seconds at least of any strategy of a shape; with unlike degrees those of the better one throughout."""
+        mesh = shape.mesh
+        return min(
+            self._scale.costing.bounds.effective_s(
+                tensor=t,
+                pipeline=len(mesh.tensors),
+                data=mesh.data,
+                zero=shape.zero,
+                shard=shape.shard,
+                units=mesh.units,
+                schedule=shape.schedule,
+                stages_per_rank=shape.stages_per_rank,
+                recompute=False not in self._problem.space.recompute,
+            )
+            for t in set(mesh.tensors)
+        )
+
+    def _lacks(self, shape: Shape) -> bool:
+        """Whether the state alone has no room, however it is cut."""
+        need, room = self._leaves.least_bytes(shape), self._floors.memory_max
+        if need > room:
+            self._ledger.lacking(shape, need, room)
+        return need > room
+
+    def _by_shape(self) -> list[Option]:
+        """The best option of each shape, best first."""
+        found: dict[Shape, Option] = {}
+        for option in self._scale.options.values():
+            shape = shape_of(option.strategy)
+            if self._scale.value(option) < (self._scale.value(found[shape]) if shape in found else INFINITE):
+                found[shape] = option
+        return sorted(found.values(), key=self._scale.value)
+
+    def _runners(self, best: Option, most: int) -> tuple[Option, ...]:
+        """The best options of other meshes."""
+        found: dict[tuple[int, tuple[int, ...]], Option] = {}
+        for option in self._by_shape():
+            found.setdefault((option.strategy.data, option.strategy.tensors), option)
+        return tuple(o for o in found.values() if o.strategy != best.strategy)[:most]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from orchestrator.core.plan.plan import PipelineSchedule
 from orchestrator.core.planner.cost.estimate import Costing
-from orchestrator.core.planner.search.shapes import Shape
+from orchestrator.core.planner.search.shapes import Mesh, Shape
 from orchestrator.core.planner.strategy import Problem
 
 Speed = tuple[str, float]  # device type, pace
@@ -25,6 +25,10 @@ class Floors:
         self._speeds = [(nodes[n].device, nodes[n].pace) for n in node_of]
         self._sums: dict[tuple[str, float, int, int], tuple[list[float], list[float]]] = {}
         self.layers = len(problem.costs.order)
+        here = sorted({s for s, n in zip(self._speeds, node_of, strict=True) if nodes[n].healthy})
+        self._here = here
+        self.memory_max = max(problem.resources.by_name[name].memory_bytes for name, _ in here)
+        self._whole: dict[tuple[int, int], float] = {}
 
     def sums(self, speed: Speed, tensor: int, units: int) -> tuple[list[float], list[float]]:
         """Seconds of the first n layers, n = 0 .. layers, for one micro-batch: forward, backward."""
@@ -34,6 +38,18 @@ class Floors:
             passes = [table.passes(0, n, units) for n in range(self.layers + 1)]
             self._sums[key] = [speed[1] * p.forward_s for p in passes], [speed[1] * p.backward_s for p in passes]
         return self._sums[key]
+
+    def mesh_s(self, mesh: Mesh) -> float:
+        """Seconds of a step at least of any strategy of a mesh: its fullest replica on the fastest devices."""
+        for t in mesh.tensors:
+            key = t, mesh.units
+            if key not in self._whole:
+                sums = [self.sums(speed, t, mesh.units) for speed in self._here]
+                self._whole[key] = min(f[-1] + b[-1] for f, b in sums)
+        once = min(self._whole[t, mesh.units] for t in mesh.tensors)
+        program = self._problem.program
+        rounds = -(-mesh.micro_batches // mesh.data)
+        return rounds * once / len(mesh.tensors) + program.step_s
 
     def rows(self, shape: Shape, devices: Sequence[int]) -> list[tuple[tuple[Speed, ...], ...]]:
         """For each replica the different speeds within each of its tensor groups, by pipeline rank."""

@@ -16,6 +16,7 @@ from orchestrator.core.planner.cost.timeline import live
 from orchestrator.core.planner.search.arrange import Devices, Ground
 from orchestrator.core.planner.search.cuts import Way, best_cut, even_cut
 from orchestrator.core.planner.search.floors import Floors, Speed
+from orchestrator.core.planner.search.seeds import strategy_of
 from orchestrator.core.planner.search.shapes import Shape
 from orchestrator.core.planner.search.weigh import Scale
 from orchestrator.core.planner.strategy import Option, Strategy
@@ -63,6 +64,12 @@ class Leaves:
                     out.append((self.floor(shape, rows, strategy), strategy))
         return sorted(out, key=lambda leaf: (leaf[0], leaf[1].devices, leaf[1].cuts, leaf[1].shares))
 
+    def least_bytes(self, shape: Shape) -> float:
+        """What the fullest rank needs at least, however the layers are cut: its part of the state."""
+        runs = self._scale.costing.tables.runs(max(shape.mesh.tensors))
+        part = runs.elements(0, self._floors.layers) / len(shape.mesh.tensors)
+        return self._element_bytes(shape) * part + self._scale.problem.program.rank_bytes
+
     def strategy(
         self,
         shape: Shape,
@@ -73,21 +80,8 @@ class Leaves:
         shares: tuple[int, ...] = (),
     ) -> Strategy:
         """Of a shape; without `recompute` no stage does, where the space allows it."""
-        mesh = shape.mesh
-        return Strategy(
-            data=mesh.data,
-            tensors=mesh.tensors,
-            cuts=cuts,
-            schedule=shape.schedule,
-            units=mesh.units,
-            micro_batches=mesh.micro_batches,
-            zero=shape.zero,
-            shard=shape.shard,
-            copies=shape.copies,
-            recompute=recompute or (False not in self._space.recompute,) * len(cuts),
-            devices=devices,
-            shares=shares,
-        )
+        again = recompute or (False not in self._space.recompute,) * len(cuts)
+        return strategy_of(shape, devices, cuts, again, shares)
 
     def floor(self, shape: Shape, rows: Sequence[Row], strategy: Strategy) -> float:
         """Seconds of a step at least."""
@@ -153,11 +147,8 @@ class Leaves:
         """How each pipeline rank can run a stage: what the layers take on the slowest of its devices, and need."""
         problem, mesh, costing = self._scale.problem, shape.mesh, self._scale.costing
         pipeline = len(mesh.tensors)
-        shares = tuple(mesh.micro_batches * (r + 1) // mesh.data - mesh.micro_batches * r // mesh.data for r in range(mesh.data))
-        sums = sums_of(problem.program, zero=shape.zero, micro_batches=mesh.micro_batches, shares=shares)
-        kept = live(shape.schedule, pipeline, shape.stages, max(shares))
-        state = state_bytes(problem.program, 1.0, zero=shape.zero, shard=shape.shard, data=mesh.data, sums=sums)
-        per_element = state.weights + state.gradients + state.optimizer
+        kept = live(shape.schedule, pipeline, shape.stages, -(-mesh.micro_batches // mesh.data))
+        per_element = self._element_bytes(shape)
         out: list[tuple[Way, ...]] = []
         known: dict[object, tuple[Way, ...]] = {}
         for pipe, t in enumerate(mesh.tensors):
@@ -181,6 +172,14 @@ class Leaves:
                 )
             out.append(known[key])
         return out
+
+    def _element_bytes(self, shape: Shape) -> float:
+        """Bytes of state per element of a rank's stages."""
+        program, mesh = self._scale.problem.program, shape.mesh
+        shares = tuple(mesh.micro_batches * (r + 1) // mesh.data - mesh.micro_batches * r // mesh.data for r in range(mesh.data))
+        sums = sums_of(program, zero=shape.zero, micro_batches=mesh.micro_batches, shares=shares)
+        state = state_bytes(program, 1.0, zero=shape.zero, shard=shape.shard, data=mesh.data, sums=sums)
+        return state.weights + state.gradients + state.optimizer
 
     def _seconds(self, shape: Shape, speeds: Sequence[Speed], tensor: int, recompute: bool) -> list[float]:
         """Of the first n layers on the slowest of these devices: a forward pass more where they recompute."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from orchestrator.core.planner.search.shapes import Mesh, Shape, shape_of
-from orchestrator.core.planner.strategy import Memory, Option, Rejected, Strategy
+from orchestrator.core.planner.strategy import Option, Rejected, Strategy
 
 _GIB = float(1 << 30)
 
@@ -19,7 +19,17 @@ class _Class:
     count: int = 0
     bound: float = float("inf")  # the least of those that were only bounded
     value: float = float("inf")  # the best of those that were weighed and fit
-    short: Memory | None = None  # the least lacking rank of those that do not fit
+    need: float = float("inf")  # bytes of the fullest rank of the strategy that needs least, of those that do not fit
+    room: float = 0.0  # and what there is
+
+    def lacks(self, need: float, room: float) -> None:
+        """One that does not fit."""
+        if need < self.need:
+            self.need, self.room = need, room
+
+    def words(self) -> str:
+        """How much memory is needed and there."""
+        return f"needs {self.need / _GIB:.1f} GiB on a device of {self.room / _GIB:.1f}"
 
 
 class Ledger:
@@ -45,8 +55,22 @@ class Ledger:
             kept = self._classes.setdefault(key, _Class())
             kept.count += 1
             kept.value = min(kept.value, value)
-            if not option.estimate.fits and (kept.short is None or fullest.total < kept.short.total):
-                kept.short = fullest
+            if not option.estimate.fits:
+                kept.lacks(fullest.total, fullest.limit)
+
+    def lacking(self, shape: Shape, need: float, room: float) -> None:
+        """No strategy of a shape fits: some rank needs at least so many bytes, and no device has more than `room`."""
+        self.count += 1
+        for key in _keys(shape):
+            kept = self._classes.setdefault(key, _Class())
+            kept.count += 1
+            kept.lacks(need, room)
+
+    def shortest(self) -> str:
+        """In words what the least of them all needs; for when none fits."""
+        found = [k for k in self._classes.values() if k.room]
+        least = min(found, key=lambda k: k.need / k.room, default=None)
+        return least.words() if least is not None else "the space is empty"
 
     def rejected(self, best: Strategy, value: float) -> tuple[Rejected, ...]:
         """The classes that the best strategy is not in, those nearest to it first."""
@@ -80,6 +104,4 @@ def _why(kept: _Class, best: float) -> str:
     if kept.bound < float("inf"):
         slower = kept.bound / best - 1
         return f"at least {slower:.1%} slower" if slower >= 0.0005 else "may be as fast; not all of them were weighed"
-    if kept.short is None:
-        return "no strategy"
-    return f"needs {kept.short.total / _GIB:.1f} GiB on a device of {kept.short.limit / _GIB:.1f}"
+    return kept.words()

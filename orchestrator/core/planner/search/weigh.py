@@ -53,7 +53,7 @@ class Scale:
         estimate = self.costing.estimate(strategy)
         option = Option(strategy, estimate)
         if self.parent is not None and estimate.fits:
-            moved = move(self.problem, self.parent, strategy)
+            moved = move(self.problem, self.parent, strategy, self.costing.tables)
             option = replace(option, move_s=moved.seconds, moved_bytes=moved.total_bytes)
         self.options[strategy] = option
         if self.value(option) < self.least:

@@ -143,16 +143,12 @@ class LinkMeasure(_message.Message):
     def __init__(self, senders: _Optional[_Iterable[str]] = ..., receivers: _Optional[_Iterable[str]] = ..., bandwidth: _Optional[float] = ..., latency_s: _Optional[float] = ..., problem: _Optional[str] = ...) -> None: ...
 
 class WorkerMeasure(_message.Message):
-    __slots__ = ("worker_id", "node_id", "device", "links")
-    WORKER_ID_FIELD_NUMBER: _ClassVar[int]
-    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("device", "links")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     LINKS_FIELD_NUMBER: _ClassVar[int]
-    worker_id: str
-    node_id: str
     device: DeviceMeasure
     links: _containers.RepeatedCompositeFieldContainer[LinkMeasure]
-    def __init__(self, worker_id: _Optional[str] = ..., node_id: _Optional[str] = ..., device: _Optional[_Union[DeviceMeasure, _Mapping]] = ..., links: _Optional[_Iterable[_Union[LinkMeasure, _Mapping]]] = ...) -> None: ...
+    def __init__(self, device: _Optional[_Union[DeviceMeasure, _Mapping]] = ..., links: _Optional[_Iterable[_Union[LinkMeasure, _Mapping]]] = ...) -> None: ...
 
 class Colleague(_message.Message):
     __slots__ = ("worker_id", "node_id", "endpoint")
