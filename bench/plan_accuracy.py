@@ -1,9 +1,9 @@
 """`make bench-plan-accuracy`: the planner's predictions beside plans that are really run here.
 
-First this machine is probed and every kind of layer profiled, with one core busy and with both; from that and the traced models every
-plan's step time and memory are predicted, and printed, before any of them runs. Then each runs, one process per rank and one core
-per process, a few steps at a time, round after round, because the same step varies twofold on a shared machine; the low percentile
-of a plan's steps counts. Memory is the highest resident set of each rank's process over those steps, less that of a process which
+First this machine is probed and every kind of layer profiled, with one core busy and with both; from that and the traced models
+every plan's step time and memory are predicted, and printed, before any of them runs. Then each runs, one process per rank and one
+core per process, a few steps at a time, round after round, because the same step varies twofold on a shared machine; the low
+percentile of a plan's steps counts. Memory is the highest resident set of each rank's process over those steps, less that of a process which
 trains a model of next to nothing, against the predicted total less the program's own share; every pipeline rank's counts.
 """
 
@@ -226,6 +226,8 @@ def table(outcomes: Sequence[Outcome], *, detail: bool) -> str:
         if detail:
             terms = ", ".join(f"{t.name} {t.seconds * 1e3:.1f}" for t in o.predicted.terms if t.seconds > 1e-4)
             phases = ", ".join(f"{name} {s * 1e3:.1f}" for name, s in o.phases.items() if s > 1e-4)
+            lines.append(f"      predicted ms: {terms}")
+            lines.append(f"      rank 0's ms:  {phases}")
             parts = ("weights", "gradients", "optimizer", "copies", "activations", "work", "buffers")
             for memory, (predicted, measured) in zip(o.predicted.memory, o.fullest, strict=True):
                 shown = ", ".join(f"{p} {getattr(memory, p) / MIB:.0f}" for p in parts)

@@ -1,7 +1,7 @@
 """The models and plans of `make bench-plan-accuracy`: small enough for two cores, unlike enough to be wrong about.
 
-A GPT of equal blocks between small ends; a stack of residual MLPs, each of its own width; a convolution net whose first layers have
-the activations and whose last ones have the parameters. Steps take a few tenths of a second and are bound by computing.
+A GPT of equal blocks between small ends; a stack of residual MLPs, each of its own width; a convolution net whose first layers
+have the activations and whose last ones have the parameters. Steps take a few tenths of a second and are bound by computing.
 """
 
 from __future__ import annotations

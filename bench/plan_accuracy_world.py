@@ -1,4 +1,4 @@
-"""Rank processes for `make bench-plan-accuracy`: engines without a supervisor, each on a core of its own, and a probe of the same cores.
+"""Rank processes for `make bench-plan-accuracy`: engines without a supervisor, each on a core of its own, and a probe of them.
 
 Processes come from a fork server that has torch loaded. Each is pinned before any of its threads exists, so that gloo's threads
 share the core of their rank, as the plan assumes of a device. A process tells its highest resident memory over the steps that

@@ -1,10 +1,10 @@
 """Published training runs of which enough is known to predict their step time: model, split, machines, and what was measured.
 
 Megatron-LM on Selene: arXiv 2104.04473 tables 1 and 2, and 2205.05198 table 5. The tables were written down from memory and then
-compared with public copies: a transcription of the first paper's; NVIDIA/Megatron-LM examples/sc21/run_table_1.sh for splits,
+compared with public copies: a transcription of the first paper; NVIDIA/Megatron-LM examples/sc21/run_table_1.sh for splits,
 micro-batches and interleaving of table 1; calculon-ai/calculon (calculon/llm/validation.py, validation/) for times and splits of
-table 5. Megatron-DeepSpeed on Jean Zay: read in bigscience-workshop/bigscience, train/tr11-176B-ml/chronicles-prequel.md,
-all trials of the last round (02-28).
+table 5. PyTorch FSDP: arXiv 2304.11277, read in a public transcription. Megatron-DeepSpeed on Jean Zay: read in
+bigscience-workshop/bigscience, train/tr11-176B-ml/chronicles-prequel.md, all trials of the last round (02-28).
 """
 
 from __future__ import annotations
@@ -229,6 +229,36 @@ def _bigscience() -> tuple[Case, ...]:
     )
 
 
+def _fsdp() -> tuple[Case, ...]:
+    """PyTorch FSDP, section 5.4: "more than" so much at one and two sequences per device, linear from 128 to 512 devices.
+
+    At 128 devices two sequences were slower, by an amount that was not published. Assumed: the throughput counts recomputation,
+    and the network of 2 Tbit/s is that of a node.
+    """
+    return tuple(
+        Case(
+            table="PyTorch FSDP, 2304.11277 section 5.4",
+            name=f"175B on {devices}, {micro} a time",
+            heads=96,
+            hidden=12288,
+            layers=96,
+            tensor=1,
+            pipeline=1,
+            data=devices,
+            batch=devices * micro,
+            micro=micro,
+            zero=3,
+            vocabulary=50_000,
+            tied=False,
+            program="deepspeed",
+            cluster="roce",
+            tflops=tflops,
+        )
+        for micro, tflops, all_devices in ((1, 173, (128, 256, 512)), (2, 186, (256, 512)))
+        for devices in all_devices
+    )
+
+
 MEGATRON_CASES = (*_table1(), *_table5())
-OTHER_CASES = (*_table2(), *(case for case in _bigscience() if case.step_s))
+OTHER_CASES = (*_table2(), *_fsdp(), *(case for case in _bigscience() if case.step_s))
 OUT_OF_MEMORY = tuple(case for case in _bigscience() if not case.step_s)

@@ -74,16 +74,15 @@ def preview_model(costs: ModelCosts, resources: Resources, *, batch: int, progra
     return Preview(name=costs.name, problem=problem, fixed=False, shown=found.best, choice=found)
 
 
-def spans_of(preview: Preview) -> tuple[tuple[Timed, ...], int]:
-    """One step of the first replica in time, and how many of its micro-batches were drawn; nothing where there is no pipeline."""
+def spans_of(preview: Preview) -> tuple[tuple[Timed, ...], int, int]:
+    """One step of the slowest replica in time, how many of its micro-batches that shows, and all of them; nothing of one rank."""
     strategy = preview.shown.strategy
     if strategy.pipeline == 1:
-        return (), 0
+        return (), 0, 0
+    times, whole = Costing(preview.problem).step_times(strategy)
     rows = min(strategy.pipeline, ROWS_MAX)
-    most = max(strategy.pipeline, min(2 * strategy.pipeline, ACTS_MAX // (2 * rows)))
-    drawn = min(strategy.share(0), most)
-    times = Costing(preview.problem).stage_times(strategy)
-    return trace(strategy.schedule, times, pipeline=strategy.pipeline, micro_batches=drawn), drawn
+    drawn = min(whole, max(strategy.pipeline, min(2 * strategy.pipeline, ACTS_MAX // (2 * rows))))
+    return trace(strategy.schedule, times, pipeline=strategy.pipeline, micro_batches=drawn), drawn, whole
 
 
 def _tried(problem: Problem) -> tuple[Choice | None, str]:

@@ -86,10 +86,10 @@ def inline(picture: Picture) -> Markup:
     return Markup(f"{head}<title>{escape(picture.title)}</title><desc>{escape(picture.told)}</desc>{picture.body}</svg>")
 
 
-def pictures(preview: Preview, spans: Sequence[Timed], *, micro_batches: int) -> list[Picture]:
-    """All pictures of a plan. `spans` are of one replica's step with that many micro-batches; none for a model of one rank."""
+def pictures(preview: Preview, spans: Sequence[Timed], *, drawn: int, whole: int) -> list[Picture]:
+    """All pictures of a plan. `spans`: one replica's step, with `drawn` of its `whole` micro-batches; empty: without that picture."""
     made = [cluster_picture(preview), layers_picture(preview)]
-    return [*made, timeline_picture(preview, spans, micro_batches=micro_batches)] if spans else made
+    return [*made, timeline_picture(preview, spans, drawn=drawn, whole=whole)] if spans else made
 
 
 def cluster_picture(preview: Preview) -> Picture:
@@ -186,7 +186,7 @@ def layers_picture(preview: Preview) -> Picture:
     return Picture(f"Layers by {by}", f"The layers of each stage by {by}: {'; '.join(told)}.", BAR_HEIGHT + 50, "".join(out))
 
 
-def timeline_picture(preview: Preview, spans: Sequence[Timed], *, micro_batches: int) -> Picture:
+def timeline_picture(preview: Preview, spans: Sequence[Timed], *, drawn: int, whole: int) -> Picture:
     """Forward and backward passes of each pipeline rank in one step of one replica; what is empty is the bubble."""
     strategy = preview.shown.strategy
     end = max(s.end_s for s in spans)
@@ -226,14 +226,13 @@ def timeline_picture(preview: Preview, spans: Sequence[Timed], *, micro_batches:
         if width > LABEL_MIN:
             css = "" if s.act.kind == FORWARD else "on"
             out.append(f'<text class="{css}" x="{x + width / 2:.1f}" y="{y + 15}" text-anchor="middle">{s.act.index}</text>')
-    most = max(strategy.share(r) for r in range(strategy.data))
-    part = f", the first {micro_batches} of {most} micro-batches" if micro_batches < most else ""
+    part = f", the first {drawn} of {whole} micro-batches" if drawn < whole else ""
     note = f"{strategy.pipeline - rows} more pipeline ranks" if strategy.pipeline > rows else ""
     if note:
         out.append(f'<text x="8" y="{bottom + 34}">... {note}</text>')
     busy = [sum(s.end_s - s.start_s for s in spans if s.rank == pipe) / end for pipe in range(strategy.pipeline)]
     told = f"Pipeline ranks over {seconds(end)}{part}; busy " + ", ".join(percent(b) for b in busy[:ROWS_MAX])
-    return Picture(f"One step of one replica in time{part}", told + ".", bottom + (42 if note else 26), "".join(out))
+    return Picture(f"One step of the slowest replica{part}", told + ".", bottom + (42 if note else 26), "".join(out))
 
 
 def _node(

@@ -1,4 +1,4 @@
-"""Strategies, estimates and choices in words: the axes of a plan, what else makes it up, its terms, its memory, how sure it is."""
+"""Strategies, estimates and choices in words: the axes of a plan, what else is of it, its terms, its memory, how sure it is."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from orchestrator.core.plan.plan import PipelineSchedule
 from orchestrator.core.planner.strategy import Choice, Estimate, Memory, Option, Strategy, Term
 
 RUNS_MAX = 4  # of equal layers, in a line of words
+SEEN = 0.0005  # of the step time
 RARE_S = 30 * 24 * 3600.0  # checkpoints further apart than that are not told as an interval
 MEMORY_PARTS = ("weights", "gradients", "optimizer", "copies", "activations", "work", "buffers", "other")
 
@@ -94,8 +95,8 @@ def too_large(estimate: Estimate) -> str:
 
 
 def terms(estimate: Estimate) -> list[tuple[Term, float]]:
-    """The terms of the step time with their shares, largest first."""
-    told = sorted((t for t in estimate.terms if t.seconds > 0), key=lambda t: -t.seconds)
+    """The terms of the step time with their shares, largest first; those that cannot be seen are left out."""
+    told = sorted((t for t in estimate.terms if t.seconds >= SEEN * estimate.step_s), key=lambda t: -t.seconds)
     return [(t, t.seconds / estimate.step_s) for t in told]
 
 

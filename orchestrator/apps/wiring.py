@@ -211,7 +211,8 @@ def local_resources(job: Job) -> Resources:
         name="this machine, as often as the job asks for",
         types=(kind,),
         nodes=tuple(
-            NodeResources(n, kind.name, c.slots_per_node, "", link, link, link.bandwidth, failures_per_hour=rates[n]) for n in nodes
+            NodeResources(n, kind.name, c.slots_per_node, "", link, link, link.bandwidth, failures_per_hour=rates[n])
+            for n in nodes
         ),
     )
 

@@ -104,7 +104,8 @@ def _meet(
                 talk.measure()
         except (GroupBroken, BackendUnavailable) as error:
             if talk is None or talk.bandwidth == 0:
-                return Link(0.0, 0.0), "its time was over" if watch.over.is_set() else str(error)
+                over = watch.over.is_set() or time.monotonic() >= until
+                return Link(0.0, 0.0), "its time was over" if over else str(error)
     return Link(talk.bandwidth, talk.latency_s), ""  # where it broke half-way, what was measured until then
 
 

@@ -13,6 +13,7 @@ from orchestrator.core.plan.plan import DATA, PIPELINE, TENSOR, MeshAxis
 from orchestrator.core.supervisor.events import Observation, StepCommitted
 from orchestrator.core.supervisor.state import JobPhase, State, Worker
 from orchestrator.runtime.ports import Beat, Record
+from orchestrator.runtime.prediction import PredictionStatus, prediction_of
 from orchestrator.runtime.status_types import ChangeStatus, DecisionStatus, JobStatus, NodeStatus, PlanStatus, WorkerStatus
 
 RATE_STEPS = 20  # newest steps that rate and ETA are taken from
@@ -55,6 +56,7 @@ def job_status(
         decision=_decision(recent),
         checkpoint=state.checkpoint,
         plan=_plan(state),
+        prediction=_prediction(state, recent, beats),
         target=_target(state),
         shrunk=state.plan is not None and state.plan.size < state.goal.ranks,
         change=ChangeStatus(kind=state.change.kind, why=state.change.why) if state.change is not None else None,
@@ -151,6 +153,14 @@ def _plan(state: State) -> PlanStatus | None:
         layers_per_stage=tuple(s.last - s.first for s in plan.stages),
         reason=plan.reason,
     )
+
+
+def _prediction(state: State, recent: Sequence[Record], beats: Sequence[Beat]) -> PredictionStatus | None:
+    if state.predicted is None or state.plan is None:
+        return None
+    mine = [r.event for r in recent if isinstance(r.event, StepCommitted) and r.event.epoch == state.epoch]
+    rss = {b.worker_id: b.rss_bytes for b in beats}
+    return prediction_of(state.predicted, state.plan, steps_ms=[e.step_ms for e in mine], peak_rss_bytes=rss)
 
 
 def _target(state: State) -> tuple[MeshAxis, ...]:

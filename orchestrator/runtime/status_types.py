@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from orchestrator.core.plan.plan import MeshAxis
 from orchestrator.core.supervisor.state import ChangeKind, CheckpointRef, JobPhase, Outcome, WorkerPhase
+from orchestrator.runtime.prediction import PredictionStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +103,7 @@ class JobStatus:
     decision: DecisionStatus | None
     checkpoint: CheckpointRef | None
     plan: PlanStatus | None
+    prediction: PredictionStatus | None  # what the planner expects of the plan, against what was measured of it
     target: tuple[MeshAxis, ...]  # the mesh at full strength: as the job says, or as somebody scaled it
     shrunk: bool  # the plan has fewer ranks than that
     change: ChangeStatus | None

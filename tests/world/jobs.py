@@ -31,12 +31,13 @@ def document(
     pipeline: int = 1,
     digest_every: int = 5,
     resilience: dict[str, Any] | None = None,
+    parallel: dict[str, Any] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """A job file as a mapping. A rank on each of `nodes`, `pipeline` of them in a row.
 
     `on_loss`: what is done about lost workers; unlike the product's default it never shrinks, because most stories are told of
-    ranks that stay the same. `resilience`: more keys of that section.
+    ranks that stay the same. `resilience`: more keys of that section. `parallel`: that section, instead of what the others say.
     """
     return {
         "name": name,
@@ -50,7 +51,7 @@ def document(
             "eval_micro_batches": 2,
             "optimizer": {"lr": 0.01, "warmup_steps": 2},
         },
-        "parallel": {"data": nodes // pipeline, "zero": zero, "pipeline": pipeline},
+        "parallel": parallel or {"data": nodes // pipeline, "zero": zero, "pipeline": pipeline},
         "cluster": {"nodes": nodes, "spares": spares},
         "resilience": {
             "detect_within": detect_within,

@@ -105,7 +105,8 @@ def _of_job(job: Job, described: ModelCosts | None, resources: Resources | None)
         graph, costs = None, described
     if resources is None:
         say("measuring this machine ...")
-        resources = local_resources(job)
+        with _whose_fault(job):
+            resources = local_resources(job)
     say(f"searching plans for {resources.size} devices ...")
     with _no_plan("change parallel or cluster in the job file"):
         return preview_job(job, graph=graph, costs=costs, resources=resources)
@@ -170,12 +171,15 @@ def _programs() -> dict[str, Program]:
 
 @contextmanager
 def _whose_fault(job: Job) -> Iterator[None]:
-    """Errors of the task's code as errors of the user's."""
+    """What keeps a job from being looked at, as an error of whoever can mend it."""
+    from orchestrator.engine.devices import DeviceUnavailable
     from orchestrator.engine.task import TaskError
     from orchestrator.engine.tasks.loading import user_traceback
 
     try:
         yield
+    except DeviceUnavailable as error:
+        raise CliError(f"{error}; or plan for a described cluster with --cluster FILE", Code.INFRA) from None
     except TaskError as error:
         raise CliError(str(error), Code.INPUT) from None
     except Exception as error:  # the task's own code
@@ -201,8 +205,8 @@ def _write(preview: Preview, *, html: Path | None, svg: Path | None, alternative
     from orchestrator.apps.plan_page import render_page
     from orchestrator.apps.plan_svg import document, pictures
 
-    spans, drawn = spans_of(preview)
-    drawings = pictures(preview, spans, micro_batches=drawn)
+    spans, drawn, whole = spans_of(preview)
+    drawings = pictures(preview, spans, drawn=drawn, whole=whole)
     if svg is not None:
         _to_file(svg, document(drawings, title=f"Plan of {preview.name}"))
     if html is not None:

@@ -15,6 +15,7 @@ from orchestrator.core.cluster.resources import DeviceType, Link
 # Of the peak, in half precision, for matrices of several thousand rows: where the curves of A100 level off in NVIDIA's "Matrix
 # Multiplication Background User's Guide". Power keeps V100 and H100 below that share. Ascend 910: as V100, an assumption.
 REACHABLE: Final = 0.8
+STREAMED: Final = 0.85  # of the memory's peak bandwidth, by elementwise kernels (BabelStream on A100: 1.75 of 2.04 TB/s)
 KERNELS_OF_LAYER: Final = 20  # of one layer and direction, in a transformer: products, norms, softmax, additions
 KERNEL_S: Final = 5e-6  # that one takes beyond its work; a launch on CUDA (NVIDIA's "CUDA graphs" articles name 2 to 10 us)
 
@@ -26,7 +27,7 @@ TERA: Final = 1e12
 def _device(name: str, kind: str, *, peak: float, bandwidth: float, mib: int, reachable: float = REACHABLE) -> DeviceType:
     flops = peak * reachable
     half_flops = flops * KERNELS_OF_LAYER * KERNEL_S
-    return DeviceType(name, kind, flops=flops, bandwidth=bandwidth, memory_bytes=mib * MIB, half_flops=half_flops)
+    return DeviceType(name, kind, flops=flops, bandwidth=bandwidth * STREAMED, memory_bytes=mib * MIB, half_flops=half_flops)
 
 
 def _named(*types: DeviceType) -> Mapping[str, DeviceType]:

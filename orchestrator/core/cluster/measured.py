@@ -8,6 +8,7 @@ gets the median of what was. A worker's measurement travels and is journaled as 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -85,7 +86,6 @@ def resources_from(
     usable = {n.node_id for n in view.healthy()}
     types, type_of, slow = _types({n: [measured[w].device for w in ws if w in measured] for n, ws in by_node.items()})
     links = _Links(dict(workers), [link for w, _ in workers if w in measured for link in measured[w].links])
-    racks, uplink = links.racks(sorted(by_node))
     return Resources(
         name=name,
         types=types,
@@ -94,17 +94,17 @@ def resources_from(
                 node_id=node_id,
                 device=type_of[node_id],
                 devices=len(by_node[node_id]),
-                rack=racks[node_id],
+                rack=links.rack_of[node_id],
                 inside=links.inside(node_id),
-                network=links.network(node_id, racks),
-                network_total=links.total(node_id, racks),
+                network=links.network(node_id),
+                network_total=links.total(node_id),
                 pace=max([slow[node_id], *(pace.get(w, 1.0) for w in by_node[node_id])]),
                 failures_per_hour=failures_per_hour.get(node_id, 0.0),
                 healthy=node_id in usable,
             )
             for node_id in sorted(by_node)
         ),
-        uplink=uplink,
+        uplink=links.uplink,
     )
 
 
@@ -155,62 +155,70 @@ def _types(devices: Mapping[str, Sequence[DeviceMeasure]]) -> tuple[tuple[Device
 
 
 class _Links:
+    """Measured links, by the nodes of both ends."""
+
     def __init__(self, node_of: Mapping[str, str], links: Iterable[LinkMeasure]) -> None:
-        """Measured links, by the nodes of both ends."""
-        self._inside: dict[str, list[Link]] = {}
-        self._pairs: list[tuple[str, str, Link]] = []
-        self._together: dict[str, list[float]] = {}
+        inside: dict[str, list[Link]] = {}
+        together: dict[str, list[float]] = {}
+        pairs: list[tuple[str, str, Link]] = []
         for measure in links:
-            if measure.problem or not {*measure.senders, *measure.receivers} <= set(node_of):
+            if measure.problem or not {*measure.senders, *measure.receivers} <= node_of.keys():
                 continue
             a, b = node_of[measure.senders[0]], node_of[measure.receivers[0]]
             link = Link(measure.bandwidth, measure.latency_s)
             if len(measure.senders) > 1:
                 for node in (a, b):
-                    self._together.setdefault(node, []).append(measure.bandwidth)
+                    together.setdefault(node, []).append(measure.bandwidth)
             elif a == b:
-                self._inside.setdefault(a, []).append(link)
+                inside.setdefault(a, []).append(link)
             else:
-                self._pairs.append((a, b, link))
+                pairs.append((a, b, link))
+        self.rack_of = _racks(tuple(dict.fromkeys(node_of.values())), pairs)
+        near = [(a, b, link) for a, b, link in pairs if self.rack_of[a] == self.rack_of[b]]
+        across = [link for a, b, link in pairs if self.rack_of[a] != self.rack_of[b]]
+        self.uplink = _usual(across, _median) if across else None
+        of_network, of_inside = [link for _, _, link in near], [link for found in inside.values() for link in found]
+        ends: dict[str, list[Link]] = {}
+        for a, b, link in near:
+            ends.setdefault(a, []).append(link)
+            ends.setdefault(b, []).append(link)
+        self._network = {node: _usual(found, _better) for node, found in ends.items()}
+        self._any_network = _usual(of_network or of_inside, _median)
+        self._inside = {node: _usual(found, _median) for node, found in inside.items()}
+        self._any_inside = _usual(of_inside or of_network, _median)
+        self._total = {node: max(found) for node, found in together.items()}
+        self._any_total = _median(self._total.values()) if together else 0.0
 
     def inside(self, node: str) -> Link:
         """Of this node, else the median of all nodes, else that of the network."""
-        found = self._inside.get(node) or [link for links in self._inside.values() for link in links]
-        return _usual(found or [link for _, _, link in self._pairs], _median)
+        return self._inside.get(node, self._any_inside)
 
-    def network(self, node: str, racks: Mapping[str, str]) -> Link:
+    def network(self, node: str) -> Link:
         """What the better half of its links inside its rack reach, else the median of all such, else that inside machines."""
-        near = [(a, b, link) for a, b, link in self._pairs if racks[a] == racks[b]]
-        own = [link for a, b, link in near if node in (a, b)]
-        if own:
-            return _usual(own, _better)
-        other = [link for _, _, link in near] or [link for links in self._inside.values() for link in links]
-        return _usual(other, _median)
+        return self._network.get(node, self._any_network)
 
-    def total(self, node: str, racks: Mapping[str, str]) -> float:
+    def total(self, node: str) -> float:
         """What its devices reached together, else the median of such; never less than one flow."""
-        every = [bandwidth for found in self._together.values() for bandwidth in found]
-        own = self._together.get(node)
-        return max(self.network(node, racks).bandwidth, max(own) if own else _median(every) if every else 0.0)
+        return max(self.network(node).bandwidth, self._total.get(node, self._any_total))
 
-    def racks(self, nodes: Sequence[str]) -> tuple[dict[str, str], Link | None]:
-        """The rack of each node, and the link between racks.
 
-        Nodes are in one rack when links of at least 1 / FAR of the usual bandwidth lead from one to the other. A node without any
-        such link has a slow network of its own; racks are told apart only where no such node is left.
-        """
-        rack = {node: node for node in nodes}
-        usual = _better(link.bandwidth for _, _, link in self._pairs) if self._pairs else 0.0
-        for a, b, link in self._pairs:
-            if link.bandwidth * FAR >= usual and rack[a] != rack[b]:
-                gone, kept = rack[b], rack[a]
-                rack = {node: kept if r == gone else r for node, r in rack.items()}
-        sizes = [list(rack.values()).count(r) for r in dict.fromkeys(rack.values())]
-        if len(sizes) < 2 or min(sizes) < 2:
-            return dict.fromkeys(nodes, ""), None
-        names = {r: f"rack-{k}" for k, r in enumerate(dict.fromkeys(rack[node] for node in nodes))}
-        across = [link for a, b, link in self._pairs if rack[a] != rack[b]]
-        return {node: names[r] for node, r in rack.items()}, _usual(across, _median) if across else None
+def _racks(nodes: Sequence[str], pairs: Sequence[tuple[str, str, Link]]) -> dict[str, str]:
+    """The rack of each node; all "" where they are not told apart.
+
+    Nodes are in one rack when links of at least 1 / FAR of the usual bandwidth lead from one to the other. A node without any
+    such link has a slow network of its own; racks are told apart only where no such node is left.
+    """
+    rack = {node: node for node in nodes}
+    usual = _better(link.bandwidth for _, _, link in pairs) if pairs else 0.0
+    for a, b, link in pairs:
+        if link.bandwidth * FAR >= usual and rack[a] != rack[b]:
+            gone, kept = rack[b], rack[a]
+            rack = {node: kept if r == gone else r for node, r in rack.items()}
+    sizes = Counter(rack.values())
+    if len(sizes) < 2 or min(sizes.values()) < 2:
+        return dict.fromkeys(nodes, "")
+    names = {r: f"rack-{k}" for k, r in enumerate(dict.fromkeys(rack[node] for node in sorted(nodes)))}
+    return {node: names[r] for node, r in rack.items()}
 
 
 def _usual(links: Sequence[Link], of: Callable[[Iterable[float]], float]) -> Link:

@@ -190,7 +190,7 @@ def _picked(turn: Turn, left: Sequence[Worker], troubles: list[str], *, reason: 
     turn.set(weighed=key)
     for among in (workers, workers[: len(left)]):  # a spare must not take the place of the only holder of some state
         try:
-            picked = pick(turn, among, like=old)
+            picked = pick(turn, among, like=old, ranks_max=0 if state.change else old.size)  # a loss is no reason to grow
             plan = _made(turn, picked, among, reason=f"{reason}: {picked.words}")
         except PlanError as e:
             troubles.append(f"the planner finds no plan: {e}")

@@ -46,11 +46,16 @@ class Pick:
         return f"chosen by the planner: {self.choice.reason}{interval}"
 
 
-def pick(turn: Turn, workers: Workers, *, like: Plan | None) -> Pick:
-    """The best plan for these workers; after `like`, which runs or ran, moving state counts. Raises PlanError: there is none."""
+def pick(turn: Turn, workers: Workers, *, like: Plan | None, ranks_max: int = 0) -> Pick:
+    """The best plan for these workers; after `like`, which runs or ran, moving state counts. Raises PlanError: there is none.
+
+    `ranks_max`: no more than that, beside what the job says; 0: as the job says.
+    """
     state = turn.state
     order, resources = _resources(turn, workers)
     problem = _problem(turn, resources)
+    if ranks_max:
+        problem = replace(problem, space=replace(problem.space, ranks_max=min(ranks_max, problem.space.ranks_max or ranks_max)))
     parent = None
     if like is not None:
         strategy = strategy_of(like, _devices(like, order))

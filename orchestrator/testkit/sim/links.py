@@ -122,7 +122,7 @@ class Outbox:
     def rewind(self, committed_step: int) -> None:
         """A new stream was welcomed."""
         kept = [*self.said, *self.waiting]
-        newest_epoch = max((r.epoch for r in kept), default=0)
+        newest_epoch = max((r.epoch for r in kept if not isinstance(r, WorkerMeasured)), default=0)
         newest = {type(r): r for r in kept}
 
         def again(report: Any) -> bool:
@@ -131,6 +131,8 @@ class Outbox:
                     return bool(step > committed_step)
                 case EvalReported(step=step) | DigestReported(step=step) | CheckpointReported(step=step):
                     return bool(step >= committed_step) or report is newest[type(report)]
+                case WorkerMeasured():
+                    return report is newest[WorkerMeasured]
                 case _:
                     return bool(report.epoch == newest_epoch)
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from orchestrator.core.job import Action, BadStep, FailureClass, Job
+from orchestrator.core.job import Action, BadStep, FailureClass, Job, PlannerSettings
 from orchestrator.core.plan.plan import PipelineSchedule
+from orchestrator.core.planner.strategy import Space
 from orchestrator.spec.policies import LOSSES as LOSS_CLASSES
 from orchestrator.spec.policies import policies
 from orchestrator.testkit.jobs import make_job
@@ -34,6 +35,8 @@ class Kind(StrEnum):
     CORRUPT = "corrupt"  # bits flip
     SLOW = "slow"  # a worker is slow for long
 
+
+AUTO_SHARE = 0.2  # of the jobs that can be
 
 WEIGHTS = {
     Kind.CALM: 2,
@@ -213,6 +216,7 @@ def scenario(seed: int) -> Scenario:
         policies=_policies(rng, careful=careful),
         **shape,
     )
+    job = _left_to_the_planner(job, kind)
     calm_after_ms = rng.uniform(2500, 9000) * (3 if kind is Kind.SLOW else 1)
     return Scenario(
         seed=seed,
@@ -227,6 +231,17 @@ def scenario(seed: int) -> Scenario:
         lossy_disk=rng.random() < 0.5,
         moves=rng.random() < 0.5,
     )
+
+
+def _left_to_the_planner(job: Job, kind: Kind) -> Job:
+    """Some jobs leave their plan to the planner; that is drawn apart, so that it changes nothing else."""
+    drawn = random.Random(f"auto {job.train.seed}").random() < AUTO_SHARE
+    if not drawn or kind in (Kind.BAD, Kind.CORRUPT) or job.parallel.tensor > 1:
+        return job
+    space = Space(
+        tensors=(1,), copies=(job.parallel.copies,), ranks_min=job.resilience.ranks_min, ranks_max=job.parallel.ranks
+    )
+    return replace(job, planner=PlannerSettings(auto=True, space=space, checkpoint=False))
 
 
 def _shape(rng: random.Random) -> dict[str, int]:

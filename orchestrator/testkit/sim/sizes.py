@@ -65,6 +65,8 @@ class Sizes:
 
     def stepped(self, state: State) -> None:
         """A step was committed."""
+        if state.planned:
+            return  # whether more ranks are better is for the planner to say
         missing = state.goal.ranks - state.plan.size if state.plan is not None else 0
         if missing <= 0 or len(_spares(state)) < missing or state.phase is not JobPhase.RUNNING or _in_the_way(state):
             self._could_grow = 0

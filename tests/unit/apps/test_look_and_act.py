@@ -19,9 +19,12 @@ from orchestrator.runtime.control import (
     UnauthenticatedError,
     UnreachableError,
 )
+from orchestrator.runtime.explain import EpochStory
 from orchestrator.runtime.ports import LogLine, Record
+from orchestrator.runtime.prediction import PredictionStatus
 from orchestrator.runtime.status_types import JobStatus
-from tests.unit.apps.world import FakeClient, cli, ended, install, running_status, statuses, story
+from tests.unit.apps import planned
+from tests.unit.apps.world import FakeClient, cli, ended, expecting, install, running_status, statuses, story
 
 TOLD = story()
 NEED_A_SUPERVISOR = [
@@ -29,6 +32,7 @@ NEED_A_SUPERVISOR = [
     ("logs",),
     ("events",),
     ("explain", "1"),
+    ("explain", "plan"),
     ("list",),
     ("chaos", "j", "hang", "--rank", "0"),
     ("scale", "j", "--nodes", "2"),
@@ -122,6 +126,48 @@ def test_explain_last_and_json(tmp_path: Path, client: FakeClient) -> None:
     told = json.loads(cli("explain", "last", "j", "--json", home=tmp_path).stdout)
     assert told["lines"] == ["a worker was lost", "so a spare took over"]
     assert client.asked == [("explain", "j", decision.seq)]
+
+
+def test_explain_plan_tells_the_plan_of_each_epoch(tmp_path: Path, client: FakeClient) -> None:
+    result = cli("explain", "plan", "j", home=tmp_path)
+    assert result.exit_code == 0
+    assert [line.split(",")[0] for line in result.stdout.splitlines() if not line.startswith(" ") and line] == [
+        "epoch 1",
+        "epoch 2",
+    ]
+    assert "nothing was predicted" in result.stdout
+    shown = planned.option(planned.strategy(pipeline=1, data=4))
+    client.records = expecting(TOLD.records, shown, planned.choice(shown))
+    assert "1,234 weighed" in cli("explain", "plan", home=tmp_path).stdout
+    told = json.loads(cli("explain", "plan", "--json", home=tmp_path).stdout)
+    assert [from_json(EpochStory, s).plan.epoch for s in told] == [1, 2]
+    assert told[0]["choice"]["weighed"] == 1234
+    client.records = []
+    assert cli("explain", "plan", home=tmp_path).exit_code == 2
+
+
+def test_status_tells_prediction_and_measurement(tmp_path: Path, client: FakeClient) -> None:
+    assert "predicted" not in cli("status", home=tmp_path).stdout
+    made = PredictionStatus(
+        epoch=1,
+        step_ms=103.0,
+        measured_step_ms=100.0,
+        steps=7,
+        step_error=0.03,
+        memory_bytes=900_000_000,
+        measured_memory_bytes=10**9,
+        memory_error=-0.1,
+    )
+    client.statuses = statuses(replace(running_status(), prediction=made))
+    text = cli("status", home=tmp_path).stdout
+    assert "103 ms predicted, 100 ms measured (median of 7 steps): 3.0 % too long" in text
+    assert "900 MB predicted, 1 GB measured: 10 % too little" in text
+    assert json.loads(cli("status", "--json", home=tmp_path).stdout)["prediction"]["step_error"] == 0.03
+    unknown = replace(made, measured_step_ms=None, step_error=None, measured_memory_bytes=None, memory_error=None)
+    client.statuses = statuses(replace(running_status(), prediction=unknown))
+    text = cli("status", home=tmp_path).stdout
+    assert "103 ms predicted, no steady step measured" in text
+    assert "900 MB predicted, none measured" in text
 
 
 def test_explain_wants_a_number(tmp_path: Path, client: FakeClient) -> None:

@@ -20,7 +20,7 @@ from tests.unit.apps.world import EXAMPLE, FakeWiring, cli, install
 CLUSTER = """
 name: pair
 devices:
-  - {name: toy, kind: cpu, flops: 100 GFLOP/s, bandwidth: 10 GB/s, memory: 2 GiB}
+  - {name: toy, kind: cpu, flops: 100 GFLOP/s, bandwidth: 10 GB/s, memory: 8 GiB}
 nodes:
   - {count: 2, device: toy, devices: 2, inside: {bandwidth: 2 GB/s, latency: 1 us}, network: {bandwidth: 1 GB/s, latency: 10 us}}
 """
@@ -180,7 +180,7 @@ def test_page_and_picture_are_written(tmp_path: Path, wiring: FakeWiring, files:
         (("--model", "MODEL", "--cluster", "CLUSTER", "--batch", "8", "--program", "mine"), "ours, megatron, deepspeed"),
         (("JOB", "--batch", "8"), "leave the job out"),
         (("--model", "CLUSTER"), "problem"),
-        (("JOB", "--cluster", "MODEL"), "line 3"),
+        (("JOB", "--cluster", "MODEL"), "model.yaml:3:1: layers"),
     ],
 )
 def test_what_is_missing_or_wrong_is_said(

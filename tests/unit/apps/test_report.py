@@ -17,7 +17,8 @@ from orchestrator.core.job import Action, FailureClass
 from orchestrator.core.supervisor.events import CancelRequested, DrainRequested, StepCommitted, WorkerGone
 from orchestrator.spec.policies import policies
 from tests.scenarios.story import make_job
-from tests.unit.apps.world import HTML_IN_REASON, Recorded, losses, story
+from tests.unit.apps import planned
+from tests.unit.apps.world import HTML_IN_REASON, Recorded, expecting, losses, story
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
@@ -75,6 +76,23 @@ def test_the_page_is_sound_and_needs_nothing_from_outside() -> None:
     assert "script" not in shown.tags
     for words in ("steps lost", "digest equal", "equal, bit for bit", "Failure 1: epoch 1 broke after step 3", "Goodput"):
         assert words in shown.text
+
+
+def test_predictions_are_held_against_what_was_measured() -> None:
+    told = story()
+    assert "prediction" not in page(told).ids
+    option = planned.option(planned.strategy(pipeline=1, data=4), step_s=0.090)
+    text = render_report(
+        job=told.state.job,
+        records=expecting(told.records, option),
+        status=told.status(),
+        peak_rss_bytes={2: {told.plan.seats[1].worker_id: 1 << 29}},
+    )
+    shown = Page(text)
+    assert "prediction" in shown.ids
+    assert "90 ms predicted, 100 ms measured (median of 1 step): 10 % too short" in shown.text
+    assert "1.07 GB predicted, none measured" in shown.text  # of epoch 1
+    assert "1.07 GB predicted, 537 MB measured: 100 % too much" in shown.text
 
 
 def test_text_from_outside_is_escaped() -> None:

@@ -21,9 +21,10 @@ from orchestrator.core.graph.costs import ModelCosts
 from orchestrator.core.graph.view import GraphView
 from orchestrator.core.job import Job
 from orchestrator.core.plan.plan import MeshAxis
+from orchestrator.core.planner.strategy import Choice, Option
 from orchestrator.core.reshard.recovery import Commit
 from orchestrator.core.supervisor import events as ev
-from orchestrator.core.supervisor.commands import Command
+from orchestrator.core.supervisor.commands import Command, ExpectEpoch, RunEpoch
 from orchestrator.core.supervisor.machine import step
 from orchestrator.core.supervisor.state import JobPhase, Outcome, WorkerPhase
 from orchestrator.runtime.checkpoint_types import CheckpointInfo, CheckpointVerdict, DamagedFile, ExportedModel, ExportType
@@ -103,6 +104,16 @@ def story(*, steps: int = 6, fail_at: int | None = 3) -> Recorded:
     told.finish(steps)
     assert told.state.phase is JobPhase.SUCCEEDED, told.said
     return told
+
+
+def expecting(records: Iterable[Record], option: Option, choice: Choice | None = None) -> list[Record]:
+    """The same records where every epoch was expected to do what `option` says; the first came from `choice`."""
+    out = []
+    for record in records:
+        epochs = {c.plan.epoch for c in record.commands if isinstance(c, RunEpoch)}
+        more = tuple(ExpectEpoch(e, option, choice if e == 1 else None) for e in epochs)
+        out.append(replace(record, commands=(*more, *record.commands)))
+    return out
 
 
 def running_status() -> JobStatus:
@@ -218,6 +229,7 @@ def plain_status(*, on: Sequence[str] = ("n0", "n1"), spares: Sequence[str] = ("
         decision=None,
         checkpoint=None,
         plan=plan,
+        prediction=None,
         target=MESH,
         shrunk=False,
         change=None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.published import WITHIN, WITHIN_MIN, outcome, problem_of, strategy_of
+from bench.published import CALIBRATED, WITHIN, WITHIN_MIN, calibrate, outcome, problem_of, strategy_of
 from bench.published_cases import MEGATRON_CASES, OTHER_CASES, OUT_OF_MEMORY, SEQUENCE, Case
 
 ALL = (*MEGATRON_CASES, *OTHER_CASES, *OUT_OF_MEMORY)
@@ -68,3 +68,10 @@ def test_more_devices_are_predicted_to_be_faster_on_the_same_batch() -> None:
     times = [outcome(c).estimate.step_s for c in OTHER_CASES if c.table.startswith("Megatron-LM") and c.name.startswith("175B")]
     assert times == sorted(times, reverse=True)
     assert len(times) == 3
+
+
+def test_calibration_makes_the_mean_error_of_its_rows_nothing() -> None:
+    rows = [c for c in MEGATRON_CASES if c.name in CALIBRATED]
+    assert len(rows) == len(CALIBRATED)
+    pace = calibrate(rows)
+    assert sum(outcome(c, pace=pace).error for c in rows) / len(rows) == pytest.approx(0, abs=2e-3)

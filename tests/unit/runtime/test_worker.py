@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
@@ -10,15 +11,18 @@ from typing import Any
 
 import pytest
 
+from orchestrator.core.graph.costs import ModelCosts
 from orchestrator.core.graph.view import GraphView
 from orchestrator.core.planner.planner import first_plan
 from orchestrator.core.reshard.recovery import Held, Resume, Source
 from orchestrator.core.supervisor.commands import (
+    Colleague,
     DumpStacks,
     ExitWorker,
     FenceEpoch,
     InjectFault,
     LeaveEpoch,
+    MeasureWorker,
     RunEpoch,
     TakeCheckpoint,
 )
@@ -33,16 +37,19 @@ from orchestrator.core.supervisor.events import (
     TaskFailed,
     WorkerDisconnected,
     WorkerHello,
+    WorkerMeasured,
 )
 from orchestrator.core.timeouts import Timeouts, derive
 from orchestrator.runtime.ports import Beat, Failed, Finished, Left, LogLine, Pulse, Report, WorkerCommand
 from orchestrator.runtime.worker import WorkerShell, all_stacks, resident_bytes
+from orchestrator.testkit.jobs import make_costs, make_measure
 from tests.unit.runtime.world import GRAPH, job
 
 WAIT_S = 20
 ME = "j/w0"
 HELD = Held(1, 0, 1, 5, 5, 5, (), (), None)
 LIMITS = derive(4000)
+COSTS = make_costs(GRAPH)
 
 
 class FakeEngine:
@@ -51,6 +58,8 @@ class FakeEngine:
     def __init__(self) -> None:
         self.started: queue.Queue[RunEpoch] = queue.Queue()
         self.results: queue.Queue[Any] = queue.Queue()
+        self.measuring: queue.Queue[MeasureWorker] = queue.Queue()
+        self.measured: queue.Queue[bool] = queue.Queue()  # whether it works
         self.fences: list[int] = []
         self.faults: list[Fault] = []
         self.wishes: list[tuple[str, int]] = []
@@ -58,6 +67,18 @@ class FakeEngine:
 
     def warm(self) -> GraphView:
         return GRAPH
+
+    def costs(self) -> ModelCosts | None:
+        return COSTS
+
+    def measure(self, order: MeasureWorker, stop: Callable[[], bool]) -> WorkerMeasured | None:
+        self.measuring.put(order)
+        while not stop():
+            with contextlib.suppress(queue.Empty):
+                if self.measured.get(timeout=0.01):
+                    return WorkerMeasured(0, order.worker_id, make_measure(), COSTS)
+                raise RuntimeError("no device")
+        return None
 
     def run_epoch(self, order: RunEpoch, report: Report) -> Left | Finished | Failed:
         self.report = report
@@ -451,3 +472,38 @@ def test_stacks_name_the_threads() -> None:
 
 def test_resident_memory_is_that_of_this_process() -> None:
     assert 5_000_000 < resident_bytes() < 1 << 40
+
+
+def probe(number: int) -> MeasureWorker:
+    return MeasureWorker(ME, 0, number, (Colleague(ME, "n0", "127.0.0.1:4000"),))
+
+
+def test_its_hello_carries_what_the_model_costs(worker: Worker) -> None:
+    assert worker.link.hello().costs == COSTS
+
+
+def test_it_measures_itself_while_it_has_no_rank(worker: Worker) -> None:
+    worker.link.on_command(probe(1))
+    assert worker.engine.measuring.get(timeout=WAIT_S).number == 1
+    assert worker.link.hello().running is False
+    worker.engine.measured.put(True)
+    assert worker.said() == WorkerMeasured(0, ME, make_measure(), COSTS)
+
+
+def test_a_measuring_makes_way_for_an_epoch(worker: Worker) -> None:
+    worker.link.on_command(probe(1))
+    worker.engine.measuring.get(timeout=WAIT_S)
+    worker.link.on_command(order(1))
+    assert worker.runs() == 1
+    worker.link.on_command(FenceEpoch(ME, 1))
+    assert isinstance(worker.said(), LeftEpoch), "and nothing was said about the measuring"
+
+
+def test_a_measuring_that_fails_costs_nothing(worker: Worker) -> None:
+    worker.link.on_command(probe(1))
+    worker.engine.measuring.get(timeout=WAIT_S)
+    worker.engine.measured.put(False)
+    worker.link.on_command(probe(2))
+    assert worker.engine.measuring.get(timeout=WAIT_S).number == 2
+    worker.engine.measured.put(True)
+    assert isinstance(worker.said(), WorkerMeasured)

@@ -15,7 +15,7 @@ from itertools import accumulate
 
 from orchestrator.core.plan.plan import PipelineSchedule
 from orchestrator.core.planner.cost.collectives import ALONE, INFINITE, Ring, all_gather, reduce_scatter
-from orchestrator.core.planner.cost.programs import SUM_BYTES
+from orchestrator.core.planner.cost.programs import SUM_BYTES, straight
 from orchestrator.core.planner.cost.stages import Tables
 from orchestrator.core.planner.strategy import Problem
 
@@ -42,7 +42,8 @@ class Bounds:
         self._nodes = nodes
         self._devices_max = max(n.devices for n in nodes)
         self._inside = (min(n.inside.latency_s for n in nodes), max(n.inside.bandwidth for n in nodes))
-        self._across = (min(n.network.latency_s for n in nodes), max(n.network.bandwidth for n in nodes))
+        rails = [n.network.bandwidth * (1 if straight(problem.program) else n.devices) for n in nodes]
+        self._across = (min(n.network.latency_s for n in nodes), max(rails))
         types = problem.resources.by_name
         self._bandwidth = max(types[n.device].bandwidth / n.pace for n in nodes)
         self._pace = min(n.pace for n in nodes)

@@ -1,8 +1,9 @@
 """How long collectives take: alpha-beta times over the slowest link that a group's traffic passes.
 
-A ring that visits node after node enters and leaves each node once, however many members it has there; rings that run at the same
-time share what leaves a node (`network_total`) and a rack (`uplink_total`). Ring and tree formulas: Thakur, Rabenseifner and
-Gropp 2005, sections 3 and 4; that a ring is optimal in bandwidth: Patarasuk and Yuan 2009.
+A ring that visits node after node enters and leaves each node once; libraries run as many rings at a time as the group has
+members on a node, each through the adapter of another one. Groups that run at the same time share what leaves a node
+(`network_total`) and a rack (`uplink_total`). Ring and tree formulas: Thakur, Rabenseifner and Gropp 2005, sections 3 and 4; that
+a ring is optimal in bandwidth: Patarasuk and Yuan 2009.
 """
 
 from __future__ import annotations
@@ -70,10 +71,13 @@ def send(link: Ring, numbytes: float) -> float:
 
 
 class Network:
-    """Makes rings of groups of devices, with what those that run at the same time share. Equal groups are folded."""
+    """Makes rings of groups of devices, with what those that run at the same time share. Equal groups are folded.
 
-    def __init__(self, resources: Resources) -> None:
-        self._nodes = resources.nodes
+    `straight`: members do not pass on what they get but send to each other, so that all of a node's cross the network.
+    """
+
+    def __init__(self, resources: Resources, *, straight: bool) -> None:
+        self._nodes, self._straight = resources.nodes, straight
         racks = {rack: k for k, rack in enumerate(dict.fromkeys(n.rack for n in resources.nodes))}
         self._rack_of = [racks[n.rack] for n in resources.nodes]
         self._uplink, self._uplink_total = resources.uplink, resources.uplink_total
@@ -90,8 +94,8 @@ class Network:
         for column in folded:
             for nodes, times in column.items():
                 if nodes[0] != nodes[-1]:
-                    for n in counts[nodes]:
-                        out[n] += times
+                    for n, members in counts[nodes].items():
+                        out[n] += times * (members if self._straight else 1)
                     for rack in self._racks(counts[nodes]):
                         up[rack] += times
         known = {nodes: self._ring(count, out, up) for nodes, count in counts.items()}
@@ -139,7 +143,8 @@ class Network:
                 latency, bandwidth = max(latency, node.inside.latency_s), min(bandwidth, node.inside.bandwidth)
             if len(count) > 1:
                 latency = max(latency, node.network.latency_s)
-                bandwidth = min(bandwidth, node.network.bandwidth, node.network_total / out[n])
+                rails = 1 if self._straight else members
+                bandwidth = min(bandwidth, rails * node.network.bandwidth, node.network_total / out[n])
         racks = self._racks(count)
         if racks:
             latency, bandwidth = self._between(latency, bandwidth, max(up[rack] for rack in racks))

@@ -17,7 +17,7 @@ from orchestrator.core.planner.cost.collectives import all_gather, all_reduce, r
 from orchestrator.core.planner.cost.goodput import Losses, all_lost_per_s, checkpoint_every, goodput
 from orchestrator.core.planner.cost.memory import Copied, Sums, rank_memory, sets_in_flight, stage_bytes, sums_of
 from orchestrator.core.planner.cost.mesh import Holders, Meshes, MeshOnDevices, Place
-from orchestrator.core.planner.cost.programs import SUM_BYTES
+from orchestrator.core.planner.cost.programs import SUM_BYTES, scattered, straight
 from orchestrator.core.planner.cost.stages import Tables
 from orchestrator.core.planner.cost.timeline import StageTimes, ends
 from orchestrator.core.planner.strategy import Estimate, Memory, Problem, Strategy, Term
@@ -31,43 +31,8 @@ def estimate(problem: Problem, strategy: Strategy) -> Estimate:
     return Costing(problem).estimate(strategy)
 
 
-@dataclass(slots=True)
-class Parts:
-    """Seconds of one stage for one micro-batch, by where they go."""
-
-    forward: float
-    backward: float
-    recompute: float
-    tensor: float  # all of it: forward, backward and again under recomputation
-    boundary: float
-    gradients: float
-    weights: float
-    overhead: float
-
-    def add(self, other: Parts) -> None:
-        """The stages of a rank."""
-        self.forward += other.forward
-        self.backward += other.backward
-        self.recompute += other.recompute
-        self.tensor += other.tensor
-        self.boundary += other.boundary
-        self.gradients += other.gradients
-        self.weights += other.weights
-        self.overhead += other.overhead
-
-    @property
-    def total(self) -> float:
-        """All of them."""
-        return (
-            self.forward
-            + self.backward
-            + self.recompute
-            + self.tensor
-            + self.boundary
-            + self.gradients
-            + self.weights
-            + self.overhead
-        )
+_PARTS = ("forward", "backward", "recompute", "tensor", "boundary", "gradients", "weights", "overhead")
+_Parts = tuple[float, ...]  # seconds of one micro-batch, in this order
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +48,17 @@ class _Traffic:
 
 
 @dataclass(frozen=True, slots=True)
-class _Ready:
-    """A pipeline rank that is done with its micro-batches."""
+class _Replica:
+    """The slowest replica on places of one kind."""
 
-    at: float
-    parts: Parts
     micro_batches: int
+    times: StageTimes
+    parts: list[_Parts]  # by stage
+    ends: tuple[float, ...]  # by pipeline rank
+
+    def rank(self, pipe: int, pipeline: int) -> list[float]:
+        """The parts of all stages of a pipeline rank."""
+        return [sum(column) for column in zip(*self.parts[pipe::pipeline], strict=True)]
 
 
 class Costing:
@@ -99,7 +69,7 @@ class Costing:
         self.tables = Tables(problem.costs, problem.resources)
         self.bounds = Bounds(problem, self.tables)
         self.bound = self.bounds.effective_s
-        self._meshes = Meshes(problem.resources)
+        self._meshes = Meshes(problem.resources, straight=straight(problem.program))
 
     # -------------------------------------------------------------------------------------------------------- questions
 
@@ -110,32 +80,25 @@ class Costing:
         sums = sums_of(program, zero=s.zero, micro_batches=s.micro_batches, shares=tuple(shares))
         elements = self._elements(s)
         copied = self._copied(s, mesh, holders, elements)
-        ready = self._ready(s, mesh, holders, shares)
-        reductions = [self._reduction(s, mesh, p, elements[p], sums, ready[p]) for p in range(s.pipeline)]
-        copies = [self._copies_s(s, mesh, elements[p], copied[p]) for p in range(s.pipeline)]
-        last = max(range(s.pipeline), key=lambda p: ready[p].at + reductions[p] + copies[p])
-        parts, m = ready[last].parts, ready[last].micro_batches
-        update = max(
-            program.update_bytes * (elements[p] / s.shard + copied[p].elements) / mesh.bandwidths[p] for p in range(s.pipeline)
-        )
+        replicas = self._replicas(s, mesh, holders, shares)
+        pipes = range(s.pipeline)
+        slowest = [max(replicas, key=lambda r: r.ends[p]) for p in pipes]
+        reductions = [self._reduction(s, mesh, p, elements[p], sums, slowest[p]) for p in pipes]
+        copies = [self._copies_s(mesh, copied[p]) for p in pipes]
+        last = max(pipes, key=lambda p: slowest[p].ends[p] + reductions[p] + copies[p])
+        m = slowest[last].micro_batches
+        parts = [m * part for part in slowest[last].rank(last, s.pipeline)]
+        update = max(program.update_bytes * (elements[p] / s.shard + copied[p].elements) / mesh.bandwidths[p] for p in pipes)
         gathering = 0.0
         if s.zero in (1, 2):
-            gathering = max(
-                all_gather(ring, program.gathered_bytes * e) for ring, e in zip(holders.gathers, elements, strict=True)
-            )
-        seconds = {
-            "forward": m * parts.forward,
-            "backward": m * parts.backward,
-            "recompute": m * parts.recompute,
-            "tensor": m * parts.tensor,
-            "boundary": m * parts.boundary,
-            "bubble": max(0.0, ready[last].at - m * parts.total),
-            "gradients": m * parts.gradients + reductions[last],
-            "weights": m * parts.weights + gathering,
-            "update": update,
-            "copies": copies[last],
-            "overhead": m * parts.overhead + program.step_s,
-        }
+            gathering = max(all_gather(holders.gathers[p], program.gathered_bytes * elements[p]) for p in pipes)
+        seconds = dict(zip(_PARTS, parts, strict=True))
+        seconds["gradients"] += reductions[last]
+        seconds["weights"] += gathering
+        seconds["overhead"] += program.step_s
+        seconds["bubble"] = max(0.0, slowest[last].ends[last] - sum(parts))
+        seconds["update"] = update
+        seconds["copies"] = copies[last]
         terms = tuple(Term(name, value) for name, value in seconds.items())
         step_s = math.fsum(seconds.values())
         share, every, loss_s = self._reliability(s, mesh, holders, elements, copied, step_s)
@@ -154,6 +117,11 @@ class Costing:
         shares = tuple(s.share(r) for r in range(s.data))
         sums = sums_of(self.problem.program, zero=s.zero, micro_batches=s.micro_batches, shares=shares)
         return self._memory(s, mesh, sums, self._copied(s, mesh, holders, self._elements(s)), max(shares))
+
+    def stage_times(self, s: Strategy) -> StageTimes:
+        """Of the replica that is done last: what a picture of a step is drawn of (`timeline.trace`)."""
+        shares = [s.share(r) for r in range(s.data)]
+        return max(self._replicas(s, self._meshes.of(s), self._meshes.holders(s), shares), key=lambda r: max(r.ends)).times
 
     def layer_seconds(
         self, layer: int, *, device: str, pace: float, tensor: int, units: int, recompute: bool
@@ -211,76 +179,75 @@ class Costing:
             out[pipe] += self.tables.runs(s.tensors[pipe]).elements(a, b)
         return out
 
-    def _ready(self, s: Strategy, mesh: MeshOnDevices, holders: Holders, shares: Sequence[int]) -> list[_Ready]:
-        """For each pipeline rank the replica that is ready last."""
-        traffic = [self._traffic(s, mesh, holders, k) for k in range(len(s.cuts))]
-        found: list[_Ready] = []
-        for row, replicas in zip(mesh.places, mesh.replicas, strict=True):
-            m = max(shares[r] for r in replicas)
-            times, parts = self._stage_times(s, row, traffic)
-            done = ends(s.schedule, times, pipeline=s.pipeline, micro_batches=m)
-            mine = [_Ready(end, p, m) for end, p in zip(done, parts, strict=True)]
-            found = [max(pair, key=lambda r: r.at) for pair in zip(found, mine, strict=True)] if found else mine
-        return found
+    def _replicas(self, s: Strategy, mesh: MeshOnDevices, holders: Holders, shares: Sequence[int]) -> list[_Replica]:
+        """Of each kind of places the replica with most micro-batches."""
+        bounds = s.bounds
+        traffic = [self._traffic(s, mesh, holders, k, bounds) for k in range(len(bounds))]
+        out = []
+        for row, members in zip(mesh.places, mesh.replicas, strict=True):
+            m = max([shares[r] for r in members])
+            times, parts = self._stage_times(s, row, bounds, traffic)
+            out.append(_Replica(m, times, parts, ends(s.schedule, times, pipeline=s.pipeline, micro_batches=m)))
+        return out
 
-    def _traffic(self, s: Strategy, mesh: MeshOnDevices, holders: Holders, stage: int) -> _Traffic:
-        program, (a, b), pipe = self.problem.program, s.bounds[stage], stage % s.pipeline
+    def _traffic(
+        self, s: Strategy, mesh: MeshOnDevices, holders: Holders, stage: int, bounds: Sequence[tuple[int, int]]
+    ) -> _Traffic:
+        program, (a, b), pipe = self.problem.program, bounds[stage], stage % s.pipeline
         runs = self.tables.runs(s.tensors[pipe])
         elements, layers = runs.elements(a, b), b - a
         numbytes, calls = runs.reduced(a, b)
-        before = mesh.boundaries[pipe - 1]
         return _Traffic(
             tensor=all_reduce(mesh.tensors[pipe], s.units * numbytes, calls),
-            received=send(before, s.units * runs.boundary_bytes(a)) if stage else 0.0,
-            returned=send(mesh.boundaries[pipe], s.units * runs.boundary_bytes(b)) if stage + 1 < len(s.cuts) else 0.0,
+            received=self._crossing(s, mesh, pipe, pipe - 1, s.units * runs.boundary_bytes(a)) if stage else 0.0,
+            returned=self._crossing(s, mesh, pipe, pipe, s.units * runs.boundary_bytes(b)) if b < runs.layers else 0.0,
             scattered=reduce_scatter(mesh.datas[pipe], program.exchanged_bytes * elements, layers) if s.zero >= 2 else 0.0,
             gathered=all_gather(holders.gathers[pipe], program.gathered_bytes * elements, layers) if s.zero >= 3 else 0.0,
             added=SUM_BYTES * elements / mesh.bandwidths[pipe] if program.sums_kept else 0.0,
         )
 
-    def _stage_times(self, s: Strategy, row: Sequence[Place], traffic: Sequence[_Traffic]) -> tuple[StageTimes, list[Parts]]:
-        """Of a replica on such places: the times of its stages, and the parts of them by pipeline rank."""
-        program = self.problem.program
-        halves = s.schedule is PipelineSchedule.ZERO_BUBBLE and s.pipeline > 1
+    def _crossing(self, s: Strategy, mesh: MeshOnDevices, receiver: int, boundary: int, numbytes: float) -> float:
+        """Seconds that a rank waits for what comes over the boundary after pipeline rank `boundary`, in either direction."""
+        link = mesh.boundaries[boundary]
+        if link.size == 1 or s.tensor == 1 or not scattered(self.problem.program):
+            return send(link, numbytes)
+        ring = mesh.tensors[receiver]
+        return min(send(link, numbytes), send(link, numbytes / ring.size) + all_gather(ring, numbytes))
+
+    def _stage_times(
+        self, s: Strategy, row: Sequence[Place], bounds: Sequence[tuple[int, int]], traffic: Sequence[_Traffic]
+    ) -> tuple[StageTimes, list[_Parts]]:
+        """Of a replica on such places: the times of its stages, and the parts of them."""
+        program, pipeline, overlap = self.problem.program, s.pipeline, self.problem.program.overlap
+        halves = s.schedule is PipelineSchedule.ZERO_BUBBLE and pipeline > 1
         forwards, backwards, weights = [], [], []
-        ranks = [Parts(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0) for _ in range(s.pipeline)]
-        for k, (a, b) in enumerate(s.bounds):
-            pipe, t, again = k % s.pipeline, traffic[k], s.recompute[k]
+        parts: list[_Parts] = []
+        for k, (a, b) in enumerate(bounds):
+            pipe, t, again = k % pipeline, traffic[k], s.recompute[k]
             forward, backward, pace = 0.0, 0.0, 0.0
             for name, slow in row[pipe]:
                 passes = self.tables.speeds(name, s.tensors[pipe]).passes(a, b, s.units)
                 forward, backward = max(forward, slow * passes.forward_s), max(backward, slow * passes.backward_s)
                 pace = max(pace, slow)
             act = pace * program.act_s
-            fetched = _exposed(program.overlap, t.gathered, forward)
-            fetched_back = _exposed(program.overlap, t.gathered, backward)
-            scattered = _exposed(program.overlap, t.scattered, backward) + t.added
-            repeated = forward if again else 0.0
-            tensor = t.tensor * (2 if again else 1)
+            fetched, fetched_back = _exposed(overlap, t.gathered, forward), _exposed(overlap, t.gathered, backward)
+            gradients = _exposed(overlap, t.scattered, backward) + t.added
+            repeated, tensor = (forward, 2 * t.tensor) if again else (0.0, t.tensor)
             forwards.append(forward + t.tensor + t.received + fetched + act)
             first = repeated + tensor + t.returned + fetched_back + act
             if halves:
                 backwards.append(first + backward / 2)
-                weights.append(backward / 2 + scattered + fetched_back + act)
+                weights.append(backward / 2 + gradients + fetched_back + act)
             else:
-                backwards.append(first + backward + scattered)
-            ranks[pipe].add(
-                Parts(
-                    forward=forward,
-                    backward=backward,
-                    recompute=repeated,
-                    tensor=t.tensor + tensor,
-                    boundary=t.received + t.returned,
-                    gradients=scattered,
-                    weights=fetched + fetched_back * (2 if halves else 1),
-                    overhead=act * (3 if halves else 2),
-                )
-            )
-        return StageTimes(tuple(forwards), tuple(backwards), tuple(weights)), ranks
+                backwards.append(first + backward + gradients)
+            gathers = fetched + fetched_back * (2 if halves else 1)
+            crossing, acts = t.received + t.returned, act * (3 if halves else 2)
+            parts.append((forward, backward, repeated, t.tensor + tensor, crossing, gradients, gathers, acts))
+        return StageTimes(tuple(forwards), tuple(backwards), tuple(weights)), parts
 
     # ------------------------------------------------------------------------------------------------- end of the step
 
-    def _reduction(self, s: Strategy, mesh: MeshOnDevices, pipe: int, elements: float, sums: Sums, ready: _Ready) -> float:
+    def _reduction(self, s: Strategy, mesh: MeshOnDevices, pipe: int, elements: float, sums: Sums, replica: _Replica) -> float:
         """Seconds of reducing gradients after the last micro-batch, and of handing them to further holders of a part."""
         program, ring = self.problem.program, mesh.datas[pipe]
         numbytes = program.exchanged_bytes * elements
@@ -290,7 +257,9 @@ class Costing:
         elif s.zero < 2:
             traffic = reduce_scatter(ring, sums.sent * numbytes) + (all_gather(ring, numbytes) if s.zero == 0 else 0.0)
         handed = numbytes / s.shard - numbytes / s.data if s.zero else 0.0
-        return _exposed(program.overlap, traffic, ready.parts.backward) + (send(ring, handed) if handed > 0.0 else 0.0)
+        if program.overlap:
+            traffic = _exposed(program.overlap, traffic, replica.rank(pipe, s.pipeline)[1])
+        return traffic + (send(ring, handed) if handed > 0.0 else 0.0)
 
     def _copied(self, s: Strategy, mesh: MeshOnDevices, holders: Holders, elements: Sequence[float]) -> list[Copied]:
         """What each rank keeps for others: parts that are on one node only, shared out to ranks on other nodes."""
@@ -302,7 +271,7 @@ class Costing:
             for e, lonely in zip(elements, holders.lonely, strict=True)
         ]
 
-    def _copies_s(self, s: Strategy, mesh: MeshOnDevices, elements: float, copied: Copied) -> float:
+    def _copies_s(self, mesh: MeshOnDevices, copied: Copied) -> float:
         """Seconds of refreshing copies."""
         program = self.problem.program
         if not copied.elements:

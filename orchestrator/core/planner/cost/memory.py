@@ -17,6 +17,7 @@ from orchestrator.core.planner.cost.timeline import live
 from orchestrator.core.planner.strategy import Memory, Program, Strategy
 
 STREAMED = 4  # layers' worth of gradients under way from ZeRO-2 on: one made, one sent, their parts (engine/weights.py)
+LIVE_MAX = 1e9  # elements that programs which gather tensor by tensor hold at most (DeepSpeed's stage3_max_live_parameters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +71,10 @@ def passing_bytes(program: Program, runs: Runs, first: int, last: int, *, zero: 
     if zero < 2:
         return work
     layer = runs.layer_elements(first, last)
-    work += (STREAMED if program.sums_kept else 1) * program.gradient_bytes * layer
-    return work + (program.weight_bytes * layer * (1 if program.sums_kept else 2) if zero >= 3 else 0.0)  # others fetch ahead
+    work += program.gradient_bytes * (STREAMED * layer if program.sums_kept else min(layer, LIVE_MAX))
+    if zero < 3:
+        return work
+    return work + program.weight_bytes * (layer if program.sums_kept else min(2 * layer, LIVE_MAX))  # others fetch ahead
 
 
 def stage_bytes(
@@ -107,43 +110,48 @@ def rank_memory(
     s: Strategy, program: Program, runs: Runs, pipe: int, *, sums: Sums, copied: Copied, limit: int, micro_batches: int
 ) -> Memory:
     """Of one pipeline rank; `micro_batches` of the replica that has most."""
-    stages = [s.bounds[k] for k in range(pipe, len(s.cuts), s.pipeline)]
-    again = [s.recompute[k] for k in range(pipe, len(s.cuts), s.pipeline)]
-    elements = sum(runs.elements(a, b) for a, b in stages)
+    bounds = s.bounds
+    mine = range(pipe, len(bounds), s.pipeline)
+    elements, kept, passing, crossing = 0.0, [], 0.0, 0.0
+    for k in mine:
+        (a, b), again = bounds[k], s.recompute[k]
+        elements += runs.elements(a, b)
+        kept.append(s.units * runs.kept_bytes(a, b, recompute=again))
+        passing = max(passing, passing_bytes(program, runs, a, b, zero=s.zero, units=s.units, recompute=again))
+        if a:
+            crossing = max(crossing, runs.boundary_bytes(a))
+        if b < runs.layers:
+            crossing = max(crossing, runs.boundary_bytes(b))
     state = state_bytes(program, elements, zero=s.zero, shard=s.shard, data=s.data, sums=sums)
-    kept = [s.units * runs.kept_bytes(a, b, recompute=r) for (a, b), r in zip(stages, again, strict=True)]
-    sets = live(s.schedule, s.pipeline, len(s.cuts), micro_batches)[pipe]
+    sets = live(s.schedule, s.pipeline, len(bounds), micro_batches)[pipe]
     per_copy = program.optimizer_bytes + (0 if copied.weights else program.weight_bytes)
     per_copy += program.gradient_bytes if program.sums_kept else 0
+    if len(kept) == 1:
+        activations = sets[0][0] * kept[0]
+    else:
+        activations = max(sum(n * k for n, k in zip(counts, kept, strict=True)) for counts in sets)
+    buffers = _reduction_bytes(s, program, elements=elements, sums=sums)
+    if s.pipeline > 1:  # what comes over a boundary in either direction
+        buffers += 2.0 * s.units * crossing
     return Memory(
         weights=state.weights,
         gradients=state.gradients,
         optimizer=state.optimizer,
         copies=copied.elements * per_copy,
-        activations=max((sum(n * k for n, k in zip(counts, kept, strict=True)) for counts in sets), default=0.0),
-        work=max(
-            passing_bytes(program, runs, a, b, zero=s.zero, units=s.units, recompute=r)
-            for (a, b), r in zip(stages, again, strict=True)
-        ),
-        buffers=_buffers(s, program, runs, pipe, elements=elements, sums=sums),
+        activations=activations,
+        work=passing,
+        buffers=buffers,
         other=float(program.rank_bytes),
         limit=limit,
     )
 
 
-def _buffers(s: Strategy, program: Program, runs: Runs, pipe: int, *, elements: float, sums: Sums) -> float:
-    """Of the reduction, and of what comes over the boundaries in either direction."""
-    reduction = 0.0
-    if s.data > 1 and s.zero < 2:
-        pieces = 2 * sums.sent * (s.data - 1) if program.sums_kept else 1
-        reduction = min(float(program.bucket_bytes), program.exchanged_bytes * pieces * elements / s.data)
-    elif s.data > 1:
-        reduction = 0.0 if program.sums_kept else min(float(program.bucket_bytes), 2.0 * program.exchanged_bytes * elements)
-    crossing = 0.0
-    if s.pipeline > 1:
-        ends = [b for k, (_, b) in enumerate(s.bounds) if k + 1 < len(s.cuts) and pipe in (k % s.pipeline, (k + 1) % s.pipeline)]
-        crossing = 2.0 * s.units * max((runs.boundary_bytes(b) for b in ends), default=0.0)
-    return reduction + crossing
+def _reduction_bytes(s: Strategy, program: Program, *, elements: float, sums: Sums) -> float:
+    """Buffers of the reduction: two rounds of everybody's pieces of a rank's part, or a bucket."""
+    if s.data == 1 or (s.zero >= 2 and program.sums_kept):  # streamed gradients are counted as work
+        return 0.0
+    pieces = 2 * sums.sent * (s.data - 1) / s.data if program.sums_kept else 1.0
+    return min(float(program.bucket_bytes), program.exchanged_bytes * pieces * elements)
 
 
 def sets_in_flight(schedule: PipelineSchedule, *, pipeline: int, micro_batches: int) -> tuple[int, ...]:

@@ -46,11 +46,11 @@ class MeshOnDevices:
 
 
 class Meshes:
-    """Makes and remembers them."""
+    """Makes and remembers them; `straight` as for a Network."""
 
-    def __init__(self, resources: Resources) -> None:
+    def __init__(self, resources: Resources, *, straight: bool) -> None:
         self._resources = resources
-        self._network = Network(resources)
+        self._network = Network(resources, straight=straight)
         self._speeds: list[Speed] = [(n.device, n.pace) for n in resources.nodes]
         self._known: dict[tuple[int, tuple[int, ...], tuple[int, ...]], MeshOnDevices] = {}
         self._held: dict[tuple[int, tuple[int, ...], tuple[int, ...], int], Holders] = {}

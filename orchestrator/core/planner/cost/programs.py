@@ -11,6 +11,17 @@ from orchestrator.core.planner.strategy import Program
 MIB = 1 << 20
 SUM_BYTES = 8  # memory traffic per element and micro-batch of the canonical tree: half of the leaves are zeroed, half are added
 
+
+def straight(program: Program) -> bool:
+    """Whether ranks send gradients to their owners one by one, as the canonical sums need it, and not round a ring."""
+    return program.sums_kept
+
+
+def scattered(program: Program) -> bool:
+    """Whether tensor ranks send a boundary in parts and gather it on the other side (arXiv 2104.04473 section 4.1)."""
+    return not program.sums_kept
+
+
 OURS = Program(
     name="ours",
     weight_bytes=4,  # engine/model_state.py: one flat fp32 vector; bf16 is by autocast, which keeps no weights

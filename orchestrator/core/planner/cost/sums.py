@@ -1,7 +1,7 @@
 """How many partial gradients the canonical tree keeps at once, and how many each rank sends (see engine/tree.py, accumulate.py).
 
-A rank folds its run [lo, hi) of the step's micro-batches into maximal nodes of the binary tree over all of them: aligned powers of
-two, or the tree's own end. Up to the most even place of a run its nodes grow, one for each binary digit of the way there; from
+A rank folds its run [lo, hi) of the step's micro-batches into maximal nodes of the binary tree over all of them: aligned powers
+of two, or the tree's own end. Up to the most even place of a run its nodes grow, one for each binary digit of the way there; from
 there on they shrink, one for each digit of the way on. A right leaf is added into its left sibling's buffer.
 """
 
@@ -26,13 +26,14 @@ def streamed_sums(total: int, replicas: int) -> int:
 def _alive(lo: int, hi: int) -> int:
     """Complete nodes and the open leaf, at most, on the way from lo to hi."""
     most, step = 1, 1
-    while True:
+    while step < 2 * (hi - lo):
         even = -(-lo // step) * step  # the next multiple
         if even >= hi:
-            return most
+            break
         further = min(step - 1, hi - 1 - even)  # leaves from there on; with every second one open a node is whole
         most = max(most, (even - lo).bit_count() + (further // 2 + 1).bit_length())
         step *= 2
+    return most
 
 
 def _left(lo: int, hi: int, total: int) -> int:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import accumulate, combinations_with_replacement
+from itertools import accumulate, combinations_with_replacement, islice
 
 from orchestrator.core.cluster.resources import Resources
-from orchestrator.core.planner.search.shapes import Mesh, Shape
+from orchestrator.core.planner.search.shapes import Mesh
 
 Devices = tuple[int, ...]
+ASSIGNMENTS_MAX = 1000
+_KINDS_MAX = 8
 Word = tuple[tuple[int, ...], ...]  # for each (pipeline rank, replica) the nodes of its block
 
 
@@ -35,6 +37,10 @@ class Ground:
         self.orders = list(dict.fromkeys((tuple(fast), tuple(fast[::-1]), tuple(racks))))
         if not self.unlike_speeds:
             self.orders = [tuple(racks)]
+        self._whole = len(self.orders)  # those of which the slowest nodes stay idle; of the others the last ones do
+        self.orders = list(dict.fromkeys((*self.orders, *self._from_each_kind(fast))))
+        self.listed = 0  # words of assignments so far, for those who count effort
+        self._assignments: dict[tuple[int, tuple[int, ...], bool], list[Devices] | None] = {}
         self._cut_up: dict[tuple[int, int], tuple[list[Devices], list[Devices]]] = {}
 
     def _kinds(self) -> list[int]:
@@ -52,22 +58,49 @@ class Ground:
                     out[_lay(mesh, blocks, inner)] = None
         return list(out)
 
+    def _from_each_kind(self, fast: Sequence[int]) -> list[tuple[int, ...]]:
+        """Orders that begin with a node of each kind and go on with what is nearest to it; for what needs a part of the nodes."""
+        nodes = self.resources.nodes
+        firsts = list({self.kinds[n]: n for n in reversed(fast)}.values())
+        if not 1 < len(firsts) <= _KINDS_MAX:
+            return []
+        place = {n: k for k, n in enumerate(fast)}
+        return [
+            tuple(sorted(fast, key=lambda n: (n != f, self.kinds[n] != self.kinds[f], nodes[n].rack != nodes[f].rack, place[n])))
+            for f in firsts
+        ]
+
     def nodes_of(self, devices: Sequence[int]) -> list[int]:
         """The node of each device."""
         return [self.resources.node_of[d] for d in devices]
 
-    def assignments(self, shape: Shape, most: int, *, alike: bool) -> list[Devices] | None:
-        """One of each set of assignments that cost the same, or None where there are more than `most`.
+    def idle(self, devices: Devices, degrees: set[int]) -> list[tuple[int, Devices]]:
+        """(node, block) of one block of each degree on every node with so many devices left idle, alike untouched nodes once."""
+        used = set(devices)
+        out: list[tuple[int, Devices]] = []
+        seen: set[tuple[int, int]] = set()
+        for n in self.usable:
+            free = [d for d in range(self.starts[n], self.starts[n] + self.resources.nodes[n].devices) if d not in used]
+            untouched = len(free) == self.resources.nodes[n].devices
+            if not free or (untouched and (self.kinds[n], 0) in seen):
+                continue
+            seen.add((self.kinds[n], 0 if untouched else 1))
+            out += [(n, tuple(free[:t])) for t in sorted(degrees) if t <= len(free)]
+        return out
+
+    def assignments(self, mesh: Mesh, *, alike: bool) -> list[Devices] | None:
+        """One of each set of assignments that cost the same, or None where there are more than ASSIGNMENTS_MAX.
 
         `alike`: replicas that change places cost the same.
         """
-        mesh, out = shape.mesh, []
-        for word in self._words(mesh):
-            if not alike or _in_order(mesh, word):
-                out.append(self._seated(word))
-                if len(out) > most:
-                    return None
-        return out
+        key = mesh.data, mesh.tensors, alike
+        if key not in self._assignments:
+            words = list(islice(self._words(mesh), 2 * ASSIGNMENTS_MAX + 1))
+            found = [self._seated(word) for word in words if not alike or _in_order(mesh, word)]
+            few = len(words) <= 2 * ASSIGNMENTS_MAX and len(found) <= ASSIGNMENTS_MAX
+            self._assignments[key] = found if few else None
+            self.listed += len(words)
+        return self._assignments[key]
 
     def _blocks(self, order: int, mesh: Mesh) -> list[Devices] | None:
         """A block for each (pipeline rank, replica) by the nodes' order, the slowest idle; None where they do not fit."""
@@ -78,6 +111,8 @@ class Ground:
         blocks = inside if len(inside) >= need else across
         if len(blocks) <= need:
             return blocks if len(blocks) == need else None
+        if order >= self._whole:
+            return blocks[:need]
         node_of = self.resources.node_of
         pace = [min(self.speeds[node_of[d]] for d in b) for b in blocks]
         keep = sorted(sorted(range(len(blocks)), key=lambda k: -pace[k])[:need])

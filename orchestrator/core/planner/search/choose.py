@@ -24,9 +24,9 @@ from orchestrator.core.planner.strategy import Choice, Option, Parent, Problem, 
 
 EFFORT, EFFORT_PER_DEVICE = 6000.0, 2.0  # units of weigh.effort_of: about 0.1 ms each
 _MOVES_FROM, _EXACT_FROM = 0.5, 0.25  # shares of the effort that are left to small moves, and to going through all
-_LEAF = 0.05  # effort to list and bound one strategy
-_LEAVES_MAX = 50_000  # strategies of one shape that are listed
-_IMPROVED = 4  # shapes that are improved by small moves
+_LEAF = 0.2  # effort to list and bound one strategy
+_LEAVES_MAX = 20_000  # strategies of one shape that are listed
+_IMPROVED = 6  # meshes that are improved by small moves
 _LATER = 0.01  # how much later the next shape of a mesh comes: others of nearly the same bound go first
 
 
@@ -124,7 +124,7 @@ class _Search:
 
     def _improve(self) -> None:
         """Small moves from the best strategies of different shapes."""
-        for start in self._by_shape()[:_IMPROVED]:
+        for start in self._by_mesh()[:_IMPROVED]:
             option, better = start, True
             while better:
                 better = False
@@ -158,14 +158,14 @@ class _Search:
                 still.append((bound, shape))
                 continue
             self._scale.effort -= _LEAF * len(leaves)
-            for n, (floor, strategy) in enumerate(leaves):
-                if floor >= self._scale.least:
+            for n, (floor, (devices, cuts, shares)) in enumerate(leaves):
+                if self._scale.floor(floor) >= self._scale.least:
                     self._ledger.bounded(shape, floor, len(leaves) - n)
                     break
                 if self._scale.effort < 0:
                     still.append((max(bound, floor), shape))
                     break
-                self._scale.settle(strategy)
+                self._scale.settle(self._leaves.strategy(shape, devices, cuts, shares=shares))
         self._open = still
 
     # ----------------------------------------------------------------------------------------------------------- details
@@ -204,9 +204,13 @@ class _Search:
                 found[shape] = option
         return sorted(found.values(), key=self._scale.value)
 
-    def _runners(self, best: Option, most: int) -> tuple[Option, ...]:
-        """The best options of other meshes."""
+    def _by_mesh(self) -> list[Option]:
+        """The best option of each mesh, best first."""
         found: dict[tuple[int, tuple[int, ...]], Option] = {}
         for option in self._by_shape():
             found.setdefault((option.strategy.data, option.strategy.tensors), option)
-        return tuple(o for o in found.values() if o.strategy != best.strategy)[:most]
+        return list(found.values())
+
+    def _runners(self, best: Option, most: int) -> tuple[Option, ...]:
+        """The best options of other meshes."""
+        return tuple(o for o in self._by_mesh() if o.strategy != best.strategy)[:most]

@@ -28,6 +28,7 @@ class Floors:
         here = sorted({s for s, n in zip(self._speeds, node_of, strict=True) if nodes[n].healthy})
         self._here = here
         self.memory_max = max(problem.resources.by_name[name].memory_bytes for name, _ in here)
+        self._rows: dict[object, tuple[tuple[tuple[Speed, ...], ...], ...]] = {}
         self._whole: dict[tuple[int, int], float] = {}
 
     def sums(self, speed: Speed, tensor: int, units: int) -> tuple[list[float], list[float]]:
@@ -51,16 +52,19 @@ class Floors:
         rounds = -(-mesh.micro_batches // mesh.data)
         return rounds * once / len(mesh.tensors) + program.step_s
 
-    def rows(self, shape: Shape, devices: Sequence[int]) -> list[tuple[tuple[Speed, ...], ...]]:
+    def rows(self, shape: Shape, devices: tuple[int, ...]) -> tuple[tuple[tuple[Speed, ...], ...], ...]:
         """For each replica the different speeds within each of its tensor groups, by pipeline rank."""
         mesh, speeds = shape.mesh, self._speeds
-        out: list[list[tuple[Speed, ...]]] = [[] for _ in range(mesh.data)]
-        at = 0
-        for t in mesh.tensors:
-            for row in out:
-                row.append(tuple(sorted({speeds[d] for d in devices[at : at + t]})))
-                at += t
-        return [tuple(row) for row in out]
+        if len(self._here) == 1:
+            return ((tuple(self._here),) * len(mesh.tensors),) * mesh.data
+        key = mesh.data, mesh.tensors, devices
+        if key not in self._rows:
+            columns, at = [], 0
+            for t in mesh.tensors:
+                columns.append([tuple(sorted({speeds[d] for d in devices[k : k + t]})) for k in range(at, at + t * mesh.data, t)])
+                at += t * mesh.data
+            self._rows[key] = tuple(zip(*columns, strict=True))
+        return self._rows[key]
 
     def stage_s(self, shape: Shape, speeds: Sequence[Speed], pipe: int, first: int, last: int) -> tuple[float, float]:
         """Seconds of the passes of a stage for one micro-batch: forward, backward; of the slowest device."""

@@ -24,7 +24,10 @@ from orchestrator.core.planner.strategy import Option, Strategy
 _REPAIRS = 3  # times that the layers are cut again for want of memory
 _RANKS_ALL = 16  # ranks up to which all assignments are listed
 
+_WORD = 0.3  # effort to list one assignment
+
 Row = tuple[tuple[Speed, ...], ...]
+Leaf = tuple[Devices, tuple[int, ...], tuple[int, ...]]  # devices, cuts, shares
 
 
 class Leaves:
@@ -41,28 +44,33 @@ class Leaves:
         found = (self._guess(shape, devices) for devices in self._ground.arrangements(shape.mesh, groups))
         return [option for option in found if option is not None]
 
-    def all(self, shape: Shape, most: int) -> list[tuple[float, Strategy]] | None:
+    def all(self, shape: Shape, most: int) -> list[tuple[float, Leaf]] | None:
         """Every strategy that does not recompute, with its bound, lowest first; None where there are more than `most`."""
         mesh = shape.mesh
-        cuts = comb(self._floors.layers - 1, shape.stages - 1) if self._space.uneven else 1
-        if mesh.ranks > _RANKS_ALL or cuts > most:
+        count = comb(self._floors.layers - 1, shape.stages - 1) if self._space.uneven else 1
+        if mesh.ranks > _RANKS_ALL or count > most:
             return None
         alike = mesh.micro_batches % mesh.data == 0 and shape.shard in (1, mesh.data)
         alike = alike and not (self._dealt(shape) and self._ground.unlike_speeds)
-        assignments = self._ground.assignments(shape, most // cuts, alike=alike)
-        if assignments is None:
+        before = self._ground.listed
+        assignments = self._ground.assignments(mesh, alike=alike)
+        self._scale.effort -= _WORD * (self._ground.listed - before)
+        if assignments is None or len(assignments) * count > most:
             return None
-        out: list[tuple[float, Strategy]] = []
+        cuts = list(self._cuts(shape))
+        floors: dict[tuple[Row, ...], list[tuple[float, tuple[int, ...], tuple[int, ...]]]] = {}
+        out: list[tuple[float, Leaf]] = []
         for devices in assignments:
             rows = self._floors.rows(shape, devices)
-            shares = self._shares(shape, rows, most)
-            if len(out) + cuts * len(shares) > most:
+            if rows not in floors:
+                shares = self._shares(shape, rows, most)
+                floors[rows] = [
+                    (self._floor(shape, _work(rows, share or mesh.even), cut), cut, share) for cut in cuts for share in shares
+                ]
+            if len(out) + len(floors[rows]) > most:
                 return None
-            for cut in self._cuts(shape):
-                for share in shares:
-                    strategy = self.strategy(shape, devices, cut, shares=share)
-                    out.append((self.floor(shape, rows, strategy), strategy))
-        return sorted(out, key=lambda leaf: (leaf[0], leaf[1].devices, leaf[1].cuts, leaf[1].shares))
+            out += [(floor, (devices, cut, share)) for floor, cut, share in floors[rows]]
+        return sorted(out)
 
     def least_bytes(self, shape: Shape) -> float:
         """What the fullest rank needs at least, however the layers are cut: its part of the state."""
@@ -85,10 +93,10 @@ class Leaves:
 
     def floor(self, shape: Shape, rows: Sequence[Row], strategy: Strategy) -> float:
         """Seconds of a step at least."""
-        most: dict[Row, int] = {}
-        for replica, row in enumerate(rows):
-            most[row] = max(most.get(row, 0), strategy.share(replica))
-        return max(self._floors.replica_s(shape, row, strategy.cuts, m) for row, m in most.items())
+        return self._floor(shape, _work(rows, strategy.shares or shape.mesh.even), strategy.cuts)
+
+    def _floor(self, shape: Shape, work: dict[Row, int], cuts: tuple[int, ...]) -> float:
+        return max(self._floors.replica_s(shape, row, cuts, m) for row, m in work.items())
 
     def _cuts(self, shape: Shape) -> Iterator[tuple[int, ...]]:
         layers = self._floors.layers
@@ -176,8 +184,7 @@ class Leaves:
     def _element_bytes(self, shape: Shape) -> float:
         """Bytes of state per element of a rank's stages."""
         program, mesh = self._scale.problem.program, shape.mesh
-        shares = tuple(mesh.micro_batches * (r + 1) // mesh.data - mesh.micro_batches * r // mesh.data for r in range(mesh.data))
-        sums = sums_of(program, zero=shape.zero, micro_batches=mesh.micro_batches, shares=shares)
+        sums = sums_of(program, zero=shape.zero, micro_batches=mesh.micro_batches, shares=mesh.even)
         state = state_bytes(program, 1.0, zero=shape.zero, shard=shape.shard, data=mesh.data, sums=sums)
         return state.weights + state.gradients + state.optimizer
 
@@ -210,5 +217,13 @@ class Leaves:
         while sum(shares) < mesh.micro_batches:
             r = min(range(mesh.data), key=lambda r: (ends[rows[r]][0] + shares[r] * rate[rows[r]], r))
             shares[r] += 1
-        even = tuple(mesh.micro_batches * (r + 1) // mesh.data - mesh.micro_batches * r // mesh.data for r in range(mesh.data))
-        return () if tuple(shares) == even else tuple(shares)
+        return () if tuple(shares) == mesh.even else tuple(shares)
+
+
+def _work(rows: Sequence[Row], shares: Sequence[int]) -> dict[Row, int]:
+    """Micro-batches of the replica that has most, for each row of speeds."""
+    out: dict[Row, int] = {}
+    for row, share in zip(rows, shares, strict=True):
+        if share > out.get(row, 0):
+            out[row] = share
+    return out

@@ -70,6 +70,11 @@ def _exchanged(strategy: Strategy, ground: Ground) -> Iterator[Strategy]:
     degrees = [t for t in strategy.tensors for _ in range(strategy.data)]
     if len(starts) > _BLOCKS_ALL:
         return
+    for n, block in ground.idle(strategy.devices, set(degrees)):
+        for start, t in zip(starts, degrees, strict=True):
+            mine = ground.nodes_of(strategy.devices[start : start + t])
+            if len(block) == t and any(ground.kinds[m] != ground.kinds[n] for m in mine):
+                yield replace(strategy, devices=(*strategy.devices[:start], *block, *strategy.devices[start + t :]))
     for (a, t), (b, u) in combinations(zip(starts, degrees, strict=True), 2):
         if t == u and ground.nodes_of(strategy.devices[a : a + t]) != ground.nodes_of(strategy.devices[b : b + t]):
             devices = list(strategy.devices)

@@ -32,6 +32,12 @@ class Mesh:
         """Number of ranks."""
         return self.data * sum(self.tensors)
 
+    @property
+    def even(self) -> tuple[int, ...]:
+        """Micro-batches of each replica, as even as can be."""
+        m, n = self.micro_batches, self.data
+        return tuple(m * (r + 1) // n - m * r // n for r in range(n))
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:

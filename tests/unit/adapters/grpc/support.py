@@ -27,6 +27,7 @@ from orchestrator.core.timeouts import derive
 from orchestrator.runtime.checkpoint_types import CheckpointInfo, CheckpointVerdict, DamagedFile, ExportedModel, ExportType
 from orchestrator.runtime.control import BadRequestError, Decided, Explanation, NotFoundError, NotPossibleError
 from orchestrator.runtime.ports import Beat, LogLine, Record, Welcome
+from orchestrator.runtime.prediction import PredictionStatus
 from orchestrator.runtime.status_types import ChangeStatus, JobStatus
 from orchestrator.testkit.jobs import make_graph
 
@@ -146,6 +147,16 @@ STATUS = JobStatus(
     decision=None,
     checkpoint=None,
     plan=None,
+    prediction=PredictionStatus(
+        epoch=2,
+        step_ms=10.5,
+        measured_step_ms=None,
+        steps=0,
+        step_error=None,
+        memory_bytes=1 << 30,
+        measured_memory_bytes=1 << 29,
+        memory_error=-0.5,
+    ),
     target=(MeshAxis("pipeline", 1), MeshAxis("data", 2), MeshAxis("tensor", 1)),
     shrunk=True,
     change=ChangeStatus(kind=ChangeKind.GROW, why="n3 is back"),

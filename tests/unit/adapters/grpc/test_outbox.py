@@ -12,9 +12,11 @@ from orchestrator.core.supervisor.events import (
     LeftEpoch,
     RankFinished,
     StepCommitted,
+    WorkerMeasured,
 )
 from orchestrator.runtime.ports import LogLine
 from orchestrator.runtime.worker import WorkerReport
+from orchestrator.testkit.jobs import make_costs, make_graph, make_measure
 
 
 def committed(step: int, epoch: int = 1) -> StepCommitted:
@@ -83,6 +85,18 @@ def test_of_epochs_only_the_newest_is_said_again() -> None:
     assert drained(outbox) == [EpochReady(0, "w1", 2), done]
     outbox.rewind(committed_step=9)  # and again, as often as the stream breaks
     assert drained(outbox) == [EpochReady(0, "w1", 2), done]
+
+
+def test_the_newest_measuring_is_said_again() -> None:
+    outbox = Outbox()
+    graph = make_graph(6)
+    reports = [WorkerMeasured(0, "w1", make_measure(slowness=s), make_costs(graph)) for s in (1.0, 2.0)]
+    for report in reports:
+        outbox.report(report)
+    drained(outbox)
+    outbox.report(EpochReady(0, "w1", 1))
+    outbox.rewind(committed_step=0)
+    assert drained(outbox) == [reports[1], EpochReady(0, "w1", 1)]
 
 
 def test_when_too_many_wait_the_oldest_committed_step_gives_way() -> None:

@@ -308,7 +308,7 @@ class LogLine(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., rank: _Optional[int] = ..., text: _Optional[str] = ...) -> None: ...
 
 class JobStatus(_message.Message):
-    __slots__ = ("name", "phase", "outcome", "last_word", "step", "steps", "loss", "eval_loss", "epoch", "tokens_per_s", "eta_s", "goodput", "recoveries", "steps_lost", "survivors_restarted", "budget", "budget_max", "workers", "nodes", "decision", "checkpoint", "plan", "target", "shrunk", "change", "skipped")
+    __slots__ = ("name", "phase", "outcome", "last_word", "step", "steps", "loss", "eval_loss", "epoch", "tokens_per_s", "eta_s", "goodput", "recoveries", "steps_lost", "survivors_restarted", "budget", "budget_max", "workers", "nodes", "decision", "checkpoint", "plan", "target", "shrunk", "change", "skipped", "prediction")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
@@ -335,6 +335,7 @@ class JobStatus(_message.Message):
     SHRUNK_FIELD_NUMBER: _ClassVar[int]
     CHANGE_FIELD_NUMBER: _ClassVar[int]
     SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    PREDICTION_FIELD_NUMBER: _ClassVar[int]
     name: str
     phase: str
     outcome: str
@@ -361,7 +362,28 @@ class JobStatus(_message.Message):
     shrunk: bool
     change: ChangeStatus
     skipped: int
-    def __init__(self, name: _Optional[str] = ..., phase: _Optional[str] = ..., outcome: _Optional[str] = ..., last_word: _Optional[str] = ..., step: _Optional[int] = ..., steps: _Optional[int] = ..., loss: _Optional[float] = ..., eval_loss: _Optional[float] = ..., epoch: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., eta_s: _Optional[float] = ..., goodput: _Optional[float] = ..., recoveries: _Optional[int] = ..., steps_lost: _Optional[int] = ..., survivors_restarted: _Optional[int] = ..., budget: _Optional[int] = ..., budget_max: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., nodes: _Optional[_Iterable[_Union[NodeStatus, _Mapping]]] = ..., decision: _Optional[_Union[DecisionStatus, _Mapping]] = ..., checkpoint: _Optional[_Union[CheckpointStatus, _Mapping]] = ..., plan: _Optional[_Union[PlanStatus, _Mapping]] = ..., target: _Optional[_Iterable[_Union[_types_pb2.MeshAxis, _Mapping]]] = ..., shrunk: _Optional[bool] = ..., change: _Optional[_Union[ChangeStatus, _Mapping]] = ..., skipped: _Optional[int] = ...) -> None: ...
+    prediction: PredictionStatus
+    def __init__(self, name: _Optional[str] = ..., phase: _Optional[str] = ..., outcome: _Optional[str] = ..., last_word: _Optional[str] = ..., step: _Optional[int] = ..., steps: _Optional[int] = ..., loss: _Optional[float] = ..., eval_loss: _Optional[float] = ..., epoch: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., eta_s: _Optional[float] = ..., goodput: _Optional[float] = ..., recoveries: _Optional[int] = ..., steps_lost: _Optional[int] = ..., survivors_restarted: _Optional[int] = ..., budget: _Optional[int] = ..., budget_max: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., nodes: _Optional[_Iterable[_Union[NodeStatus, _Mapping]]] = ..., decision: _Optional[_Union[DecisionStatus, _Mapping]] = ..., checkpoint: _Optional[_Union[CheckpointStatus, _Mapping]] = ..., plan: _Optional[_Union[PlanStatus, _Mapping]] = ..., target: _Optional[_Iterable[_Union[_types_pb2.MeshAxis, _Mapping]]] = ..., shrunk: _Optional[bool] = ..., change: _Optional[_Union[ChangeStatus, _Mapping]] = ..., skipped: _Optional[int] = ..., prediction: _Optional[_Union[PredictionStatus, _Mapping]] = ...) -> None: ...
+
+class PredictionStatus(_message.Message):
+    __slots__ = ("epoch", "step_ms", "measured_step_ms", "steps", "step_error", "memory_bytes", "measured_memory_bytes", "memory_error")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    STEP_MS_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_STEP_MS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    STEP_ERROR_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_ERROR_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    step_ms: float
+    measured_step_ms: float
+    steps: int
+    step_error: float
+    memory_bytes: int
+    measured_memory_bytes: int
+    memory_error: float
+    def __init__(self, epoch: _Optional[int] = ..., step_ms: _Optional[float] = ..., measured_step_ms: _Optional[float] = ..., steps: _Optional[int] = ..., step_error: _Optional[float] = ..., memory_bytes: _Optional[int] = ..., measured_memory_bytes: _Optional[int] = ..., memory_error: _Optional[float] = ...) -> None: ...
 
 class ChangeStatus(_message.Message):
     __slots__ = ("kind", "why")

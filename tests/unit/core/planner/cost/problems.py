@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from itertools import pairwise
 
 from orchestrator.core.cluster.resources import DeviceType, Link, NodeResources, Resources
 from orchestrator.core.graph.costs import LayerCost, ModelCosts, Timing
@@ -57,8 +58,8 @@ def problem(costs: ModelCosts, resources: Resources, *, batch: int = 8, program:
 
 def strategy(**changes: object) -> Strategy:
     """One rank with one stage of one layer and one micro-batch, unless changed; devices are numbered from 0."""
-    base: dict[str, object] = dict(data=1, tensors=(1,), cuts=(1,), schedule=PipelineSchedule.ONE_F_ONE_B, units=1)
-    base |= dict(micro_batches=1, zero=0, shard=1, copies=0) | changes
+    base: dict[str, object] = {"data": 1, "tensors": (1,), "cuts": (1,), "schedule": PipelineSchedule.ONE_F_ONE_B, "units": 1}
+    base |= {"micro_batches": 1, "zero": 0, "shard": 1, "copies": 0} | changes
     base.setdefault("recompute", tuple(False for _ in base["cuts"]))  # type: ignore[attr-defined]
     base.setdefault("devices", tuple(range(base["data"] * sum(base["tensors"]))))  # type: ignore[call-overload, operator]
     return Strategy(**base)  # type: ignore[arg-type]
@@ -136,11 +137,11 @@ def random_strategy(rng: random.Random, p: Problem) -> Strategy:
     shares: tuple[int, ...] = ()
     if zero < 2 and data > 1 and rng.random() < 0.3:
         points = [0, *sorted(rng.sample(range(1, m), data - 1)), m] if m > data else [*range(data), m]
-        shares = tuple(b - a for a, b in zip(points, points[1:], strict=False))
+        shares = tuple(b - a for a, b in pairwise(points))
     return Strategy(
         data=data,
         tensors=(tensor,) * pipeline,
-        cuts=tuple(b - a for a, b in zip(edges, edges[1:], strict=False)),
+        cuts=tuple(b - a for a, b in pairwise(edges)),
         schedule=schedule,
         units=units,
         micro_batches=m,

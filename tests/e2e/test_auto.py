@@ -1,0 +1,63 @@
+"""A job that leaves its plan to the planner: real workers measure themselves, one is killed, and no bit changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.core.plan.plan import TENSOR
+from orchestrator.core.supervisor.commands import ExpectEpoch, MeasureWorker, RunEpoch
+from orchestrator.core.supervisor.events import Fault, WorkerMeasured
+from tests.e2e.conftest import Calm
+from tests.world.facts import Facts
+from tests.world.jobs import tiny_job
+from tests.world.processes import System
+
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
+
+STEPS = 30
+SHRINK = ("swap", "shrink", "wait")
+
+
+def expected(run: Facts) -> dict[int, ExpectEpoch]:
+    """What was predicted, by epoch."""
+    return {c.epoch: c for r in run.records for c in r.commands if isinstance(c, ExpectEpoch)}
+
+
+async def test_it_measures_chooses_survives_and_ends_at_the_same_bits(tmp_path: Path, calm: Calm) -> None:
+    job = tiny_job(
+        "auto",
+        parallel={"plan": "auto", "tensor": 1},
+        nodes=3,
+        spares=0,
+        steps=STEPS,
+        pace_ms=10,
+        on_loss=SHRINK,
+        checkpoint=tmp_path / "checkpoints",
+        checkpoint_every="auto",
+        resilience={"grow_after_steps": 2},
+    )
+    async with System(tmp_path) as system:
+        run = await system.run(job, Fault("kill-worker", 0, "", 5, 1, 0))
+        assert run.state is not None
+        assert run.state.outcome == "completed", f"{run.state.last_word}\n{run}"
+        asked = [c for r in run.records for c in r.commands if isinstance(c, MeasureWorker)]
+        told = {r.event.worker_id: r.event for r in run.records if isinstance(r.event, WorkerMeasured)}
+        assert len({c.worker_id for c in asked}) >= 3, str(run)
+        assert len(told) >= 3, str(run)
+        for event in told.values():
+            assert event.measure.device.flops > 0
+            assert all(kind.timings for kind in event.costs.kinds)
+        plans = {c.plan.epoch: c.plan for r in run.records for c in r.commands if isinstance(c, RunEpoch)}
+        first, second = expected(run)[1], expected(run)[2]
+        assert first.choice is not None
+        assert first.choice.best == first.option
+        assert "chosen by the planner" in plans[1].reason
+        assert plans[1].checkpoint_every == first.option.estimate.checkpoint_every
+        assert second.option.strategy.ranks == plans[2].size
+        assert {p.axis(TENSOR) for p in plans.values()} == {1}
+        undisturbed = await calm(steps=STEPS)
+        assert run.losses == undisturbed.losses, str(run)
+        assert run.digest == undisturbed.digest, str(run)
+        assert run.steps_lost == 0, str(run)

@@ -1,0 +1,100 @@
+"""Memory against sums made by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.core.plan.plan import PipelineSchedule
+from orchestrator.core.planner.cost.estimate import Costing
+from orchestrator.core.planner.cost.programs import MEGATRON, OURS
+from orchestrator.core.planner.strategy import Memory
+from tests.unit.core.planner.cost.problems import cluster, layer, model, problem, strategy
+
+E = 2_000_000  # elements of two layers
+TWO = model(layer(), layer())
+
+
+def memory_of(program: str = "ours", nodes: int = 2, devices: int = 2, batch: int = 8, **changes: object) -> tuple[Memory, ...]:
+    made = strategy(**{"cuts": (2,), "micro_batches": batch, **changes})
+    return Costing(problem(TWO, cluster(nodes, devices), batch=batch, program=program)).memory(made)
+
+
+def test_one_rank_keeps_weights_moments_sums_and_one_micro_batch() -> None:
+    (m,) = memory_of()
+    assert (m.weights, m.optimizer) == (4 * E, 8 * E)
+    assert m.gradients == 4 * (3 + 1) * E  # 8 micro-batches: three sums of the tree at once, and the reduced gradient
+    assert (m.activations, m.work) == (2 * 8e6, 2e6)
+    assert (m.copies, m.buffers, m.other) == (0.0, 0.0, OURS.rank_bytes)
+    assert m.total == m.weights + m.gradients + m.optimizer + m.activations + m.work + m.other
+    assert m.limit == 8 << 30
+
+
+def test_zero_stages_shard_one_after_the_other() -> None:
+    """Rajbhandari et al., arXiv 1910.02054, figure 1: 2 + 2 + 12 bytes, here with 4 for fp32 main gradients."""
+    by_stage = [memory_of("megatron", data=4, zero=z, shard=4 if z else 1)[0] for z in range(4)]
+    assert [m.weights / E for m in by_stage] == [2, 2, 2, 0.5]
+    assert [m.gradients / E for m in by_stage] == [4, 4, 1, 1]
+    assert [m.optimizer / E for m in by_stage] == [12, 3, 3, 3]
+    assert by_stage[0].other == MEGATRON.rank_bytes
+
+
+def test_shards_inside_groups_are_larger() -> None:
+    assert memory_of("megatron", data=4, zero=1, shard=2)[0].optimizer == 6 * E
+
+
+def test_tensor_ranks_have_their_cut() -> None:
+    (m,) = memory_of(tensors=(2,))
+    assert m.weights == 4 * 0.75 * E
+    assert m.activations == 2 * (4e6 + 2e6)
+
+
+def test_the_first_rank_of_a_pipeline_keeps_most() -> None:
+    first, last = memory_of(tensors=(1, 1), cuts=(1, 1))
+    assert (first.activations, last.activations) == (2 * 8e6, 8e6)
+    assert first.buffers == 2 * 1e6  # an activation and a gradient
+    halves = memory_of(tensors=(1, 1), cuts=(1, 1), schedule=PipelineSchedule.ZERO_BUBBLE)
+    assert [m.activations for m in halves] == [2 * 8e6, 2 * 8e6]
+
+
+def test_recomputation_keeps_outputs_and_works_on_a_layer_at_a_time() -> None:
+    (m,) = memory_of(recompute=(True,))
+    assert (m.activations, m.work) == (2 * 1e6, 8e6 + 2e6)
+
+
+def test_several_stages_per_rank_keep_more() -> None:
+    costs = model(*[layer()] * 4)
+    (first, _) = Costing(problem(costs, cluster(1, 2))).memory(
+        strategy(tensors=(1, 1), cuts=(1, 1, 1, 1), schedule=PipelineSchedule.INTERLEAVED, micro_batches=8)
+    )
+    assert first.activations == 5 * 8e6  # warm-up 2 (p - 1) + (v - 1) p = 4, and one more
+
+
+def test_copies_are_kept_where_a_part_has_one_holder_only() -> None:
+    assert memory_of(data=4, zero=1, shard=4, copies=1)[0].copies == (8 + 4) * E / 4  # moments and reduced gradient
+    assert memory_of(data=4, copies=1)[0].copies == 0.0  # replicas on two nodes hold everything
+    assert memory_of(data=2, copies=1, zero=1, shard=2, nodes=1)[0].copies == 0.0  # nowhere to put them
+    pipeline = memory_of(tensors=(1, 1), cuts=(1, 1), copies=1, devices=1)
+    assert [m.copies for m in pipeline] == [(4 + 8 + 4) * E / 2] * 2  # and weights, of the other stage
+
+
+def test_the_bytes_of_a_stage_are_those_of_the_rank_but_for_buffers() -> None:
+    p = problem(TWO, cluster(2, 2))
+    costing = Costing(p)
+    for zero in range(4):
+        shard = 2 if zero else 1
+        s = strategy(data=2, tensors=(1, 1), cuts=(1, 1), micro_batches=8, zero=zero, shard=shard, recompute=(True, False))
+        flights = costing.in_flight(s.schedule, pipeline=2, micro_batches=4)
+        for pipe, m in enumerate(costing.memory(s)):
+            alone = costing.stage_bytes(
+                pipe,
+                pipe + 1,
+                tensor=1,
+                data=2,
+                zero=zero,
+                shard=shard,
+                units=1,
+                micro_batches=8,
+                in_flight=flights[pipe],
+                recompute=s.recompute[pipe],
+            )
+            assert alone == pytest.approx(m.total - m.buffers)
