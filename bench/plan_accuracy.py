@@ -1,10 +1,13 @@
 """`make bench-plan-accuracy`: the planner's predictions beside plans that are really run here.
 
 First this machine is probed and every kind of layer profiled, with one core busy and with both; from that and the traced models
-every plan's step time and memory are predicted, and printed, before any of them runs. Then each runs, one process per rank and one
+every plan's step time and memory are predicted, and printed, before any of them runs. Then each runs, one process per rank and a
 core per process, a few steps at a time, round after round, because the same step varies twofold on a shared machine; the low
-percentile of a plan's steps counts. Memory is the highest resident set of each rank's process over those steps, less that of a process which
-trains a model of next to nothing, against the predicted total less the program's own share; every pipeline rank's counts.
+percentile of a plan's steps counts.
+
+Memory is the highest resident set of each rank's process over those steps, less that of a process which trains a model of next to
+nothing, against the predicted total less the program's own share; every pipeline rank's counts. Plans of more ranks than there
+are cores run apart: their layers sleep, and their links are throttled (bench/plan_accuracy_wide.py).
 """
 
 from __future__ import annotations
@@ -15,83 +18,20 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import replace
 
 from bench.harness import figures, say
 from bench.plan_accuracy_models import NOTHING, Case, Model, cases
-from bench.plan_accuracy_world import COUNTED_FROM, LinkSpeed, RankRun, Speed, link_speed, plan_of, profile, run, speeds
+from bench.plan_accuracy_results import MIB, Outcome, measure, predict, summary, table
+from bench.plan_accuracy_wide import wide
+from bench.plan_accuracy_world import COUNTED_FROM, LinkSpeed, Place, Speed, link_speed, profile, run, speeds
 from orchestrator.core.cluster.resources import DeviceType, Link, NodeResources, Resources
 from orchestrator.core.graph.costs import LayerCost, ModelCosts, Timing
-from orchestrator.core.graph.view import GraphView
-from orchestrator.core.job import Job, TrainSettings
-from orchestrator.core.planner.auto import problem_of, strategy_of
-from orchestrator.core.planner.cost.estimate import estimate
 from orchestrator.core.planner.strategy import Estimate
 from orchestrator.engine.costs import trace
-from orchestrator.engine.describe import describe
 
 BARS = "step_error_median <= 0.10, p90 <= 0.20, rank_correlation >= 0.9, memory_error_median <= 0.08, memory_under_max <= 0.03"
-LOW = 0.2  # percentile
-MIB = 1 << 20
-COUNTED_S = 2.0  # of steps that count, in a round
-STEPS_MIN, STEPS_MAX = 3, 12
 MEMORY_BYTES = 8 << 30
-
-
-@dataclass
-class Outcome:
-    """One plan: predicted, then measured."""
-
-    case: Case
-    predicted: Estimate
-    step_s: list[float] = field(default_factory=list)
-    memory: list[tuple[int, ...]] = field(default_factory=list)  # by rank, of each round
-    phases: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def measured_s(self) -> float:
-        """Seconds of an undisturbed step."""
-        return percentile(self.step_s, LOW)
-
-    @property
-    def step_error(self) -> float:
-        """Relative and signed: above zero it was slower than predicted."""
-        return self.measured_s / self.predicted.step_s - 1
-
-    @property
-    def fullest(self) -> tuple[tuple[float, float], ...]:
-        """Predicted and measured bytes of state and work, of each pipeline rank: on the fullest of its ranks."""
-        per_pipe = self.case.job.parallel.data * self.case.job.parallel.tensor
-        out = []
-        for pipe, memory in enumerate(self.predicted.memory):
-            ranks = range(pipe * per_pipe, (pipe + 1) * per_pipe)
-            measured = max(statistics.median(m[r] for m in self.memory) for r in ranks)
-            out.append((memory.total - memory.other, measured))
-        return tuple(out)
-
-    @property
-    def memory_errors(self) -> tuple[float, ...]:
-        """Relative and signed: above zero it needed more than predicted."""
-        return tuple(measured / predicted - 1 for predicted, measured in self.fullest)
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The value that a share of them is below."""
-    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
-
-
-def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
-    """Spearman's: Pearson's of the places."""
-
-    def places(values: Sequence[float]) -> list[float]:
-        order = sorted(values)
-        return [float(order.index(v)) for v in values]
-
-    return statistics.correlation(places(a), places(b))
-
-
-# ----------------------------------------------------------------------------------------------------------------- prediction
 
 
 def device(name: str, found: Sequence[Speed]) -> DeviceType:
@@ -141,10 +81,10 @@ def slower(measured: Sequence[ModelCosts]) -> ModelCosts:
 class Predictor:
     """Everything that is known before a plan runs."""
 
-    def __init__(self, cores: Sequence[int], *, profile_s: float, passes: int) -> None:
-        self._cores, self._profile_s, self._passes = cores, profile_s, passes
-        self._speeds = {busy: speeds(cores[:busy]) for busy in (1, 2)}
-        link = link_speed(cores)
+    def __init__(self, places: Sequence[Place], *, profile_s: float, passes: int) -> None:
+        self._places, self._profile_s, self._passes = places, profile_s, passes
+        self._speeds = {busy: speeds(places[:busy]) for busy in (1, 2)}
+        link = link_speed(places)
         self._resources = {busy: machine(busy, found, link) for busy, found in self._speeds.items()}
         for busy, found in self._speeds.items():
             shown = ", ".join(
@@ -163,7 +103,7 @@ class Predictor:
                 traced = trace(job, say=say)
                 for busy, resources in self._resources.items():
                     name = resources.types[0].name
-                    found = slower(profile(job, traced, cores=self._cores[:busy], device=name, limit_s=self._profile_s))
+                    found = slower(profile(job, traced, places=self._places[:busy], device=name, limit_s=self._profile_s))
                     before = self._costs.get((model.name, busy))
                     self._costs[model.name, busy] = found if before is None else fastest(found, before)
         for (name, busy), costs in self._costs.items():
@@ -171,17 +111,8 @@ class Predictor:
 
     def predict(self, case: Case) -> Estimate:
         """Before it runs."""
-        job = case.job
-        plan = plan_of(job, graph_of(case.model.job()))
         costs, resources = self._costs[case.model.name, case.ranks], self._resources[case.ranks]
-        strategy = strategy_of(plan, tuple(range(plan.size)))
-        return estimate(problem_of(job, costs=costs, resources=resources), strategy)
-
-
-@cache
-def graph_of(job: Job) -> GraphView:
-    """What a model's state consists of, looked at once."""
-    return describe(job)
+        return predict(case, costs, resources, self._places)
 
 
 def words(kind: LayerCost) -> str:
@@ -190,64 +121,10 @@ def words(kind: LayerCost) -> str:
     return f"{kind.name} {timing.forward_s * 1e3:.2f} + {timing.backward_s * 1e3:.2f} ms"
 
 
-# ---------------------------------------------------------------------------------------------------------------- measuring
-
-
-def empty_process(cores: Sequence[int]) -> int:
+def empty_process(places: Sequence[Place]) -> int:
     """Bytes at the peak of a rank that trains next to nothing: interpreter, torch and its libraries, threads."""
     job = NOTHING.job(data=2)
-    return max(r.peak_bytes for r in run(replace(job, train=replace(job.train, steps=COUNTED_FROM + 1)), cores))
-
-
-def measure(outcome: Outcome, cores: Sequence[int], base: int) -> None:
-    """One round of a plan."""
-    counted = max(STEPS_MIN, min(STEPS_MAX, round(COUNTED_S / outcome.predicted.step_s)))
-    job = outcome.case.job
-    train: TrainSettings = replace(job.train, steps=COUNTED_FROM - 1 + counted)
-    runs: list[RankRun] = run(replace(job, train=train), cores)
-    outcome.step_s += runs[0].step_s
-    outcome.memory.append(tuple(r.peak_bytes - base for r in runs))
-    for phase, seconds in runs[0].phases.items():
-        per_step = seconds / len(runs[0].step_s)
-        outcome.phases[phase] = min(per_step, outcome.phases.get(phase, per_step))
-
-
-def table(outcomes: Sequence[Outcome], *, detail: bool) -> str:
-    """For people."""
-    lines = [
-        f"{'model':5} {'plan':30} {'predicted':>10} {'measured':>10} {'error':>7}   {'memory':>9} {'measured':>9} {'error':>7}"
-    ]
-    for o in outcomes:
-        (predicted, measured), error = max(zip(o.fullest, o.memory_errors, strict=True), key=lambda x: abs(x[1]))
-        lines.append(
-            f"{o.case.model.name:5} {o.case.words:30} {o.predicted.step_s * 1e3:7.1f} ms {o.measured_s * 1e3:7.1f} ms "
-            f"{o.step_error:+7.1%}   {predicted / MIB:5.0f} MiB {measured / MIB:5.0f} MiB {error:+7.1%}"
-        )
-        if detail:
-            terms = ", ".join(f"{t.name} {t.seconds * 1e3:.1f}" for t in o.predicted.terms if t.seconds > 1e-4)
-            phases = ", ".join(f"{name} {s * 1e3:.1f}" for name, s in o.phases.items() if s > 1e-4)
-            lines.append(f"      predicted ms: {terms}")
-            lines.append(f"      rank 0's ms:  {phases}")
-            parts = ("weights", "gradients", "optimizer", "copies", "activations", "work", "buffers")
-            for memory, (predicted, measured) in zip(o.predicted.memory, o.fullest, strict=True):
-                shown = ", ".join(f"{p} {getattr(memory, p) / MIB:.0f}" for p in parts)
-                lines.append(f"      memory MiB:   {shown}: {predicted / MIB:.0f}, measured {measured / MIB:.0f}")
-    return "\n".join(lines)
-
-
-def summary(outcomes: Sequence[Outcome]) -> dict[str, float]:
-    """The figures of some plans."""
-    step = [abs(o.step_error) for o in outcomes]
-    memory = [error for o in outcomes for error in o.memory_errors]
-    return {
-        "step_error_median": round(statistics.median(step), 4),
-        "step_error_p90": round(percentile(step, 0.9), 4),
-        "rank_correlation": round(rank_correlation([o.predicted.step_s for o in outcomes], [o.measured_s for o in outcomes]), 4),
-        "memory_error_median": round(statistics.median(map(abs, memory)), 4),
-        "memory_under_max": round(max(0.0, *memory), 4),
-        "plans": len(outcomes),
-        "models": len({o.case.model.name for o in outcomes}),
-    }
+    return max(r.peak_bytes for r in run(replace(job, train=replace(job.train, steps=COUNTED_FROM + 1)), places))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -263,23 +140,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     cores = sorted(os.sched_getaffinity(0))[:2]
     if len(cores) < 2:
         raise SystemExit("this bench needs two cores")
+    places = [Place(core) for core in cores]
     began = time.monotonic()
     wanted = [c for c in cases(quick=arguments.quick) if arguments.only in f"{c.model.name} {c.words}"]
-    predictor = Predictor(cores, profile_s=arguments.profile_s, passes=1 if arguments.quick else 2)
+    predictor = Predictor(places, profile_s=arguments.profile_s, passes=1 if arguments.quick else 2)
     predictor.learn(list({c.model.name: c.model for c in wanted}.values()))
     outcomes = [Outcome(c, predictor.predict(c)) for c in wanted]
     say("predicted: " + "; ".join(f"{o.case.model.name} {o.case.words} {o.predicted.step_s * 1e3:.1f} ms" for o in outcomes))
-    base = empty_process(cores)
+    base = empty_process(places)
     say(f"a process that trains next to nothing: {base / MIB:.0f} MiB")
     rounds = 1 if arguments.quick else arguments.rounds
     for number in range(rounds):
         for outcome in outcomes if number % 2 == 0 else reversed(outcomes):
-            measure(outcome, cores, base)
+            measure(outcome, places, base)
         say(f"round {number + 1} of {rounds} after {time.monotonic() - began:.0f} s")
     print(table(outcomes, detail=arguments.detail))
     found = summary(outcomes)
+    beside = {} if arguments.quick or arguments.only else wide(rounds=rounds, detail=arguments.detail)
     print(f"bars: {BARS}; {time.monotonic() - began:.0f} s")
-    figures("plan_accuracy", **found, seconds=round(time.monotonic() - began))
+    figures("plan_accuracy", **found, **beside, seconds=round(time.monotonic() - began))
     held = (
         found["step_error_median"] <= 0.10
         and found["step_error_p90"] <= 0.20

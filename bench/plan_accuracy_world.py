@@ -8,6 +8,7 @@ count.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import threading
@@ -29,11 +30,31 @@ from orchestrator.core.supervisor.events import StepCommitted
 from orchestrator.runtime.ports import Finished
 
 HOST = "127.0.0.1"
-LIMIT_S = 120.0
+_CLONE_NEWNET = 0x40000000
+LIMIT_S = 300.0
 COUNTED_FROM = 3  # the first steps touch memory for the first time
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["orchestrator.engine.engine", "numpy.random", "torch._dynamo", "bench.plan_accuracy_models"])
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rank runs: a core (-1: any), a network namespace ("": this one) and its address there."""
+
+    core: int
+    netns: str = ""
+    host: str = HOST
+
+    def enter(self) -> None:
+        """Before the process has other threads."""
+        if self.core >= 0:
+            os.sched_setaffinity(0, {self.core})
+        if self.netns:
+            libc = ctypes.CDLL(None, use_errno=True)
+            with (Path("/var/run/netns") / self.netns).open() as namespace:
+                if libc.setns(namespace.fileno(), _CLONE_NEWNET) != 0:
+                    raise OSError(ctypes.get_errno(), f"cannot enter the network namespace {self.netns}")
 
 
 @dataclass(frozen=True)
@@ -70,11 +91,11 @@ class _Watch:
             self._phase = ""
 
 
-def _rank_main(link: Connection, core: int, job: Job, worker: str) -> None:
-    os.sched_setaffinity(0, {core})
+def _rank_main(link: Connection, place: Place, job: Job, worker: str) -> None:
+    place.enter()
     from orchestrator.engine.engine import TorchEngine
 
-    engine = TorchEngine(job, HOST)
+    engine = TorchEngine(job, place.host)
     graph = engine.warm()
     watch = _Watch()
     engine.hook = watch
@@ -143,22 +164,28 @@ class Processes:
             process.join()
 
 
-def plan_of(job: Job, graph: GraphView) -> Plan:
-    """The plan that a fixed job gets on workers of one node."""
-    workers = [(f"w{n}", "here") for n in range(job.parallel.ranks)]
+def plan_of(job: Job, graph: GraphView, places: Sequence[Place]) -> Plan:
+    """The plan that a fixed job gets on workers in these places; a namespace is a node."""
+    workers = [(f"w{n}", place.netns) for n, place in enumerate(places[: job.parallel.ranks])]
     return first_plan(job=job, graph=graph, workers=workers, epoch=1)
 
 
-def run(job: Job, cores: Sequence[int]) -> list[RankRun]:
-    """The job to its end, rank r on core cores[r]; what each rank saw. Raises SystemExit where it does not end well."""
+def seats(plan: Plan) -> tuple[int, ...]:
+    """The place of each rank."""
+    return tuple(int(seat.worker_id[1:]) for seat in plan.seats)
+
+
+def run(job: Job, places: Sequence[Place]) -> list[RankRun]:
+    """The job to its end, worker n in places[n]; what each rank saw, by rank. Raises SystemExit where it does not end well."""
     with Processes() as world:
-        for rank in range(job.parallel.ranks):
-            world.start(_rank_main, cores[rank % len(cores)], job, f"w{rank}")
+        for n in range(job.parallel.ranks):
+            world.start(_rank_main, places[n], job, f"w{n}")
         ready = world.answers()
-        plan = plan_of(job, ready[0][1])
+        plan = plan_of(job, ready[0][1], places)
         world.tell((plan, ready[0][0]))
-        runs = world.answers()
+        told = world.answers()
         world.tell("end")
+    runs = [told[n] for n in seats(plan)]
     failed = [r for r in runs if not isinstance(r, RankRun)]
     if failed:
         raise SystemExit(f"{plan.reason}: {failed[0]}")
@@ -185,8 +212,8 @@ class LinkSpeed:
     latency_s: float
 
 
-def _profile_main(link: Connection, core: int, job: Job, costs: ModelCosts, device: str, limit_s: float) -> None:
-    os.sched_setaffinity(0, {core})
+def _profile_main(link: Connection, place: Place, job: Job, costs: ModelCosts, device: str, limit_s: float) -> None:
+    place.enter()
     from orchestrator.engine.profile import with_timings
 
     link.send("ready")
@@ -197,11 +224,11 @@ def _profile_main(link: Connection, core: int, job: Job, costs: ModelCosts, devi
     os._exit(0)
 
 
-def profile(job: Job, costs: ModelCosts, *, cores: Sequence[int], device: str, limit_s: float) -> list[ModelCosts]:
-    """Timings by as many processes at the same time as there are cores."""
+def profile(job: Job, costs: ModelCosts, *, places: Sequence[Place], device: str, limit_s: float) -> list[ModelCosts]:
+    """Timings by as many processes at the same time as there are places."""
     with Processes() as world:
-        for core in cores:
-            world.start(_profile_main, core, job, costs, device, limit_s)
+        for place in places:
+            world.start(_profile_main, place, job, costs, device, limit_s)
         world.answers()
         world.tell("go")
         measured = world.answers()
@@ -209,8 +236,8 @@ def profile(job: Job, costs: ModelCosts, *, cores: Sequence[int], device: str, l
     return measured
 
 
-def _speed_main(link: Connection, core: int) -> None:
-    os.sched_setaffinity(0, {core})
+def _speed_main(link: Connection, place: Place) -> None:
+    place.enter()
     import torch
 
     torch.set_num_threads(1)
@@ -236,11 +263,11 @@ def _speed_main(link: Connection, core: int) -> None:
     os._exit(0)
 
 
-def speeds(cores: Sequence[int]) -> list[Speed]:
-    """Of these cores, measured at the same time."""
+def speeds(places: Sequence[Place]) -> list[Speed]:
+    """Of the cores of these places, measured at the same time."""
     with Processes() as world:
-        for core in cores:
-            world.start(_speed_main, core)
+        for place in places:
+            world.start(_speed_main, place)
         world.answers()
         world.tell("go")
         found = world.answers()
@@ -251,14 +278,14 @@ def speeds(cores: Sequence[int]) -> list[Speed]:
 _SMALL, _LARGE = 256, 4 << 20  # elements; a large message is what gradients travel in
 
 
-def _link_main(link: Connection, core: int, rank: int) -> None:
-    os.sched_setaffinity(0, {core})
+def _link_main(link: Connection, place: Place, rank: int) -> None:
+    place.enter()
     import torch
 
     from orchestrator.engine.groups import StoreServer, connect_store, form_group
 
     torch.set_num_threads(1)
-    server = StoreServer(HOST)
+    server = StoreServer(place.host)
     link.send(server.endpoint)
     endpoint = link.recv()
     store = connect_store(endpoint, LIMIT_S)
@@ -269,7 +296,7 @@ def _link_main(link: Connection, core: int, rank: int) -> None:
         epoch=1,
         rank=rank,
         size=2,
-        bind_host=HOST,
+        bind_host=place.host,
         deadline_s=LIMIT_S,
         cancelled=threading.Event(),
     )
@@ -288,11 +315,11 @@ def _link_main(link: Connection, core: int, rank: int) -> None:
     os._exit(0)
 
 
-def link_speed(cores: Sequence[int]) -> LinkSpeed:
-    """Between two processes on two cores, as the engine's groups see it."""
+def link_speed(places: Sequence[Place]) -> LinkSpeed:
+    """Between processes in the first two places, as the engine's groups see it."""
     with Processes() as world:
-        for rank, core in enumerate(cores[:2]):
-            world.start(_link_main, core, rank)
+        for rank, place in enumerate(places[:2]):
+            world.start(_link_main, place, rank)
         endpoints = world.answers()
         world.tell(endpoints[0])
         found: list[LinkSpeed] = world.answers()

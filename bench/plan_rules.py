@@ -209,6 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "gain_median": round(statistics.median(o.gain for o in found.values()), 3),
         "gain_1f1b_median": round(statistics.median(o.gain_alike for o in found.values()), 3),
         "gain_1f1b_min": round(min(o.gain_alike for o in found.values()), 3),
+        "lost_in_width": sum(o.gain_alike > o.gain * (1 + SAME) for o in found.values()),  # more to choose from, worse choice
         "search_seconds_max": round(max(o.seconds for o in found.values()), 2),
     }
     for name, key in ((TITAN, "titan"), (TITAN_NPU, "titan_npu"), (TWO_SPEED, "two_speed")):

@@ -1,8 +1,9 @@
 """`make bench-plan-scale`: how long the planner takes, and how much memory, for a very large model on very many devices.
 
-260 B parameters (48 blocks of 12288 with 196608 in the middle, as in ERNIE 3.0 Titan) on 10,000 devices in 1,250 nodes, on 512 devices
-of two kinds, on 8,192 devices among uniform plans only, and again after one node is lost. Wall seconds of one process, the best of
-some runs; the memory is that of a process of its own. How the time grows is fitted from 64 to 16,384 devices.
+260 B parameters (48 blocks of 12288 with 196608 in the middle, as in ERNIE 3.0 Titan) on 10,000 devices in 1,250 nodes, on
+512 devices of two kinds, on 8,192 devices among uniform plans only, and again after one node is lost. Wall seconds of one
+process, the best of some runs; the memory is that of a process of its own. How the time grows is fitted from 64 to 16,384
+devices.
 """
 
 from __future__ import annotations
@@ -114,7 +115,7 @@ def peak_gib() -> float:
     return found
 
 
-def _peak(pipe: multiprocessing.connection.Connection) -> None:  # type: ignore[name-defined]
+def _peak(pipe: multiprocessing.connection.Connection) -> None:
     choose(problem(DEVICES))
     pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20))
 
@@ -151,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"{n:9} devices {t.seconds:7.2f}s {t.cpu_s:7.2f}s {t.choice.weighed:8}  {t.choice.reason}")
     found = {name: round(t.seconds, 3) for name, t in cases.items()}
     found |= {"peak_gib": round(peak_gib(), 3), "growth_exponent": round(exponent(grown), 3)}
-    figures("plan-scale", {name: found[name] for name in BARS})
+    figures("plan-scale", **{name: found[name] for name in BARS})
     return 0 if all(found[name] <= bar for name, bar in BARS.items()) else 1
 
 

@@ -22,7 +22,7 @@ from orchestrator.apps.strategy_words import (
     shape,
     too_large,
 )
-from orchestrator.apps.units import count, duration, percent, plural, seconds, size
+from orchestrator.apps.units import count, duration, flop, percent, plural, seconds, size
 from orchestrator.core.graph.costs import ModelCosts
 from orchestrator.core.graph.view import GraphView
 from orchestrator.core.plan.plan import Plan
@@ -189,8 +189,8 @@ def graph_rows(costs: ModelCosts) -> list[list[str]]:
                 numbers(range(at, at + layers)),
                 f"{layers} x {kind.name}",
                 count(kind.params),
-                f"{count(kind.forward_flops)}FLOP",
-                f"{count(kind.backward_flops)}FLOP",
+                flop(kind.forward_flops),
+                flop(kind.backward_flops),
                 size(kind.kept_bytes),
                 size(kind.boundary_bytes),
                 *("-" if t is None else f"{seconds(t.forward_s)} + {seconds(t.backward_s)}" for t in times),
@@ -200,7 +200,7 @@ def graph_rows(costs: ModelCosts) -> list[list[str]]:
     forward, backward, kept = (
         sum(getattr(layer, name) for layer in costs.layers) for name in ("forward_flops", "backward_flops", "kept_bytes")
     )
-    whole = ["all", str(len(costs.order)), count(costs.params), f"{count(forward)}FLOP", f"{count(backward)}FLOP", size(kept), ""]
+    whole = ["all", str(len(costs.order)), count(costs.params), flop(forward), flop(backward), size(kept), ""]
     return [*rows, [*whole, *("" for _ in measured)]]
 
 

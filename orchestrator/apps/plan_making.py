@@ -74,15 +74,16 @@ def preview_model(costs: ModelCosts, resources: Resources, *, batch: int, progra
     return Preview(name=costs.name, problem=problem, fixed=False, shown=found.best, choice=found)
 
 
-def spans_of(preview: Preview) -> tuple[tuple[Timed, ...], int, int]:
-    """One step of the slowest replica in time, how many of its micro-batches that shows, and all of them; nothing of one rank."""
+def spans_of(preview: Preview) -> tuple[tuple[Timed, ...], int]:
+    """One step of the slowest replica in time, and how many of its micro-batches that shows; nothing of one pipeline rank."""
     strategy = preview.shown.strategy
     if strategy.pipeline == 1:
-        return (), 0, 0
-    times, whole = Costing(preview.problem).step_times(strategy)
+        return (), 0
     rows = min(strategy.pipeline, ROWS_MAX)
-    drawn = min(whole, max(strategy.pipeline, min(2 * strategy.pipeline, ACTS_MAX // (2 * rows))))
-    return trace(strategy.schedule, times, pipeline=strategy.pipeline, micro_batches=drawn), drawn, whole
+    most = max(strategy.pipeline, min(2 * strategy.pipeline, ACTS_MAX // (2 * rows)))
+    drawn = min(most, *(strategy.share(r) for r in range(strategy.data)))
+    times = Costing(preview.problem).stage_times(strategy)
+    return trace(strategy.schedule, times, pipeline=strategy.pipeline, micro_batches=drawn), drawn
 
 
 def _tried(problem: Problem) -> tuple[Choice | None, str]:

@@ -86,10 +86,10 @@ def inline(picture: Picture) -> Markup:
     return Markup(f"{head}<title>{escape(picture.title)}</title><desc>{escape(picture.told)}</desc>{picture.body}</svg>")
 
 
-def pictures(preview: Preview, spans: Sequence[Timed], *, drawn: int, whole: int) -> list[Picture]:
-    """All pictures of a plan. `spans`: one replica's step, with `drawn` of its `whole` micro-batches; empty: without that picture."""
+def pictures(preview: Preview, spans: Sequence[Timed], *, micro_batches: int) -> list[Picture]:
+    """All pictures of a plan. `spans`: a replica's step, with so many of its micro-batches; no picture where there are none."""
     made = [cluster_picture(preview), layers_picture(preview)]
-    return [*made, timeline_picture(preview, spans, drawn=drawn, whole=whole)] if spans else made
+    return [*made, timeline_picture(preview, spans, micro_batches=micro_batches)] if spans else made
 
 
 def cluster_picture(preview: Preview) -> Picture:
@@ -186,7 +186,7 @@ def layers_picture(preview: Preview) -> Picture:
     return Picture(f"Layers by {by}", f"The layers of each stage by {by}: {'; '.join(told)}.", BAR_HEIGHT + 50, "".join(out))
 
 
-def timeline_picture(preview: Preview, spans: Sequence[Timed], *, drawn: int, whole: int) -> Picture:
+def timeline_picture(preview: Preview, spans: Sequence[Timed], *, micro_batches: int) -> Picture:
     """Forward and backward passes of each pipeline rank in one step of one replica; what is empty is the bubble."""
     strategy = preview.shown.strategy
     end = max(s.end_s for s in spans)
@@ -194,6 +194,7 @@ def timeline_picture(preview: Preview, spans: Sequence[Timed], *, drawn: int, wh
     scale = (WIDTH - left - 12) / end
     rows = min(strategy.pipeline, ROWS_MAX)
     bottom = top + rows * row_height
+    least = min(strategy.share(r) for r in range(strategy.data))
     out = []
     at = 8.0
     for css, name in ((FORWARD, "forward"), (BACKWARD, "backward"), (INPUT, "gradient of the input"), (WEIGHT, "of the weights")):
@@ -226,7 +227,7 @@ def timeline_picture(preview: Preview, spans: Sequence[Timed], *, drawn: int, wh
         if width > LABEL_MIN:
             css = "" if s.act.kind == FORWARD else "on"
             out.append(f'<text class="{css}" x="{x + width / 2:.1f}" y="{y + 15}" text-anchor="middle">{s.act.index}</text>')
-    part = f", the first {drawn} of {whole} micro-batches" if drawn < whole else ""
+    part = f" with {plural(micro_batches, 'micro-batch', 'es')}" + ("" if micro_batches == least else f" of {least}")
     note = f"{strategy.pipeline - rows} more pipeline ranks" if strategy.pipeline > rows else ""
     if note:
         out.append(f'<text x="8" y="{bottom + 34}">... {note}</text>')

@@ -146,6 +146,8 @@ def _summary(job: Job, status: JobStatus, records: Sequence[Record]) -> list[tup
 
 def _ranks(job: Job) -> str:
     p = job.parallel
+    if job.planner.auto:
+        return "as the planner chose, see the plan"
     axes = [("pipeline", p.pipeline), ("data", p.data), ("tensor", p.tensor)]
     mesh = " x ".join(f"{size} {name}" for name, size in axes if size > 1) or "1"
     return f"{mesh}, ZeRO-{p.zero_stage}, {p.copies} copies" + (f", {p.schedule}" if p.pipeline > 1 else "")

@@ -26,6 +26,11 @@ def size(bytes_: float) -> str:
     return f"{count(bytes_)}B" if abs(bytes_) >= 1000 else f"{bytes_:.0f} B"
 
 
+def flop(number: float) -> str:
+    """Floating-point operations: 2 GFLOP."""
+    return f"{count(number)}FLOP" if abs(number) >= 999.5 else f"{number:.0f} FLOP"
+
+
 def seconds(value: float) -> str:
     """12 us, 3.4 ms, 1.2 s, 2:13:20."""
     if value < 0.9995e-3:
@@ -35,7 +40,8 @@ def seconds(value: float) -> str:
 
 def percent(share: float) -> str:
     """A share as a percentage; small ones, and those near to all, keep a digit."""
-    return f"{100 * share:.0f} %" if 0.0995 <= share <= 0.95 or share in (0, 1) else f"{100 * share:.1f} %"
+    plain = 0.0995 <= share <= 0.95 or share == 0 or share >= 0.9995
+    return f"{100 * share:.0f} %" if plain else f"{100 * share:.1f} %"
 
 
 def rate(bytes_per_s: float) -> str:

@@ -20,8 +20,8 @@ class Timeouts:
     probe_ms: int  # one active probe of a worker's port
     suspect_ms: int  # silence after which a worker is shown as unreachable; nothing is done yet
     lost_ms: int  # silence (or a standstill inside the user's code) after which a worker is declared lost
-    measure_ms: int  # from asking an idle worker to measure itself until it counts as unmeasured
     form_ms: int  # forming the process groups of an epoch
+    measure_ms: int  # from asking an idle worker to measure itself until it counts as unmeasured
     prove_ms: int  # from the start of an epoch until every rank has its state
     leave_ms: int  # from asking an epoch's ranks to leave at the end of the step until they are told to leave at once
     spawn_ms: int  # from asking for a worker until it says hello
@@ -42,8 +42,8 @@ def derive(detect_within_ms: int) -> Timeouts:
         probe_ms=max(50, d // 16),
         suspect_ms=d // 2,
         lost_ms=d * 7 // 8,
-        measure_ms=min(10_000, d * 2),
         form_ms=d * 2,
+        measure_ms=d * 5 // 2,
         prove_ms=d * 15,
         leave_ms=d * 20,
         spawn_ms=d * 30,

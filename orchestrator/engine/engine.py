@@ -52,6 +52,7 @@ from orchestrator.engine.training import BadStepLeft
 from orchestrator.runtime.ports import Failed, Finished, Left, Pulse, Report
 
 _POLL_S = 0.005
+MEASURE_S_MAX = 10.0
 T = TypeVar("T")
 
 
@@ -154,7 +155,12 @@ class TorchEngine:
         self._control.phase("measuring")
         try:
             found = measure_worker(
-                order, body, self._costs, bind_host=self._bind_host, limit_s=self._timeouts.measure_ms / 1e3, stop=stop
+                order,
+                body,
+                self._costs,
+                bind_host=self._bind_host,
+                limit_s=min(MEASURE_S_MAX, self._timeouts.measure_ms / 1e3),
+                stop=stop,
             )
         finally:
             self._control.phase("idle")

@@ -24,7 +24,7 @@ _SIZES_CPU: Final = (32, 64, 128, 256, 512, 1024)  # rows of square matrices
 _SIZES_ACCELERATOR: Final = (256, 512, 1024, 2048, 4096, 8192)
 _VECTOR_CPU: Final = 8 << 20  # elements; several times what caches hold
 _VECTOR_ACCELERATOR: Final = 64 << 20
-_RUNS_MIN: Final = 3
+_RUNS_MIN: Final = 3  # of one product: the first one, one to see how long it takes, one that counts
 _STRETCH_S: Final = 0.002  # runs are repeated until they take this long, and timed together
 
 
@@ -40,7 +40,7 @@ def measure_device(
     seconds: float = SECONDS,
     stop: Callable[[], bool] = lambda: False,
 ) -> DeviceMeasure:
-    """Takes about `seconds`; products that would take longer than their share are left out.
+    """Takes about `seconds`; large products are left out where they would take longer than their share.
 
     `slots`: workers that share the memory of this machine (of no matter for an accelerator, which has its own). `dtype`: that of
     the job's matrix products. Raises ProbeStopped; torch.OutOfMemoryError where even this small work finds no room.
@@ -48,11 +48,13 @@ def measure_device(
     accelerated = device.type != "cpu"
     sizes = _SIZES_ACCELERATOR if accelerated else _SIZES_CPU
     share = seconds / (len(sizes) + 1)
+    until = time.monotonic() + seconds - share
     products: list[tuple[float, float]] = []
     with _one_thread(), torch.inference_mode():
         for n in sizes:
             work = 2.0 * n**3
-            if len(products) > 1 and products[-1][1] / products[-1][0] * work * _RUNS_MIN > share:
+            ahead = products[-1][1] / products[-1][0] * work * _RUNS_MIN if products else 0.0
+            if len(products) > 1 and (ahead > share or time.monotonic() + ahead > until):
                 break
             products.append((work, _product_s(device, n, dtype, share, stop)))
         bandwidth = _bandwidth(device, _VECTOR_ACCELERATOR if accelerated else _VECTOR_CPU, share, stop)
@@ -102,7 +104,7 @@ def _fastest(device: torch.device, work: Callable[[], Tensor], seconds: float, s
     calls = max(1, int(_STRETCH_S / max(once, 1e-7)))
     until = time.monotonic() + seconds
     best, runs = once, 0
-    while runs < _RUNS_MIN or time.monotonic() < until:
+    while not runs or time.monotonic() < until:
         if stop():
             raise ProbeStopped
         best = min(best, clock(work, calls) / calls)

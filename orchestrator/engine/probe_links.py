@@ -20,12 +20,13 @@ from orchestrator.core.cluster.resources import Link
 from orchestrator.core.cluster.rounds import Meeting, Round
 from orchestrator.engine.groups import BackendUnavailable, EpochGroup, GroupBroken, connect_store, form_group
 
-SECONDS: Final = 7.5
+SECONDS: Final = 6.5
 _PINGS: Final = 13
 _BYTES_MIN: Final = 64 << 10
 _BYTES_MAX: Final = 64 << 20
 _GROWTH: Final = 4
 _ENOUGH_S: Final = 0.1  # a transfer that takes this long is long enough
+_MEANS_S: Final = 0.025  # and one that takes less says nothing
 _REPEATS: Final = 2
 _POLL_S: Final = 0.01
 _CONNECT_S: Final = 2.0  # to a peer's store, and for each of its answers
@@ -61,7 +62,7 @@ def measure_links(
             mine,
             workers[mine.senders[0]][1],
             me=me,
-            until=began + seconds * (k + 1) / len(plan),
+            until=began + seconds * (k + 2) / (len(plan) + 1),  # two shares for the first: not all start at once
             stop=stop,
             form=partial(form_group, backend, name=f"probe-{number}-{k}", epoch=epoch, bind_host=bind_host),
             device=device,
@@ -91,6 +92,7 @@ def _meet(
 ) -> tuple[Link, str]:
     """What this meeting measured, and why it measured nothing."""
     talk: _Talk | None = None
+    why = "its time was over"
     with _watch(until, stop) as watch:
         try:
             left_s = max(_POLL_S, until - time.monotonic())
@@ -103,9 +105,9 @@ def _meet(
                 talk = _Talk(group, len(meeting.senders), device, until)
                 talk.measure()
         except (GroupBroken, BackendUnavailable) as error:
-            if talk is None or talk.bandwidth == 0:
-                over = watch.over.is_set() or time.monotonic() >= until
-                return Link(0.0, 0.0), "its time was over" if over else str(error)
+            why = "its time was over" if watch.over.is_set() or time.monotonic() >= until else str(error)
+    if talk is None or talk.bandwidth == 0:
+        return Link(0.0, 0.0), why
     return Link(talk.bandwidth, talk.latency_s), ""  # where it broke half-way, what was measured until then
 
 
@@ -128,8 +130,9 @@ class _Talk:
                 return
             if self._group.rank:
                 continue
-            rate = self._senders * nbytes / max(took - self.latency_s, took / 2)
-            self.bandwidth = max(self.bandwidth, rate) if repeats else rate  # of the largest size
+            if took >= _MEANS_S or nbytes == _BYTES_MAX:
+                rate = self._senders * nbytes / max(took - self.latency_s, took / 2)
+                self.bandwidth = max(self.bandwidth, rate) if repeats else rate  # of the largest size
             enough = took >= _ENOUGH_S or nbytes == _BYTES_MAX
             repeats += enough and not first  # the first may be let through at once, by what a slow link has saved up
             growth = 1 if enough or first else _GROWTH

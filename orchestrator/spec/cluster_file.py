@@ -1,7 +1,7 @@
 """The edge where a cluster file becomes Resources: clusters that are not there can be planned for like those that are.
 
-The models say what each field alone may be (cluster_model.py); here are the rules between fields, judged once each field is right,
-and the groups are counted out into machines. Errors are those of a job file: line, column, path, nearest known word, fix.
+The models say what each field alone may be (cluster_model.py); here are the rules between fields, judged once each field is
+right, and the groups are counted out into machines. Errors are those of a job file: place, path, nearest known word, fix.
 """
 
 from __future__ import annotations

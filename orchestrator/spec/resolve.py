@@ -138,7 +138,7 @@ def _planner(spec: JobSpec) -> PlannerSettings:
             zeros=(p.zero,) if given("zero") else free.zeros,
             schedules=(p.schedule,) if p.schedule is not None else tuple(PipelineSchedule),
             recompute=p.recompute if given("recompute") else free.recompute,
-            copies=(p.copies,) if p.copies is not None else free.copies,
+            copies=(p.copies,) if p.copies is not None else (1,),  # where it helps and there is another node
             ranks_min=spec.resilience.min_ranks,
             ranks_max=rules.slots(spec),
         ),

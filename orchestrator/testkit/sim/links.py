@@ -16,6 +16,7 @@ from orchestrator.core.supervisor.events import (
     DigestReported,
     EvalReported,
     StepCommitted,
+    WorkerMeasured,
 )
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from orchestrator.core.supervisor.events import Fault
 from orchestrator.core.supervisor.state import JobPhase, Outcome, WorkerPhase
 from orchestrator.runtime.control import NotFoundError, UnreachableError
 from orchestrator.runtime.status_types import JobStatus
-from tests.unit.apps.world import FakeClient, ended, running_status, statuses
+from tests.unit.apps.world import FakeClient, ended, plain_status, running_status, statuses
 
 FAULT = Fault("kill-worker", 1, "", 10, 1, 0)
 
@@ -76,6 +76,18 @@ def test_following_ends_with_the_job() -> None:
     follower = follow(FakeClient(statuses(running_status(), ended(Outcome.COMPLETED))))
     assert follower.newest == ended(Outcome.COMPLETED)
     assert (follower.version, follower.error) == (2, None)
+
+
+def test_how_large_a_worker_grew_is_kept_by_epoch_and_only_while_it_trained() -> None:
+    def at(rss: int, *, epoch: int = 1, phase: JobPhase = JobPhase.RUNNING) -> JobStatus:
+        return plain_status(on=("n0",), spares=(), epoch=epoch, phase=phase, rss=rss)
+
+    follower = follow(
+        FakeClient(
+            statuses(at(5), at(9), at(99, phase=JobPhase.FORMING), at(7), at(3, epoch=2), ended(Outcome.COMPLETED)),
+        )
+    )
+    assert follower.peak_rss_bytes == {1: {"j/w0": 9}, 2: {"j/w0": 3}}
 
 
 def test_following_goes_on_at_the_new_address() -> None:

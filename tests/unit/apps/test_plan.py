@@ -244,3 +244,7 @@ def test_help_names_every_option(tmp_path: Path) -> None:
     text = cli("plan", "--help", home=tmp_path).stdout
     for option in ("--cluster", "--model", "--batch", "--program", "--graph", "--alternatives", "--html", "--svg", "--json"):
         assert option in text
+
+
+def test_a_job_left_to_the_planner_is_valid_without_a_number_of_ranks(tmp_path: Path, auto: Path) -> None:
+    assert "on as many ranks as the planner chooses" in cli("validate", auto, home=tmp_path).stdout

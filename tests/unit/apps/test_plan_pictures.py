@@ -37,8 +37,8 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 def all_pictures(preview: Preview) -> list[Picture]:
     """With the timeline where there is one."""
-    spans, drawn, whole = spans_of(preview)
-    return pictures(preview, spans, drawn=drawn, whole=whole)
+    spans, drawn = spans_of(preview)
+    return pictures(preview, spans, micro_batches=drawn)
 
 
 def parsed(preview: Preview) -> ET.Element:
@@ -221,10 +221,10 @@ def test_the_timeline_has_every_act_inside_its_frame(schedule: PipelineSchedule)
         planned.strategy(pipeline=4, data=1, micro_batches=4), cuts=cuts, schedule=schedule, recompute=(False,) * len(cuts)
     )
     preview = planned.preview(shown=planned.option(strategy))
-    spans, drawn, whole = spans_of(preview)
-    assert (drawn, whole) == (4, 4)
+    spans, drawn = spans_of(preview)
+    assert drawn == 4
     assert sum(s.act.kind == FORWARD for s in spans) == 4 * len(cuts)
-    root = ET.fromstring(document([timeline_picture(preview, spans, drawn=drawn, whole=whole)], title="t"))
+    root = ET.fromstring(document([timeline_picture(preview, spans, micro_batches=drawn)], title="t"))
     acts = [r for r in root.iter(f"{SVG}rect") if r.find(f"{SVG}title") is not None]
     assert len(acts) == len(spans)
     for r in acts:
@@ -233,12 +233,12 @@ def test_the_timeline_has_every_act_inside_its_frame(schedule: PipelineSchedule)
 
 def test_a_long_step_is_cut_short_and_says_so() -> None:
     preview = planned.preview(shown=planned.option(planned.strategy(data=1, micro_batches=4096)))
-    assert all_pictures(preview)[2].title == "One step of the slowest replica, the first 4 of 4096 micro-batches"
+    assert all_pictures(preview)[2].title == "One step of the slowest replica with 4 micro-batches of 4096"
 
 
 def test_one_rank_has_no_timeline() -> None:
     preview = planned.preview(shown=planned.option(planned.strategy(pipeline=1, data=4)))
-    assert spans_of(preview) == ((), 0, 0)
+    assert spans_of(preview) == ((), 0)
     assert len(all_pictures(preview)) == 2
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from orchestrator.apps.cli.main import app
 from tests.unit.apps.world import EXAMPLE, cli
@@ -17,6 +18,7 @@ COMMANDS = (
     *("explain", "list", "scale", "drain", "replace", "chaos", "cancel", "doctor", "down"),
 )
 CHECKPOINT = ("now", "list", "verify", "export")
+MODEL, CLUSTER = (EXAMPLE.parents[1] / name for name in ("models/resnet-50.yaml", "clusters/laptop.yaml"))
 HEAVY = ("torch", "ray", "numpy")
 _RUN = """
 import json, sys
@@ -88,6 +90,8 @@ def test_usage_errors_are_bad_input(tmp_path: Path, arguments: tuple[str, ...]) 
         (("checkpoint", "list", "j", "--home", "."), 3),
         (("validate", str(EXAMPLE)), 0),
         (("validate", "none.yaml"), 2),
+        (("plan", "--model", str(MODEL), "--cluster", str(CLUSTER), "--batch", "8"), 0),
+        (("plan", "--model", str(MODEL), "--graph"), 0),
         (("status", "--home", "."), 3),
         (("events", "--home", "."), 3),
     ],
@@ -98,6 +102,28 @@ def test_quick_commands_import_nothing_heavy(tmp_path: Path, arguments: tuple[st
     told = json.loads(done.stderr.strip().splitlines()[-1])
     assert told == {"code": code, "heavy": []}, done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("explain ", {"last", "plan"}),
+        ("explain p", {"plan"}),
+        ("plan --program ", {"ours", "megatron", "deepspeed"}),
+        ("plan --program m", {"megatron"}),
+        ("plan --h", {"--html", "--help"}),
+    ],
+)
+def test_the_shell_completes_words(tmp_path: Path, typed: str, offered: set[str]) -> None:
+    arguments = typed.split(" ")
+    asked = {
+        "_ORCHESTRATOR_COMPLETE": "complete_bash",
+        "COMP_WORDS": f"orchestrator {typed}",
+        "COMP_CWORD": str(len(arguments)),
+        "ORCHESTRATOR_HOME": str(tmp_path),
+    }
+    result = CliRunner().invoke(app, [], env=asked, prog_name="orchestrator")
+    assert set(result.stdout.split()) == offered, result.output
 
 
 def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ class FakeTools:
 MESH = (MeshAxis("pipeline", 1), MeshAxis("data", 2), MeshAxis("tensor", 1))
 
 
-def plain_status(*, on: Sequence[str] = ("n0", "n1"), spares: Sequence[str] = ("n2",), **changes: Any) -> JobStatus:
+def plain_status(*, on: Sequence[str] = ("n0", "n1"), spares: Sequence[str] = ("n2",), rss: int = 1, **changes: Any) -> JobStatus:
     """A job whose ranks sit on the nodes `on`, by hand; worker w5 sits on node n5, `changes` are fields of JobStatus."""
     ids = sorted({*on, *spares})
 
@@ -197,7 +197,7 @@ def plain_status(*, on: Sequence[str] = ("n0", "n1"), spares: Sequence[str] = ("
             cause="",
             pid=1,
             micro_batch_ms=5,
-            rss_bytes=1,
+            rss_bytes=rss,
         )
 
     mesh = (MeshAxis("pipeline", 1), MeshAxis("data", len(on)), MeshAxis("tensor", 1))

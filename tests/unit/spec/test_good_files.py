@@ -370,3 +370,38 @@ def test_a_spec_built_in_python_is_held_to_the_same_rules() -> None:
     assert resolve(JobSpec.model_validate({"name": "a", "task": "gpt"}), base_dir="/jobs") == job_of("")
     with pytest.raises(ValueError, match="data ranks do not fit"):
         resolve(JobSpec.model_validate({"name": "a", "parallel": {"data": 5}}), base_dir="/jobs")
+
+
+@pytest.mark.parametrize("text", ["parallel: auto", "parallel: {plan: auto}"])
+def test_the_planner_may_choose_everything_but_what_the_cluster_gives(text: str) -> None:
+    job = job_of(f"{text}\ncluster: {{nodes: 3, slots_per_node: 2}}\nresilience: {{min_ranks: 2}}\ntrain: {{micro_batches: 4}}")
+    assert job.planner == PlannerSettings(auto=True, space=Space(copies=(1,), ranks_min=2, ranks_max=6), checkpoint=False)
+    assert job.parallel.ranks == 4, "to begin with: as many data ranks as there is work for"
+
+
+def test_what_the_file_gives_stays_fixed() -> None:
+    axes = "tensor: 2, pipeline: 2, data: 1, zero: 0, schedule: zero-bubble, recompute: false, copies: 0"
+    job = job_of(f"parallel: {{plan: auto, {axes}}}\ncluster: {{nodes: 8}}")
+    assert job.planner.space == Space(
+        tensors=(2,),
+        pipelines=(2,),
+        datas=(1,),
+        zeros=(0,),
+        schedules=(PipelineSchedule.ZERO_BUBBLE,),
+        recompute=(False,),
+        copies=(0,),
+        ranks_max=8,
+    )
+
+
+def test_the_planner_may_choose_the_interval_of_checkpoints() -> None:
+    job = job_of("parallel: auto\ncheckpoint: {uri: ./c, every: auto}")
+    assert job.planner.checkpoint
+    assert job.checkpoint.every == 50, "until it has chosen"
+    assert not job_of("parallel: auto\ncheckpoint: {uri: ./c, every: 7}").planner.checkpoint
+
+
+def test_recomputation_and_shares_by_hand() -> None:
+    job = job_of("parallel: {pipeline: 2, data: 2, recompute: [true, false], shares: [3, 5]}\ncluster: {nodes: 4}")
+    assert (job.parallel.recompute, job.parallel.shares) == ((True, False), (3, 5))
+    assert job_of("parallel: {recompute: true}").parallel.recompute == (True,)

@@ -82,12 +82,17 @@ class Network:
         self._rack_of = [racks[n.rack] for n in resources.nodes]
         self._uplink, self._uplink_total = resources.uplink, resources.uplink_total
 
-    def rings(self, columns: Sequence[Iterable[Sequence[int]]]) -> list[Ring]:
+    def rings(self, columns: Sequence[Iterable[tuple[Sequence[int], int]]]) -> list[Ring]:
         """For each column of groups a ring no faster than any of them; all groups of all columns run at once.
 
-        A group is named by the node of each member.
+        A group is named by the node of each member, and comes with the number of groups like it.
         """
-        folded = [Counter(tuple(sorted(group)) for group in column) for column in columns]
+        folded: list[Counter[tuple[int, ...]]] = []
+        for groups in columns:
+            column: Counter[tuple[int, ...]] = Counter()
+            for group, times in groups:
+                column[tuple(sorted(group))] += times
+            folded.append(column)
         counts = {nodes: Counter(nodes) for column in folded for nodes in column}
         out: Counter[int] = Counter()  # groups that leave a node
         up: Counter[int] = Counter()  # and a rack
@@ -101,12 +106,16 @@ class Network:
         known = {nodes: self._ring(count, out, up) for nodes, count in counts.items()}
         return [_slowest(known[nodes] for nodes in column) for column in folded]
 
-    def links(self, columns: Sequence[Iterable[tuple[int, int]]]) -> list[Ring]:
-        """For each column of pairs of nodes (sender's, receiver's) a link no faster than any of theirs; all send at once."""
-        folded = [Counter(column) for column in columns]
+    def links(self, columns: Sequence[tuple[Iterable[tuple[int, int]], int]]) -> list[Ring]:
+        """For each column of pairs of nodes (sender's, receiver's) a link no faster than any of theirs; all send at once.
+
+        A column comes with the number of pairs like each.
+        """
+        folded = [Counter(pairs) for pairs, _ in columns]
         out, into, up, down = (Counter[int]() for _ in range(4))
-        for column in folded:
-            for (a, b), times in column.items():
+        for column, (_, alike) in zip(folded, columns, strict=True):
+            for (a, b), pairs in column.items():
+                times = pairs * alike
                 if a != b:
                     out[a] += times
                     into[b] += times

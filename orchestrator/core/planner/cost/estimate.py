@@ -282,18 +282,20 @@ class Costing:
     def _memory(
         self, s: Strategy, mesh: MeshOnDevices, sums: Sums, copied: Sequence[Copied], micro_batches: int
     ) -> tuple[Memory, ...]:
+        bounds, tables, program = s.bounds, self.tables, self.problem.program
         return tuple(
             rank_memory(
                 s,
-                self.problem.program,
-                self.tables.runs(s.tensors[p]),
+                program,
+                tables.runs(t),
                 p,
+                bounds,
                 sums=sums,
                 copied=copied[p],
                 limit=mesh.limits[p],
                 micro_batches=micro_batches,
             )
-            for p in range(s.pipeline)
+            for p, t in enumerate(s.tensors)
         )
 
     def _reliability(

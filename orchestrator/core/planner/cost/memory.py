@@ -107,10 +107,18 @@ class Copied:
 
 
 def rank_memory(
-    s: Strategy, program: Program, runs: Runs, pipe: int, *, sums: Sums, copied: Copied, limit: int, micro_batches: int
+    s: Strategy,
+    program: Program,
+    runs: Runs,
+    pipe: int,
+    bounds: Sequence[tuple[int, int]],
+    *,
+    sums: Sums,
+    copied: Copied,
+    limit: int,
+    micro_batches: int,
 ) -> Memory:
-    """Of one pipeline rank; `micro_batches` of the replica that has most."""
-    bounds = s.bounds
+    """Of one pipeline rank; `bounds` are the strategy's, `micro_batches` those of the replica that has most."""
     mine = range(pipe, len(bounds), s.pipeline)
     elements, kept, passing, crossing = 0.0, [], 0.0, 0.0
     for k in mine:

@@ -89,7 +89,7 @@ class Ground:
         return out
 
     def assignments(self, mesh: Mesh, *, alike: bool) -> list[Devices] | None:
-        """One of each set of assignments that cost the same, or None where there are more than ASSIGNMENTS_MAX.
+        """At least one of each set of assignments that cost the same, or None where there are more than ASSIGNMENTS_MAX.
 
         `alike`: replicas that change places cost the same.
         """

@@ -11,8 +11,7 @@ from orchestrator.core.cluster.resources import DeviceType, Link, NodeResources,
 from orchestrator.core.graph.costs import LayerCost, ModelCosts
 from orchestrator.core.plan.plan import PipelineSchedule
 from orchestrator.core.planner.errors import PlanError
-from orchestrator.core.planner.placement import place
-from orchestrator.core.planner.placement_traffic import apart_of, traffic_of
+from orchestrator.core.planner.placement_traffic import apart_of, placed, traffic_of
 from orchestrator.core.planner.strategy import Problem, Program, Reliability, Space, Strategy
 
 LAYER = LayerCost(
@@ -161,8 +160,14 @@ def test_each_part_of_the_state_wants_two_nodes() -> None:
 
 def test_tensor_ranks_share_a_node_and_replicas_do_not() -> None:
     s, p = strategy(data=2, tensor=2), problem()
-    where = place(traffic_of(p, s), p.resources, range(4), apart=apart_of(s))
-    assert [p.resources.node_of[d] for d in where] in ([0, 0, 1, 1], [1, 1, 0, 0])
+    good = placed(p, replace(s, devices=(0, 2, 1, 3)))
+    assert [p.resources.node_of[d] for d in good.devices] in ([0, 0, 1, 1], [1, 1, 0, 0])
+    assert replace(good, devices=s.devices) == s
+
+
+def test_only_devices_of_the_strategy_are_placed_on() -> None:
+    p = problem(nodes=3)
+    assert sorted(placed(p, replace(strategy(pipeline=2, tensor=2), devices=(5, 2, 3, 4))).devices) == [2, 3, 4, 5]
 
 
 def test_more_ranks_than_can_be_placed_have_no_graph() -> None:
