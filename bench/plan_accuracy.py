@@ -156,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"round {number + 1} of {rounds} after {time.monotonic() - began:.0f} s")
     print(table(outcomes, detail=arguments.detail))
     found = summary(outcomes)
-    beside = {} if arguments.quick or arguments.only else wide(rounds=rounds, detail=arguments.detail)
+    beside = {} if arguments.quick or arguments.only else wide(rounds=min(rounds, 2), detail=arguments.detail)
     print(f"bars: {BARS}; {time.monotonic() - began:.0f} s")
     figures("plan_accuracy", **found, **beside, seconds=round(time.monotonic() - began))
     held = (

@@ -20,7 +20,7 @@ from orchestrator.engine.describe import describe
 
 LOW = 0.2  # percentile
 MIB = 1 << 20
-COUNTED_S = 2.0  # of steps that count, in a round
+COUNTED_S = 1.2  # of steps that count, in a round
 STEPS_MIN, STEPS_MAX = 3, 12
 
 

@@ -135,6 +135,8 @@ def everything(problem: Problem) -> Iterator[Strategy]:
             for copies, cuts in product(_copies(problem, space, ranks, alone), _cuts(layers, stages, space.uneven)):
                 for recompute in product(space.recompute, repeat=stages):
                     for devices in words:
+                        if copies and len({problem.resources.node_of[d] for d in devices}) == 1:
+                            continue  # a copy lies on another node
                         made = Strategy(
                             data=data,
                             tensors=(tensor,) * pipeline,

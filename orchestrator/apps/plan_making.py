@@ -40,21 +40,25 @@ UNITS_MAX = 64  # of a micro-batch, that are tried for a described model
 DETECT_S = 5.0  # until a failure is noticed, of a model without a job
 
 
-def preview_job(job: Job, *, graph: GraphView | None, costs: ModelCosts, resources: Resources) -> Preview:
+def preview_job(
+    job: Job, *, graph: GraphView | None, costs: ModelCosts, resources: Resources, every_device: bool = False
+) -> Preview:
     """A job's plan on some resources. Without a graph (a described model in place of the task's) nobody is seated.
 
+    `every_device`: the resources take the place of the job's cluster section, which limits the planner's choice otherwise.
     Raises PlanError when the job's fixed axes do not fit the model or the resources, or when nothing can be chosen for it.
     """
     problem = problem_of(job, costs=costs, resources=resources)
+    free = problem_of(replace(job, planner=replace(job.planner, auto=True)), costs=costs, resources=resources)
+    if every_device:
+        free = replace(free, space=replace(free.space, ranks_max=0))
     if job.planner.auto:
-        chosen = choose(problem)
-        preview = Preview(name=job.name, problem=problem, fixed=False, shown=chosen.best, choice=chosen)
+        chosen = choose(free)
+        preview = Preview(name=job.name, problem=free, fixed=False, shown=chosen.best, choice=chosen)
     else:
-        free = problem_of(replace(job, planner=replace(job.planner, auto=True)), costs=costs, resources=resources)
         found, why = _tried(free)
-        preview = Preview(
-            name=job.name, problem=problem, fixed=True, shown=_fixed(job, graph, problem), choice=found, no_choice=why
-        )
+        shown = _fixed(job, graph, problem)
+        preview = Preview(name=job.name, problem=problem, fixed=True, shown=shown, choice=found, no_choice=why)
     return _seated(preview, job, graph) if graph is not None else preview
 
 

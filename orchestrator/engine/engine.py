@@ -37,8 +37,8 @@ from orchestrator.engine.checkpoint import CheckpointWriter, always
 from orchestrator.engine.checkpoint_files import BadCheckpoint, read_manifest
 from orchestrator.engine.commit import CHECKPOINT, LEAVE
 from orchestrator.engine.control import Control, Hook
-from orchestrator.engine.digest import CopiesDiffer
 from orchestrator.engine.costs import trace
+from orchestrator.engine.digest import CopiesDiffer
 from orchestrator.engine.epoch import Agreed, Epoch
 from orchestrator.engine.faults import FaultBox
 from orchestrator.engine.groups import EpochGroup, GroupBroken, StoreClient, StoreServer, connect_store, form_group

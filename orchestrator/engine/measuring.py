@@ -17,6 +17,7 @@ from orchestrator.core.cluster.rounds import rounds
 from orchestrator.core.graph.costs import ModelCosts
 from orchestrator.core.job import Precision
 from orchestrator.core.supervisor.commands import MeasureWorker
+from orchestrator.engine.devices import kind_of
 from orchestrator.engine.probe import ProbeStopped, measure_device
 from orchestrator.engine.probe_links import measure_links
 from orchestrator.engine.profile import with_timings
@@ -36,12 +37,12 @@ def measure_worker(
     """
     began = time.monotonic()
     me = next(n for n, w in enumerate(order.workers) if w.worker_id == order.worker_id)
-    backend = "gloo" if body.device.type == "cpu" else "nccl"
+    job = body.job
     links = measure_links(
         rounds([w.node_id for w in order.workers]),
         me=me,
         workers=[(w.worker_id, w.endpoint) for w in order.workers],
-        backend=backend,
+        backend=kind_of(job.cluster.device.value).backend,
         device=body.device,
         bind_host=bind_host,
         epoch=order.epoch,
@@ -52,7 +53,6 @@ def measure_worker(
     for link in links:
         if link.problem:
             log.warning("the link from %s to %s was not measured: %s", link.senders, link.receivers, link.problem)
-    job = body.job
     try:
         device = measure_device(
             body.device,

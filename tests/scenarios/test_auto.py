@@ -1,4 +1,4 @@
-"""A job that leaves its plan to the planner: workers measure themselves, a plan is chosen, and another one when workers change."""
+"""A job that leaves its plan to the planner: workers measure themselves, it chooses, and chooses again when workers change."""
 
 from __future__ import annotations
 
@@ -265,3 +265,14 @@ def test_a_person_who_scales_the_job_fixes_it(nodes: int) -> None:
     assert not s.state.planned
     s.depart()
     assert s.plan.size == nodes
+
+
+def test_a_plan_with_copies_spans_two_nodes() -> None:
+    space = Space(datas=(2,), pipelines=(1,), tensors=(1,), zeros=(1,), copies=(1,))
+    job = auto_job(space=space, nodes=2, slots=2, data=4)
+    s = Story(job, graph=DEEP, costs=COSTS)
+    s.tell(ev.ClusterChanged(s.now, cluster(1, 2, slots=2)))
+    s.hello_all()
+    measured(s, *spares(s))
+    assert s.plan.copies == 1
+    assert len({seat.node_id for seat in s.plan.seats}) == 2

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from orchestrator.core.cluster.resources import DeviceType, Level, Link, NodeResources, Resources
 from orchestrator.core.graph.costs import LayerCost, ModelCosts
+from orchestrator.core.plan.plan import PipelineSchedule
 from orchestrator.core.planner.cost.programs import OURS
 from orchestrator.core.planner.errors import PlanError
 from orchestrator.core.planner.search.choose import choose
@@ -53,9 +55,9 @@ def machines(count: int, *, devices: int = 1, network: Link = FAST, device: Devi
     return Resources("cluster", (device,), nodes)
 
 
-def problem(costs: ModelCosts, resources: Resources, *, batch: int = 12, **space: object) -> Problem:
+def problem(costs: ModelCosts, resources: Resources, *, batch: int = 12, **space: Any) -> Problem:
     """Nothing is asked but what `space` says."""
-    asked = Space(**{"copies": (0,), **space})  # type: ignore[arg-type]
+    asked = Space(**{"copies": (0,), **space})
     return Problem(costs, resources, OURS, batch, asked, Reliability(1.0, 2.0, 0, 1.0, 10.0))
 
 
@@ -189,6 +191,24 @@ def test_copies_that_are_asked_for_are_no_use_beside_replicas() -> None:
     assert best(asked).copies == 1
     replicas = best(problem(model([layer(params=1000)] * 4), machines(2), zeros=(0,), pipelines=(1,), copies=(1,)))
     assert (replicas.data, replicas.copies) == (2, 0)
+
+
+def test_a_copy_is_on_another_node() -> None:
+    """Three devices on two nodes, room for two ranks: not side by side, though that were quicker."""
+    two = machines(2, devices=2, network=SLOW)
+    uneven = replace(two, nodes=(two.nodes[0], replace(two.nodes[1], devices=1)))
+    p = problem(model([layer()] * 4), uneven, pipelines=(2,), tensors=(1,), datas=(1,), copies=(1,), ranks_max=2)
+    s = best(p)
+    assert s.copies == 1
+    assert {node_of(p, s, pipe, 0) for pipe in range(2)} == {"n0", "n1"}
+
+
+@pytest.mark.parametrize("narrow", [{"schedules": (PipelineSchedule.ONE_F_ONE_B,)}, {"zeros": (0,)}, {"recompute": (False,)}])
+def test_more_to_choose_from_is_never_a_worse_choice(narrow: dict[str, Any]) -> None:
+    costs = model([layer("embedding", gflops=0.01)] + [layer(tensor=True)] * 10 + [layer("head", gflops=0.05)], tensor_max=2)
+    on = machines(3, devices=3, network=SLOW)
+    wide, some = (choose(problem(costs, on, **space)).best.estimate.effective_s for space in ({}, narrow))
+    assert wide <= some * (1 + 1e-9)
 
 
 def after_a_loss(*, steps_left: int, tensors: tuple[int, ...] = ()) -> tuple[Problem, Strategy, Choice]:

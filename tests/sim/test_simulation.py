@@ -13,7 +13,7 @@ from orchestrator.adapters.grpc import link as real_link
 from orchestrator.testkit.sim import links
 from orchestrator.testkit.sim.run import Result, simulate
 from orchestrator.testkit.sim.runner import several, summary
-from orchestrator.testkit.sim.scenario import Kind
+from orchestrator.testkit.sim.scenario import Kind, scenario
 
 QUICK = 30
 FULL = 170
@@ -47,6 +47,11 @@ def test_nothing_is_violated_in_many_seeds() -> None:
     assert {r.kind for r in results} == set(Kind), "every class of seeds was there"
     assert sum(r.recoveries for r in results) > FULL / 3
     assert sum(r.restarts for r in results) > FULL / 10
+
+
+def test_some_jobs_leave_their_plan_to_the_planner() -> None:
+    kinds = {made.kind for seed in range(QUICK) if (made := scenario(seed)).job.planner.auto}
+    assert len(kinds) > 1
 
 
 def test_hash_seeds_do_not_matter(capfd: pytest.CaptureFixture[str]) -> None:

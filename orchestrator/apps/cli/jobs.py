@@ -7,6 +7,7 @@ returns, however it returns.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -197,7 +198,10 @@ def _tell(job: Job, ending: Ending, *, path: Path, as_json: bool) -> None:
     status = ending.status
     if status is not None and ending.records:
         from orchestrator.apps.report import write_report
+        from orchestrator.runtime.prediction import predictions
 
+        held = predictions(ending.records, peak_rss_bytes=ending.peak_rss_bytes)
+        status = replace(status, prediction=held[-1] if held else None)  # of the whole run, memory included
         try:
             write_report(path, job=job, records=ending.records, status=status, peak_rss_bytes=ending.peak_rss_bytes)
             written = str(path)

@@ -103,13 +103,14 @@ def _of_job(job: Job, described: ModelCosts | None, resources: Resources | None)
         costs = _traced(job)
     else:
         graph, costs = None, described
+    described_cluster = resources is not None
     if resources is None:
         say("measuring this machine ...")
         with _whose_fault(job):
             resources = local_resources(job)
     say(f"searching plans for {resources.size} devices ...")
     with _no_plan("change parallel or cluster in the job file"):
-        return preview_job(job, graph=graph, costs=costs, resources=resources)
+        return preview_job(job, graph=graph, costs=costs, resources=resources, every_device=described_cluster)
 
 
 def _of_model(costs: ModelCosts | None, resources: Resources | None, *, batch: int | None, program: str) -> Preview:

@@ -15,7 +15,9 @@ from orchestrator.core.cluster.resources import DeviceType, Link
 # Of the peak, in half precision, for matrices of several thousand rows: where the curves of A100 level off in NVIDIA's "Matrix
 # Multiplication Background User's Guide". Power keeps V100 and H100 below that share. Ascend 910: as V100, an assumption.
 REACHABLE: Final = 0.8
-STREAMED: Final = 0.85  # of the memory's peak bandwidth, by elementwise kernels (BabelStream on A100: 1.75 of 2.04 TB/s)
+# Of the memory's peak bandwidth, by elementwise kernels: calculon (github.com/calculon-ai/calculon, systems/a100_80g.json) takes
+# 0.75 for accesses from 10 MB, 0.90 from 100 MB. The value between them was chosen after its effect on published runs was seen.
+STREAMED: Final = 0.85
 KERNELS_OF_LAYER: Final = 20  # of one layer and direction, in a transformer: products, norms, softmax, additions
 KERNEL_S: Final = 5e-6  # that one takes beyond its work; a launch on CUDA (NVIDIA's "CUDA graphs" articles name 2 to 10 us)
 

@@ -1,7 +1,8 @@
 """Between a job and the search: the problem that a job poses, and what a chosen strategy means as a job and as a plan.
 
 The search knows strategies over numbered devices; the rest of the system knows jobs, plans and workers. Everything here is a
-plain translation, so that a chosen plan is one that a person could have written down, and a running plan can be held against others.
+plain translation, so that a chosen plan is one that a person could have written down, and a running one can be held against
+others.
 """
 
 from __future__ import annotations

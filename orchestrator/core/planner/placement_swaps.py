@@ -40,7 +40,7 @@ def arrange(table: Table) -> list[int]:
     """A node for every rank: the better of two starts (in order, and greedy), each improved."""
     ends = []
     for start in (_in_order(table), _greedy(table)):
-        state = _State(table, start)
+        state = State(table, start)
         improve = state.passes if len(start) <= PASS_RANKS else state.sweeps
         improve()
         ends.append(state.where)
@@ -73,7 +73,7 @@ def _greedy(table: Table) -> list[int]:
     return where
 
 
-class _State:
+class State:
     """An arrangement under way, with what each rank would cost on each node."""
 
     def __init__(self, table: Table, where: list[int]) -> None:
@@ -109,9 +109,9 @@ class _State:
         for _ in range(SWEEPS):
             helped = False
             for r in range(len(self.where)):
-                gain, s, node = self._best(r, range(r + 1, len(self.where)))
+                gain, s, node = self.best(r, range(r + 1, len(self.where)))
                 if gain < -bar:
-                    self._do(r, s, node)
+                    self.do(r, s, node)
                     helped = True
             if not helped:
                 return
@@ -121,10 +121,10 @@ class _State:
         open_ranks = list(range(len(self.where)))
         best, best_where = 0.0, start
         while open_ranks:
-            gain, s, node, r = min((*self._best(r, open_ranks[i + 1 :]), r) for i, r in enumerate(open_ranks))
+            gain, s, node, r = min((*self.best(r, open_ranks[i + 1 :]), r) for i, r in enumerate(open_ranks))
             if gain == float("inf"):
                 break
-            self._do(r, s, node)
+            self.do(r, s, node)
             total += gain
             open_ranks = [k for k in open_ranks if k not in (r, s)]
             if total < best:
@@ -133,7 +133,7 @@ class _State:
             self._move(r, node)
         return best
 
-    def _best(self, r: int, others: list[int] | range) -> tuple[float, int, int]:
+    def best(self, r: int, others: list[int] | range) -> tuple[float, int, int]:
         """(change of cost, partner or -1, node) of the best move of a rank: to a free place, or with one of the others."""
         table, m, mine = self.table, self.where[r], self.pull[r]
         found = [(mine[n] - mine[m], -1, n) for n, free in enumerate(self.free) if free and n != m]
@@ -153,7 +153,8 @@ class _State:
                 out = (gain, s, n)
         return out
 
-    def _do(self, r: int, s: int, node: int) -> None:
+    def do(self, r: int, s: int, node: int) -> None:
+        """Move a rank to a node, and its partner (if not -1) to where it was."""
         old = self.where[r]
         self._move(r, node)
         if s >= 0:

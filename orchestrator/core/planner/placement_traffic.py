@@ -7,6 +7,7 @@ ring has the same total. Only for the sizes that `placement.place` takes: there 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
 
@@ -28,14 +29,14 @@ def traffic_of(problem: Problem, strategy: Strategy) -> Traffic:
     return Traffic(strategy.ranks, tuple(f for f in flows if f[2] > 0))
 
 
-def placed(problem: Problem, strategy: Strategy) -> Strategy:
-    """The strategy with its ranks put anew on the devices that it uses, by traffic, and what must be apart on two nodes.
+def placed(problem: Problem, strategy: Strategy, devices: Sequence[int] = ()) -> Strategy:
+    """The strategy with its ranks put anew on these devices (none: those it uses) by traffic; what must be apart is on two nodes.
 
     Whether it is any quicker is for the cost model to say: speeds of devices and what runs at once are not looked at. Raises
-    PlanError beyond RANKS_MAX ranks.
+    PlanError beyond RANKS_MAX ranks, or for fewer devices than ranks.
     """
     traffic = traffic_of(problem, strategy)
-    return replace(strategy, devices=place(traffic, problem.resources, strategy.devices, apart=apart_of(strategy)))
+    return replace(strategy, devices=place(traffic, problem.resources, devices or strategy.devices, apart=apart_of(strategy)))
 
 
 def apart_of(strategy: Strategy) -> tuple[tuple[int, int], ...]:
@@ -119,7 +120,8 @@ def _data(problem: Problem, s: Strategy) -> list[Flow]:
     program = problem.program
     shares = [s.share(replica) for replica in range(s.data)]
     rounds = max(shares)
-    sums = sums_of(program, zero=s.zero, micro_batches=s.micro_batches, shares=shares).sent
+    alone = s.pipeline * s.tensor == 1
+    sums = sums_of(program, zero=s.zero, micro_batches=s.micro_batches, shares=shares, alone=alone).sent
     for pipe, t in enumerate(s.tensors):
         part = _params(problem, s, pipe) / s.data
         for i, j in combinations(range(s.data), 2):

@@ -36,8 +36,9 @@ def first_plan(
 ) -> Plan:
     """A plan at full strength for a job that has none yet.
 
-    `workers` are (worker_id, node_id) pairs that are ready; `seats` where somebody has chosen them already. Raises PlanError when there are too few, when the model has too few
-    layers, or when copies are asked for and all ranks sit on one node.
+    `workers` are (worker_id, node_id) pairs that are ready; `seats` are given where somebody has chosen them already, and `why`
+    then says so. Raises PlanError when there are too few, when the model has too few layers, or when copies are asked for and all
+    ranks sit on one node.
     """
     p = job.parallel
     if len(workers) < p.ranks:
@@ -100,8 +101,9 @@ def replan(
     """A plan of another shape, or of the same one with other stages, in which as much state as possible stays where it is.
 
     `workers` may get a rank, survivors and fresh ones alike, and may be more than the shape needs; `held` says by worker id what
-    survivors hold; `seats` where somebody has chosen them already. Without `layers_per_stage` the stages stay as they are when there are as many of them, else they are the job's
-    or balanced. Where all ranks end up on one node the plan has no copies. Raises PlanError for a shape that does not fit.
+    survivors hold; `seats` are given where somebody has chosen them already. Without `layers_per_stage` the stages stay as they
+    are when there are as many of them, else they are the job's or balanced. Where all ranks end up on one node the plan has no
+    copies. Raises PlanError for a shape that does not fit.
     """
     tensor = job.parallel.tensor
     need = pipeline * data * tensor

@@ -16,7 +16,7 @@ from orchestrator.core.supervisor.epochs import fence
 from orchestrator.core.supervisor.handover import missing
 from orchestrator.core.supervisor.measuring import measure
 from orchestrator.core.supervisor.moving import movers, parting, replacements, without
-from orchestrator.core.supervisor.picking import better, weighing
+from orchestrator.core.supervisor.picking import better, known, weighing
 from orchestrator.core.supervisor.staff import available, coming, going_why
 from orchestrator.core.supervisor.state import Change, ChangeKind, JobPhase, WorkerPhase
 from orchestrator.core.supervisor.turn import Turn
@@ -138,7 +138,7 @@ def improve(turn: Turn) -> Change | None:
     if any(w.phase is WorkerPhase.SPARE and w.measure is None for w in told) and not measure(turn, told):
         return None
     key = weighing(turn, workers)
-    if key == state.weighed or not any(w.measure for w in told):
+    if key == state.weighed or not known(turn, workers):
         return None
     turn.set(weighed=key)
     why = better(turn, workers)

@@ -21,7 +21,7 @@ from orchestrator.core.supervisor.handover import handover
 from orchestrator.core.supervisor.measuring import measure
 from orchestrator.core.supervisor.memory import Hopeless, cover, from_disk, from_memory, resume_for, trusted
 from orchestrator.core.supervisor.moving import movers, parting, replacements
-from orchestrator.core.supervisor.picking import Pick, expect, pick, take, weighing
+from orchestrator.core.supervisor.picking import Pick, expect, known, pick, take, weighing
 from orchestrator.core.supervisor.staff import available
 from orchestrator.core.supervisor.state import Change, ChangeKind, JobPhase, Outcome, State, Worker, WorkerPhase
 from orchestrator.core.supervisor.turn import Turn
@@ -78,7 +78,7 @@ def first_epoch(turn: Turn) -> None:
     picked: Pick | None = None
     try:
         job = goal_job(state)
-        if state.planned and any(turn.state.workers[i].measure for i, _ in ready):
+        if state.planned and known(turn, ready):
             picked = pick(turn, ready, like=None)
             job = picked.job
         elif job.parallel.ranks == 1:  # scaled down to one rank before it began: there is no peer to keep a copy
@@ -182,7 +182,7 @@ def _picked(turn: Turn, left: Sequence[Worker], troubles: list[str], *, reason: 
     """The planner's plan for whoever is there, where it is asked, if the state is in their memory."""
     state, old = turn.state, turn.plan()
     workers = [*((w.worker_id, w.node_id) for w in left), *available(turn)]
-    if not state.planned or not any(state.workers[i].measure for i, _ in workers):
+    if not state.planned or not known(turn, workers):
         return None
     key = ("after a loss", *weighing(turn, workers))
     if key == state.weighed:

@@ -51,7 +51,17 @@ def pick(turn: Turn, workers: Workers, *, like: Plan | None, ranks_max: int = 0)
 
     `ranks_max`: no more than that, beside what the job says; 0: as the job says.
     """
+    while True:
+        picked, order = _pick(turn, workers, like=like, ranks_max=ranks_max)
+        if not picked.job.parallel.copies or len({s.node_id for s in picked.seats}) > 1:
+            return picked
+        workers = _spread(order, len(picked.seats) - 1)  # a copy lies on another node than its owner
+
+
+def _pick(turn: Turn, workers: Workers, *, like: Plan | None, ranks_max: int) -> tuple[Pick, Workers]:
     state = turn.state
+    if not known(turn, workers):
+        raise PlanError(f"none of {len(workers)} workers has measured itself")
     order, resources = _resources(turn, workers)
     problem = _problem(turn, resources)
     if ranks_max:
@@ -65,12 +75,21 @@ def pick(turn: Turn, workers: Workers, *, like: Plan | None, ranks_max: int = 0)
         problem = replace(problem, space=replace(problem.space, tensors=(like.axis(TENSOR),)))  # it orders the sums
     choice = choose(problem, parent)
     best = choice.best
-    return Pick(
+    picked = Pick(
         choice=choice,
         job=job_for(state.job, best.strategy, best.estimate),
         seats=seats_from(best.strategy, resources, order),
         layers=best.strategy.cuts,
     )
+    return picked, order
+
+
+def _spread(workers: Workers, at_most: int) -> list[tuple[str, str]]:
+    """The first `at_most` workers of each node."""
+    kept: dict[str, list[tuple[str, str]]] = {}
+    for worker in workers:
+        kept.setdefault(worker[1], []).append(worker)
+    return [w for of in kept.values() for w in of[:at_most]]
 
 
 def take(turn: Turn, picked: Pick) -> None:
@@ -83,7 +102,7 @@ def expect(turn: Turn, plan: Plan) -> None:
     """Note what a plan that is about to run is expected to do, where the planner knows the model and the workers."""
     state = turn.state
     workers = [(s.worker_id, s.node_id) for s in plan.seats]
-    if not state.job.planner.auto or state.costs is None or not any(state.workers[i].measure for i, _ in workers):
+    if not state.job.planner.auto or state.costs is None or not known(turn, workers):
         turn.set(predicted=None)
         return
     option = _present(turn, plan, workers)
@@ -114,6 +133,11 @@ def better(turn: Turn, workers: Workers) -> str:
     if gain <= 0 or best.estimate.effective_s > GAIN_MIN * now.estimate.effective_s:
         return ""
     return f"{now.estimate.step_s * 1000:.3g} ms a step become {best.estimate.step_s * 1000:.3g} ms: {picked.choice.reason}"
+
+
+def known(turn: Turn, workers: Workers) -> bool:
+    """Whether at least one of them has measured itself: then the planner can be asked."""
+    return any(turn.state.workers[i].measure for i, _ in workers)
 
 
 def weighing(turn: Turn, workers: Workers) -> tuple[str, ...]:

@@ -238,9 +238,7 @@ def _left_to_the_planner(job: Job, kind: Kind) -> Job:
     drawn = random.Random(f"auto {job.train.seed}").random() < AUTO_SHARE
     if not drawn or kind in (Kind.BAD, Kind.CORRUPT) or job.parallel.tensor > 1:
         return job
-    space = Space(
-        tensors=(1,), copies=(job.parallel.copies,), ranks_min=job.resilience.ranks_min, ranks_max=job.parallel.ranks
-    )
+    space = Space(tensors=(1,), copies=(job.parallel.copies,), ranks_min=job.resilience.ranks_min, ranks_max=job.parallel.ranks)
     return replace(job, planner=PlannerSettings(auto=True, space=space, checkpoint=False))
 
 

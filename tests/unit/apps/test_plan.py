@@ -124,6 +124,12 @@ def test_another_cluster_takes_the_place_of_this_machine(tmp_path: Path, wiring:
     assert "measuring" not in result.stderr
 
 
+def test_a_described_cluster_is_used_whole(tmp_path: Path, wiring: FakeWiring, auto: Path, files: tuple[Path, Path]) -> None:
+    auto.write_text(auto.read_text().replace("nodes: 4", "nodes: 1"))
+    assert told(auto, home=tmp_path)["problem"]["space"]["ranks_max"] == 1
+    assert told(auto, "--cluster", files[1], home=tmp_path)["problem"]["space"]["ranks_max"] == 0
+
+
 def test_a_model_and_a_cluster_need_no_job(tmp_path: Path, wiring: FakeWiring, files: tuple[Path, Path]) -> None:
     model, cluster = files
     found = told("--model", model, "--cluster", cluster, "--batch", "16", home=tmp_path)

@@ -6,14 +6,16 @@ import json
 import os
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from orchestrator.core.supervisor.events import Fault
-from orchestrator.core.supervisor.state import Outcome
+from orchestrator.core.supervisor.state import JobPhase, Outcome
 from orchestrator.runtime.control import NotPossibleError, UnreachableError
-from tests.unit.apps.world import EXAMPLE, FakeClient, NotRunning, cli, ended, install, running_status, statuses, story
+from tests.unit.apps import planned
+from tests.unit.apps.world import EXAMPLE, FakeClient, NotRunning, cli, ended, expecting, install, running_status, statuses, story
 
 CODES = {
     Outcome.COMPLETED: 0,
@@ -50,6 +52,19 @@ def test_json_on_stdout_and_nothing_else(tmp_path: Path, monkeypatch: pytest.Mon
     assert out["report"] == str(tmp_path / "jobs/other/report.html")
     assert "Where the time went" in Path(out["report"]).read_text()
     assert "starting the cluster" in result.stderr
+
+
+def test_the_ending_holds_the_prediction_against_the_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = story()
+    option = planned.option(planned.strategy(pipeline=1, data=4), step_s=0.090)
+    workers = tuple(replace(w, rss_bytes=1 << 29) for w in told.status().workers)
+    before = replace(told.status(), phase=JobPhase.RUNNING, workers=workers)
+    install(monkeypatch, FakeClient(statuses(before, told.status()), records=expecting(told.records, option)))
+    result = cli("run", EXAMPLE, "--json", home=tmp_path)
+    held = json.loads(result.stdout)["status"]["prediction"]
+    assert (held["epoch"], held["step_ms"], held["measured_step_ms"]) == (2, 90.0, 100.0)
+    assert (held["memory_bytes"], held["measured_memory_bytes"]) == (1 << 30, 1 << 29)
+    assert (held["step_error"], held["memory_error"]) == (pytest.approx(-0.1), pytest.approx(1.0))
 
 
 def test_the_report_goes_where_it_is_told_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

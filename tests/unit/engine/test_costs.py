@@ -26,7 +26,7 @@ def silent(text: str) -> None:
 
 
 def traced(target: str, **options: object) -> ModelCosts:
-    return trace(job_of(target, **options), say=silent)
+    return trace(make_job(task=TaskRef(target, json.dumps(options, sort_keys=True), HERE)), say=silent)
 
 
 def test_a_stack_counted_by_hand() -> None:

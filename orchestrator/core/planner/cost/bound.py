@@ -28,6 +28,7 @@ class _Work:
 
     forward: tuple[float, ...]  # sums of so many of the cheapest layers
     total: float  # forward, backward and again where asked, of all layers
+    way: float  # the same with half of the backward pass
     least: tuple[float, ...]  # the same for sums of so many of the cheapest layers
     largest: float  # layer
     speeds: tuple[float, ...]  # sums of so many of the fastest devices; an ideal device is 1
@@ -88,12 +89,13 @@ class Bounds:
             traffic += SUM_BYTES * elements / self._bandwidth
         acts = self._pace * program.act_s * (3 if halves else 2)
         once = work.total + traffic + acts * pipeline * stages_per_rank  # a micro-batch on all ranks, one after the other
+        way = work.way if halves else once  # what of it none can do at the same time
 
         busiest = max(work.largest, work.least[-(-layers // pipeline)])
         plain = schedule is PipelineSchedule.ONE_F_ONE_B and stages_per_rank == 1
         fill = (pipeline - 1) / 2 * work.forward[1]  # what the ranks before the mean one must pass on to it first
         mean, least = m * once / pipeline + fill, 0.0
-        span = max(mean, self._span(once, busiest, pipeline=pipeline, m=m, plain=plain))
+        span = max(mean, self._span(once, way, busiest, pipeline=pipeline, m=m, plain=plain))
         span = max(span, (self._problem.batch // units) * work.total * tensor / work.speeds[ranks])
         if zero < 2:
             reduce = _all_reduce if zero == 0 else reduce_scatter
@@ -105,10 +107,10 @@ class Bounds:
             step_s += all_gather(gathers, program.gathered_bytes * elements / pipeline)
         return step_s * self._failing(ranks) * _ROUNDING
 
-    def _span(self, once: float, busiest: float, *, pipeline: int, m: int, plain: bool) -> float:
+    def _span(self, once: float, way: float, busiest: float, *, pipeline: int, m: int, plain: bool) -> float:
         """Of a pipeline, from the first forward pass to the last backward pass."""
         if not plain or m < pipeline or pipeline == 1:
-            return max(once, m * busiest)
+            return max(way, m * busiest, m * once / pipeline)
         inverse, first = _slack(pipeline, m)
         return max(once + once / inverse, once + first * busiest)
 
@@ -139,12 +141,15 @@ class Bounds:
         kinds = [k for k, at in enumerate(first) if at >= 0]
         found = dict.fromkeys((n.device, n.pace) for n in self._nodes)
         forward: dict[tuple[str, float], list[float]] = {}
+        half: dict[tuple[str, float], list[float]] = {}
         total: dict[tuple[str, float], list[float]] = {}
         for name, pace in found:
             passes = [self._tables.speeds(name, tensor).passes(first[k], first[k] + 1, units) for k in kinds]
             forward[name, pace] = [pace * p.forward_s for p in passes]
+            half[name, pace] = [pace * (p.forward_s * (2 if recompute else 1) + p.backward_s / 2) for p in passes]
             total[name, pace] = [pace * (p.forward_s * (2 if recompute else 1) + p.backward_s) for p in passes]
         least_forward = dict(zip(kinds, map(min, zip(*forward.values(), strict=True)), strict=True))
+        least_half = dict(zip(kinds, map(min, zip(*half.values(), strict=True)), strict=True))
         least = dict(zip(kinds, map(min, zip(*total.values(), strict=True)), strict=True))
         speeds = {
             speed: max((least[k] / t if t else 1.0 for k, t in zip(kinds, mine, strict=True)), default=1.0)
@@ -155,6 +160,7 @@ class Bounds:
         return _Work(
             forward=_cheapest([least_forward[k] for k in costs.order]),
             total=sum(layers),
+            way=sum(least_half[k] for k in costs.order),
             least=_cheapest(layers),
             largest=max(layers),
             speeds=tuple(accumulate(devices, initial=0.0)),

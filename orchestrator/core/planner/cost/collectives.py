@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from orchestrator.core.cluster.resources import Resources
+from orchestrator.core.cluster.resources import Link, Resources
 
 INFINITE = float("inf")
 
@@ -81,6 +81,13 @@ class Network:
         racks = {rack: k for k, rack in enumerate(dict.fromkeys(n.rack for n in resources.nodes))}
         self._rack_of = [racks[n.rack] for n in resources.nodes]
         self._uplink, self._uplink_total = resources.uplink, resources.uplink_total
+        kinds: dict[tuple[Link, Link, float], int] = {}
+        self._kind_of = [kinds.setdefault((n.inside, n.network, n.network_total), len(kinds)) for n in resources.nodes]
+
+    def inside(self, nodes: Iterable[int], size: int) -> Ring:
+        """A ring no faster than those of groups that each lie on one of these nodes."""
+        alike = {self._kind_of[n]: self._nodes[n].inside for n in nodes}
+        return _slowest([Ring(size, link.latency_s, link.bandwidth) for link in alike.values()])
 
     def rings(self, columns: Sequence[Iterable[tuple[Sequence[int], int]]]) -> list[Ring]:
         """For each column of groups a ring no faster than any of them; all groups of all columns run at once.
@@ -93,7 +100,7 @@ class Network:
             for group, times in groups:
                 column[tuple(sorted(group))] += times
             folded.append(column)
-        counts = {nodes: Counter(nodes) for column in folded for nodes in column}
+        counts = {nodes: Counter(nodes) for column in folded for nodes in column if nodes[0] != nodes[-1]}
         out: Counter[int] = Counter()  # groups that leave a node
         up: Counter[int] = Counter()  # and a rack
         for column in folded:
@@ -104,7 +111,7 @@ class Network:
                     for rack in self._racks(counts[nodes]):
                         up[rack] += times
         known = {nodes: self._ring(count, out, up) for nodes, count in counts.items()}
-        return [_slowest(known[nodes] for nodes in column) for column in folded]
+        return [_slowest([known.get(nodes) or self.inside(nodes[:1], len(nodes)) for nodes in column]) for column in folded]
 
     def links(self, columns: Sequence[tuple[Iterable[tuple[int, int]], int]]) -> list[Ring]:
         """For each column of pairs of nodes (sender's, receiver's) a link no faster than any of theirs; all send at once.
@@ -122,22 +129,29 @@ class Network:
                     if self._rack_of[a] != self._rack_of[b]:
                         up[self._rack_of[a]] += times
                         down[self._rack_of[b]] += times
-        found = []
-        for column in folded:
-            links = []
-            for a, b in column:
-                x, y = self._nodes[a], self._nodes[b]
-                if a == b:
-                    links.append(Ring(2, x.inside.latency_s, x.inside.bandwidth))
-                    continue
-                latency = max(x.network.latency_s, y.network.latency_s)
-                bandwidth = min(x.network.bandwidth, y.network.bandwidth, x.network_total / out[a], y.network_total / into[b])
-                if self._rack_of[a] != self._rack_of[b]:
-                    flows = max(up[self._rack_of[a]], down[self._rack_of[b]])
-                    latency, bandwidth = self._between(latency, bandwidth, flows)
-                links.append(Ring(2, latency, bandwidth))
-            found.append(_slowest(links))
-        return found
+        return [_slowest(self._links(column, out, into, up, down)) for column in folded]
+
+    def _links(
+        self, pairs: Iterable[tuple[int, int]], out: Counter[int], into: Counter[int], up: Counter[int], down: Counter[int]
+    ) -> list[Ring]:
+        """The different links among these pairs of nodes."""
+        kinds, racks = self._kind_of, self._rack_of
+        found: dict[tuple[int, ...], Ring] = {}
+        for a, b in pairs:
+            flows = max(up[racks[a]], down[racks[b]]) if racks[a] != racks[b] else 0
+            key = (kinds[a], kinds[b], out[a], into[b], flows) if a != b else (kinds[a],)
+            if key in found:
+                continue
+            x, y = self._nodes[a], self._nodes[b]
+            if a == b:
+                found[key] = Ring(2, x.inside.latency_s, x.inside.bandwidth)
+                continue
+            latency = max(x.network.latency_s, y.network.latency_s)
+            bandwidth = min(x.network.bandwidth, y.network.bandwidth, x.network_total / out[a], y.network_total / into[b])
+            if flows:
+                latency, bandwidth = self._between(latency, bandwidth, flows)
+            found[key] = Ring(2, latency, bandwidth)
+        return list(found.values())
 
     def _racks(self, count: Counter[int]) -> set[int]:
         """The racks of a group that leaves its rack; none where it does not."""

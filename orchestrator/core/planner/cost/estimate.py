@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import le
 
 from orchestrator.core.plan.plan import PipelineSchedule
 from orchestrator.core.planner.cost.bound import Bounds
@@ -32,6 +33,7 @@ def estimate(problem: Problem, strategy: Strategy) -> Estimate:
 
 
 _PARTS = ("forward", "backward", "recompute", "tensor", "boundary", "gradients", "weights", "overhead")
+_REMEMBERED_MAX = 1 << 13  # memories of strategies
 _Parts = tuple[float, ...]  # seconds of one micro-batch, in this order
 
 
@@ -69,6 +71,7 @@ class Costing:
         self.tables = Tables(problem.costs, problem.resources)
         self.bounds = Bounds(problem, self.tables)
         self.bound = self.bounds.effective_s
+        self._memories: dict[tuple[object, ...], tuple[Memory, ...]] = {}
         self._meshes = Meshes(problem.resources, straight=straight(problem.program))
 
     # -------------------------------------------------------------------------------------------------------- questions
@@ -77,7 +80,7 @@ class Costing:
         """Of a strategy. Raises IndexError for a device that the resources do not have."""
         mesh, holders, program = self._meshes.of(s), self._meshes.holders(s), self.problem.program
         shares = [s.share(r) for r in range(s.data)]
-        sums = sums_of(program, zero=s.zero, micro_batches=s.micro_batches, shares=tuple(shares))
+        sums = self._sums(s, shares)
         elements = self._elements(s)
         copied = self._copied(s, mesh, holders, elements)
         replicas = self._replicas(s, mesh, holders, shares)
@@ -114,8 +117,8 @@ class Costing:
     def memory(self, s: Strategy) -> tuple[Memory, ...]:
         """Of a strategy, by pipeline rank."""
         mesh, holders = self._meshes.of(s), self._meshes.holders(s)
-        shares = tuple(s.share(r) for r in range(s.data))
-        sums = sums_of(self.problem.program, zero=s.zero, micro_batches=s.micro_batches, shares=shares)
+        shares = [s.share(r) for r in range(s.data)]
+        sums = self._sums(s, shares)
         return self._memory(s, mesh, sums, self._copied(s, mesh, holders, self._elements(s)), max(shares))
 
     def stage_times(self, s: Strategy) -> StageTimes:
@@ -161,7 +164,13 @@ class Costing:
             units=units,
             in_flight=in_flight,
             recompute=recompute,
-            sums=sums_of(self.problem.program, zero=zero, micro_batches=micro_batches, shares=shares),
+            sums=sums_of(
+                self.problem.program,
+                zero=zero,
+                micro_batches=micro_batches,
+                shares=shares,
+                alone=tensor == 1 and last - first == len(self.problem.costs.order),
+            ),
         )
 
     @staticmethod
@@ -170,6 +179,10 @@ class Costing:
         return sets_in_flight(schedule, pipeline=pipeline, micro_batches=micro_batches)
 
     # --------------------------------------------------------------------------------------------------------- pipeline
+
+    def _sums(self, s: Strategy, shares: Sequence[int]) -> Sums:
+        alone = s.pipeline * s.tensor == 1
+        return sums_of(self.problem.program, zero=s.zero, micro_batches=s.micro_batches, shares=shares, alone=alone)
 
     def _elements(self, s: Strategy) -> list[float]:
         """Of each pipeline rank's stages, on one tensor coordinate."""
@@ -183,12 +196,14 @@ class Costing:
         """Of each kind of places the replica with most micro-batches."""
         bounds = s.bounds
         traffic = [self._traffic(s, mesh, holders, k, bounds) for k in range(len(bounds))]
-        out = []
-        for row, members in zip(mesh.places, mesh.replicas, strict=True):
-            m = max([shares[r] for r in members])
-            times, parts = self._stage_times(s, row, bounds, traffic)
-            out.append(_Replica(m, times, parts, ends(s.schedule, times, pipeline=s.pipeline, micro_batches=m)))
-        return out
+        rows = [
+            (max([shares[r] for r in members]), *self._stage_times(s, row, bounds, traffic))
+            for row, members in zip(mesh.places, mesh.replicas, strict=True)
+        ]
+        return [
+            _Replica(m, times, parts, ends(s.schedule, times, pipeline=s.pipeline, micro_batches=m))
+            for m, times, parts in (rows if len(rows) == 1 else _undominated(rows))
+        ]
 
     def _traffic(
         self, s: Strategy, mesh: MeshOnDevices, holders: Holders, stage: int, bounds: Sequence[tuple[int, int]]
@@ -282,21 +297,28 @@ class Costing:
     def _memory(
         self, s: Strategy, mesh: MeshOnDevices, sums: Sums, copied: Sequence[Copied], micro_batches: int
     ) -> tuple[Memory, ...]:
-        bounds, tables, program = s.bounds, self.tables, self.problem.program
-        return tuple(
-            rank_memory(
-                s,
-                program,
-                tables.runs(t),
-                p,
-                bounds,
-                sums=sums,
-                copied=copied[p],
-                limit=mesh.limits[p],
-                micro_batches=micro_batches,
+        kept = tuple(copied)
+        key = s.cuts, s.recompute, s.tensors, s.schedule, s.units, s.zero, s.shard, s.data, sums, kept, mesh.limits, micro_batches
+        found = self._memories.get(key)
+        if found is None:
+            if len(self._memories) >= _REMEMBERED_MAX:
+                self._memories.clear()
+            bounds = s.bounds
+            found = self._memories[key] = tuple(
+                rank_memory(
+                    s,
+                    self.problem.program,
+                    self.tables.runs(t),
+                    p,
+                    bounds,
+                    sums=sums,
+                    copied=copied[p],
+                    limit=mesh.limits[p],
+                    micro_batches=micro_batches,
+                )
+                for p, t in enumerate(s.tensors)
             )
-            for p, t in enumerate(s.tensors)
-        )
+        return found
 
     def _reliability(
         self,
@@ -307,7 +329,11 @@ class Costing:
         copied: Sequence[Copied],
         step_s: float,
     ) -> tuple[float, int, float]:
-        """(goodput, steps between checkpoints, what one node's loss costs in seconds)."""
+        """(goodput, steps between checkpoints, what one node's loss costs in seconds).
+
+        A loss costs detection, forming groups, the fullest rank's state over the network, and half a step. With a spare the new
+        ranks receive it; without one the survivors share it out among them, which is taken to last as long.
+        """
         r, program, nodes = self.problem.reliability, self.problem.program, len(mesh.nodes)
         held = max(elements)
         numbytes = (program.weight_bytes if s.zero < 3 else program.weight_bytes / s.shard) * held
@@ -325,6 +351,16 @@ class Costing:
         if count > 1:
             return share, every, losses.mended_s
         return share, every, losses.lost_s + (interval / 2 if every else step_s / 2)
+
+
+def _undominated(rows: list[tuple[int, StageTimes, list[_Parts]]]) -> list[tuple[int, StageTimes, list[_Parts]]]:
+    """Without rows that have no more micro-batches and no slower stage than another one: they are never done later."""
+    kept: list[tuple[tuple[float, ...], tuple[int, StageTimes, list[_Parts]]]] = []
+    for row in sorted(rows, key=lambda r: (-r[0] * sum((*r[1].forward, *r[1].backward, *r[1].weight)), r[0])):
+        mine = (row[0], *row[1].forward, *row[1].backward, *row[1].weight)
+        if not any(all(map(le, mine, other)) for other, _ in kept):
+            kept.append((mine, row))
+    return [row for _, row in kept]
 
 
 def _exposed(overlap: float, traffic: float, behind: float) -> float:

@@ -17,6 +17,8 @@ from orchestrator.core.planner.cost.timeline import live
 from orchestrator.core.planner.strategy import Memory, Program, Strategy
 
 STREAMED = 4  # layers' worth of gradients under way from ZeRO-2 on: one made, one sent, their parts (engine/weights.py)
+PIECE_BYTES = float(4 << 20)  # engine/reduce.py _CHUNK_NUMEL_MAX
+ARRIVED = 0.55  # of what a layer keeps: gradients that wait for the second half of a backward pass (engine/halves.py _Joint)
 LIVE_MAX = 1e9  # elements that programs which gather tensor by tensor hold at most (DeepSpeed's stage3_max_live_parameters)
 
 
@@ -27,10 +29,14 @@ class Sums:
     whole: int
     own: int
     sent: int  # partial sums that go into the reduction
+    spare: int = 0  # memory for whole ones that is taken beforehand and not needed for sums
 
 
-def sums_of(program: Program, *, zero: int, micro_batches: int, shares: Sequence[int]) -> Sums:
-    """For replicas with so many micro-batches each, in order."""
+def sums_of(program: Program, *, zero: int, micro_batches: int, shares: Sequence[int], alone: bool) -> Sums:
+    """For replicas with so many micro-batches each, in order. `alone`: each rank runs the whole model.
+
+    Our ranks then take memory for some sums beforehand, the reduced gradient's included (engine/rank_state.py prefault).
+    """
     if not program.sums_kept:
         return Sums(1, 0, 1) if zero < 2 else Sums(0, 1, 1)
     if zero >= 2:
@@ -40,7 +46,8 @@ def sums_of(program: Program, *, zero: int, micro_batches: int, shares: Sequence
         runs.append((at, at + share))
         at += share
     alive, sent = tree_sums(tuple(runs), micro_batches)
-    return Sums(alive, 0, sent)
+    taken = max(shares).bit_length() + (1 if zero else 0) if alone else 0
+    return Sums(alive, 0, sent, max(0, taken - alive))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +62,7 @@ class StateBytes:
 def state_bytes(program: Program, elements: float, *, zero: int, shard: int, data: int, sums: Sums) -> StateBytes:
     """Of a rank whose stages have so many elements. Sums in tree order go into memory of their own (engine/optim.py Reduced)."""
     held = elements / shard
-    gradients = sums.whole * elements + sums.own * elements / (data if program.sums_kept else shard)
+    gradients = (sums.whole + sums.spare) * elements + sums.own * elements / (data if program.sums_kept else shard)
     if program.sums_kept:
         gradients += held
     return StateBytes(
@@ -138,6 +145,10 @@ def rank_memory(
         activations = sets[0][0] * kept[0]
     else:
         activations = max(sum(n * k for n, k in zip(counts, kept, strict=True)) for counts in sets)
+    if program.sums_kept and pipe and s.schedule is PipelineSchedule.ZERO_BUBBLE:
+        (a, b), again = bounds[pipe], s.recompute[pipe]
+        whole = s.units * runs.kept_bytes(a, b, recompute=False)
+        activations += min(micro_batches, pipe + 1) * (ARRIVED * whole + (whole if again else 0.0))
     buffers = _reduction_bytes(s, program, elements=elements, sums=sums)
     if s.pipeline > 1:  # what comes over a boundary in either direction
         buffers += 2.0 * s.units * crossing
@@ -155,11 +166,14 @@ def rank_memory(
 
 
 def _reduction_bytes(s: Strategy, program: Program, *, elements: float, sums: Sums) -> float:
-    """Buffers of the reduction: two rounds of everybody's pieces of a rank's part, or a bucket."""
+    """Buffers of the reduction: a bucket; or two rounds of everybody's pieces, beyond memory that is there for sums anyway."""
     if s.data == 1 or (s.zero >= 2 and program.sums_kept):  # streamed gradients are counted as work
         return 0.0
-    pieces = 2 * sums.sent * (s.data - 1) / s.data if program.sums_kept else 1.0
-    return min(float(program.bucket_bytes), program.exchanged_bytes * pieces * elements)
+    if not program.sums_kept:
+        return min(float(program.bucket_bytes), program.exchanged_bytes * elements)
+    piece = min(PIECE_BYTES, program.exchanged_bytes * elements / s.data)
+    scratch = min(float(program.bucket_bytes), 2 * sums.sent * (s.data - 1) * piece)
+    return max(0.0, scratch - program.gradient_bytes * sums.spare * elements)
 
 
 def sets_in_flight(schedule: PipelineSchedule, *, pipeline: int, micro_batches: int) -> tuple[int, ...]:

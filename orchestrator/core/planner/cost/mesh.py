@@ -14,6 +14,7 @@ from orchestrator.core.cluster.resources import Resources
 from orchestrator.core.planner.cost.collectives import ALONE, Network, Ring
 from orchestrator.core.planner.strategy import Strategy
 
+_RANKS_MAX = 1 << 22  # of all meshes that are remembered
 Speed = tuple[str, float]  # name of the device type and pace
 Place = tuple[Speed, ...]  # the different speeds of the devices of one tensor group
 
@@ -52,14 +53,20 @@ class Meshes:
         self._resources = resources
         self._network = Network(resources, straight=straight)
         self._speeds: list[Speed] = [(n.device, n.pace) for n in resources.nodes]
-        self._known: dict[tuple[int, tuple[int, ...], tuple[int, ...]], MeshOnDevices] = {}
+        self._ranks = 0  # of all that are remembered
+        self._known: dict[tuple[int, tuple[int, ...], tuple[int, ...], bool], MeshOnDevices] = {}
         self._held: dict[tuple[int, tuple[int, ...], tuple[int, ...], int], Holders] = {}
 
     def of(self, s: Strategy) -> MeshOnDevices:
         """The mesh of a strategy. Raises IndexError for a device that is not there."""
-        key = s.data, s.tensors, s.devices
+        key = s.data, s.tensors, s.devices, s.stages_per_rank > 1  # the last rank then sends to the first
         found = self._known.get(key)
         if found is None:
+            self._ranks += len(s.devices)
+            if self._ranks > _RANKS_MAX:
+                self._known.clear()
+                self._held.clear()
+                self._ranks = len(s.devices)
             found = self._known[key] = self._look(s)
         return found
 
@@ -116,36 +123,46 @@ class Meshes:
 
     def _nodes(self, s: Strategy) -> list[list[int]]:
         """The node of each rank, by pipeline rank."""
+        if min(s.devices) < 0:
+            raise IndexError(f"the strategy uses a device that is lost: {s.devices}")
         node_of = self._resources.node_of
         nodes = [node_of[d] for d in s.devices]
         return [nodes[first : first + t * s.data] for first, t in zip(s.first_rank, s.tensors, strict=True)]
 
     def _tensor_rings(self, nodes: list[list[int]], tensors: tuple[int, ...]) -> tuple[Ring, ...]:
-        groups = [[b[i : i + t] for i in range(0, len(b), t)] if t > 1 else [] for b, t in zip(nodes, tensors, strict=True)]
-        return tuple(self._network.rings(groups))
+        near = [_together(b, t) for b, t in zip(nodes, tensors, strict=True)]
+        rings = self._network.rings(
+            [
+                [] if inside else [(b[i : i + t], 1) for i in range(0, len(b), t)]
+                for b, t, inside in zip(nodes, tensors, near, strict=True)
+            ]
+        )
+        return tuple(
+            (ALONE if t == 1 else self._network.inside(set(b), t)) if inside else ring
+            for b, t, inside, ring in zip(nodes, tensors, near, rings, strict=True)
+        )
 
     def _data_rings(self, nodes: list[list[int]], tensors: tuple[int, ...], size: int) -> tuple[Ring, ...]:
         """Rings over the data axis, each of so many replicas in a row."""
-        return tuple(
-            self._network.rings(
-                [
-                    [b[first + c : first + size * t : t] for first in range(0, len(b), size * t) for c in range(t)]
-                    for b, t in zip(nodes, tensors, strict=True)
-                ]
-            )
-        )
+        columns: list[list[tuple[list[int], int]]] = []
+        for b, t in zip(nodes, tensors, strict=True):
+            alike = t if _together(b, t) else 1
+            starts = [first + c for first in range(0, len(b), size * t) for c in range(0, t, alike)]
+            columns.append([(b[k : k + (size - 1) * t + 1 : t], alike) for k in starts])
+        return tuple(self._network.rings(columns))
 
     def _boundaries(self, nodes: list[list[int]], s: Strategy) -> tuple[Ring, ...]:
-        columns: list[list[tuple[int, int]]] = []
+        columns: list[tuple[list[tuple[int, int]], int]] = []
         for pipe, (mine, t) in enumerate(zip(nodes, s.tensors, strict=True)):
             theirs, u = nodes[(pipe + 1) % s.pipeline], s.tensors[(pipe + 1) % s.pipeline]
             if pipe == s.pipeline - 1 and s.stages_per_rank == 1:
-                columns.append([])
+                columns.append(([], 1))
             elif t == u:
-                columns.append(list(zip(mine, theirs, strict=True)))
+                alike = t if _together(mine, t) and _together(theirs, t) else 1
+                columns.append((list(zip(mine[::alike], theirs[::alike], strict=True)), alike))
             else:
                 wide = max(t, u)
-                columns.append([(mine[k * t // wide], theirs[k * u // wide]) for k in range(s.data * wide)])
+                columns.append(([(mine[k * t // wide], theirs[k * u // wide]) for k in range(s.data * wide)], 1))
         return tuple(self._network.links(columns))
 
     def _hold(self, s: Strategy) -> Holders:
@@ -158,3 +175,8 @@ class Meshes:
         ]
         gathers = self._data_rings(nodes, s.tensors, s.shard) if s.shard > 1 else tuple([ALONE] * s.pipeline)
         return Holders(gathers, tuple(min(mine) == 1 for mine in spread), min(map(min, spread)))
+
+
+def _together(nodes: list[int], tensor: int) -> bool:
+    """Whether each tensor group sits on one node."""
+    return all(nodes[c::tensor] == nodes[::tensor] for c in range(1, tensor))

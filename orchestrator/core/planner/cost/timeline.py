@@ -46,7 +46,7 @@ class _Order:
     numbers: list[int]  # 1 + kind * micro-batches + index
 
 
-@lru_cache(maxsize=1 << 14)
+@lru_cache(maxsize=1 << 12)
 def ends(schedule: PipelineSchedule, times: StageTimes, *, pipeline: int, micro_batches: int) -> tuple[float, ...]:
     """When each pipeline rank has done its last act. Raises ValueError where stages do not lie evenly on the ranks."""
     stages, m = len(times.forward), micro_batches

@@ -9,7 +9,6 @@ assignments exist, all are listed, one of each set that differs by interchangeab
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import accumulate, combinations_with_replacement, islice
 
 from orchestrator.core.cluster.resources import Resources
@@ -46,7 +45,16 @@ class Ground:
     def _kinds(self) -> list[int]:
         """A number for each node, the same for nodes that could change places unnoticed."""
         seen: dict[object, int] = {}
-        return [seen.setdefault(replace(node, node_id=""), len(seen)) for node in self.resources.nodes]
+        return [
+            seen.setdefault(
+                (
+                    (n.device, n.devices, n.rack, n.inside.bandwidth, n.inside.latency_s, n.network.bandwidth),
+                    (n.network.latency_s, n.network_total, n.pace, n.failures_per_hour, n.healthy),
+                ),
+                len(seen),
+            )
+            for n in self.resources.nodes
+        ]
 
     def arrangements(self, mesh: Mesh, groups: Sequence[int] = ()) -> list[Devices]:
         """Canonical ones, all different. `groups`: further numbers of replicas to lie side by side inside the pipeline."""
@@ -56,6 +64,9 @@ class Ground:
             if blocks is not None:
                 for inner in self._inners(mesh, blocks, groups):
                     out[_lay(mesh, blocks, inner)] = None
+        if len({n for devices in out for n in self.nodes_of(devices)}) == 1 < len(self.usable):
+            blocks = self._spread(mesh)
+            out |= {_lay(mesh, blocks, mesh.data): None} if blocks is not None else {}
         return list(out)
 
     def _from_each_kind(self, fast: Sequence[int]) -> list[tuple[int, ...]]:
@@ -130,6 +141,16 @@ class Ground:
             across = [tuple(flat[k : k + degree]) for k in range(0, len(flat) - degree + 1, degree)]
             self._cut_up[order, degree] = inside, across
         return self._cut_up[order, degree]
+
+    def _spread(self, mesh: Mesh) -> list[Devices] | None:
+        """Blocks of two nodes in turn, for what would have room on one."""
+        if len(set(mesh.tensors)) > 1:
+            return None
+        t, need = mesh.tensors[0], mesh.data * len(mesh.tensors)
+        inside, across = self._cut(0, t)
+        rows = [[b for b in inside if self.resources.node_of[b[0]] == n] for n in self.orders[0]]
+        turns = [row[k] for k in range(need) for row in rows[:2] if k < len(row)]
+        return sorted(turns[:need]) if len(turns) >= need > 1 else across[-need:] if len(across) >= need else None
 
     def _unlike(self, order: int, mesh: Mesh) -> list[Devices] | None:
         """Blocks of unlike degrees, pipeline rank by pipeline rank, each within a node."""

@@ -8,7 +8,7 @@ improved by small moves, and what is left open is gone through in full where tha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from orchestrator.core.planner.errors import PlanError
 from orchestrator.core.planner.search.arrange import Ground
@@ -18,16 +18,19 @@ from orchestrator.core.planner.search.ledger import Ledger
 from orchestrator.core.planner.search.moves import neighbours
 from orchestrator.core.planner.search.seeds import near, outside, rules
 from orchestrator.core.planner.search.shapes import SMALL, Mesh, Shape, meshes, shape_of, shapes
+from orchestrator.core.planner.search.sketch import Sketches
 from orchestrator.core.planner.search.weigh import INFINITE, Scale
 from orchestrator.core.planner.search.words import describe
 from orchestrator.core.planner.strategy import Choice, Option, Parent, Problem, Strategy
 
-EFFORT, EFFORT_PER_DEVICE = 6000.0, 2.0  # units of weigh.effort_of: about 0.1 ms each
+EFFORT, EFFORT_PER_DEVICE = 3000.0, 1.0  # units of weigh.effort_of: about 0.1 ms each
+EFFORT_UNIFORM = 450.0  # where neither cuts nor shares may be uneven
 _MOVES_FROM, _EXACT_FROM = 0.5, 0.25  # shares of the effort that are left to small moves, and to going through all
 _LEAF = 0.2  # effort to list and bound one strategy
 _LEAVES_MAX = 20_000  # strategies of one shape that are listed
 _IMPROVED = 6  # meshes that are improved by small moves
-_LATER = 0.01  # how much later the next shape of a mesh comes: others of nearly the same bound go first
+_SHAPE = 0.2  # effort to bound a shape
+_UNLIKELY = 1.5  # times as long as the best: shapes sketched slower are not weighed, only gone through if there is effort left
 
 
 def choose(
@@ -49,10 +52,12 @@ class _Search:
         if not devices:
             raise PlanError("no device is healthy")
         self._complete = devices <= SMALL or bool(problem.space.datas)
-        self._effort = effort or EFFORT + EFFORT_PER_DEVICE * devices
+        usual = EFFORT + EFFORT_PER_DEVICE * devices if problem.space.uneven else EFFORT_UNIFORM
+        self._effort = effort or usual
         self._scale = Scale(problem, parent, self._effort)
         self._floors = Floors(problem, self._scale.costing)
         self._leaves = Leaves(self._scale, self._ground, self._floors)
+        self._sketches = Sketches(self._scale, self._floors, self._leaves)
         self._ledger = Ledger()
         self._open: list[tuple[float, Shape]] = []  # shapes of which some strategies may be better than the best
 
@@ -68,6 +73,8 @@ class _Search:
         least = self._scale.least
         bound = min([rest, *(b for b, _ in self._open if self._scale.floor(b) < least), best.estimate.effective_s])
         proven = self._complete and self._scale.floor(bound) >= min(least, self._scale.floor(best.estimate.effective_s))
+        for b, shape in self._open:
+            self._ledger.bounded(shape, self._scale.floor(b))
         for option in self._scale.options.values():
             self._ledger.weighed(option, self._scale.value(option))
         return Choice(
@@ -84,41 +91,41 @@ class _Search:
 
     def _plant(self, seeds: Sequence[Strategy]) -> None:
         """Weigh what is weighed in any case."""
-        scale = self._scale
         if self._parent is not None:
-            for strategy in near(self._problem, self._parent, self._ground):
-                if not outside(self._problem, strategy):
-                    scale.settle(strategy)
+            seeds = (*seeds, *near(self._problem, self._parent, self._ground))
+        elif self._problem.space.uneven:
+            seeds = (*seeds, *rules(self._problem, self._ground, self._sketches))
         for strategy in seeds:
             if not outside(self._problem, strategy):
-                scale.settle(strategy)
-        for pipelines in rules(self._problem, self._ground) if self._parent is None else ():
-            for strategy in pipelines:
-                if scale.effort < self._effort * 0.9 or scale.weigh(strategy).estimate.fits:
-                    break
+                self._scale.settle(strategy)
 
     def _descend(self) -> float:
-        """Go through meshes and shapes by their bounds; returns the least bound of those that the effort did not suffice for."""
-        queue: list[tuple[float, int, float, Mesh | Shape]] = []
-        for mesh in meshes(self._problem):
-            bound = self._floors.mesh_s(mesh)
-            heappush(queue, (bound, len(queue), bound, mesh))
-        count, rest = len(queue), INFINITE
+        """Go through meshes and shapes, the likeliest first; returns the least bound of the meshes not gone through."""
+        scale, sketches = self._scale, self._sketches
+        queue: list[tuple[float, int, float, Mesh | Shape]] = [
+            (sketches.mesh_s(mesh), n, self._floors.mesh_s(mesh), mesh) for n, mesh in enumerate(meshes(self._problem))
+        ]
+        heapify(queue)
+        # numbers of replicas that are not looked at are smaller than the most of their pipeline, and their bound is no lower
+        count, rest = len(queue), INFINITE if self._complete else min((entry[2] for entry in queue), default=INFINITE)
         while queue:
-            _, _, bound, what = heappop(queue)
-            if self._scale.floor(bound) >= self._scale.least:
-                self._ledger.bounded(what, self._scale.floor(bound))
-            elif self._scale.effort < self._effort * _MOVES_FROM:
-                rest = min(rest, bound) if isinstance(what, Mesh) else rest
-                if isinstance(what, Shape):
-                    self._open.append((bound, what))
+            guess, _, bound, what = heappop(queue)
+            if scale.floor(bound) >= scale.least:
+                self._ledger.bounded(what, scale.floor(bound))
+                continue
+            later = scale.effort < self._effort * _MOVES_FROM or scale.floor(guess) > _UNLIKELY * scale.least
+            if isinstance(what, Mesh) and later and not self._complete:
+                rest = min(rest, bound)
+                self._ledger.bounded(what, scale.floor(bound))
             elif isinstance(what, Mesh):
-                found = sorted((max(bound, self._bound(shape)), n, shape) for n, shape in enumerate(shapes(self._problem, what)))
-                for later, (b, _, shape) in enumerate(found):
-                    count += 1
-                    heappush(queue, (b * (1 + _LATER * later), count, b, shape))
-            elif not self._lacks(what):
-                self._leaves.guesses(what)
+                for shape in shapes(self._problem, what):
+                    if not self._lacks(shape):
+                        count += 1
+                        scale.effort -= _SHAPE
+                        heappush(queue, (sketches.shape_s(shape), count, max(bound, self._bound(shape)), shape))
+            else:
+                if not later:
+                    self._leaves.guesses(what)
                 self._open.append((bound, what))
         return rest
 
@@ -151,6 +158,7 @@ class _Search:
         still: list[tuple[float, Shape]] = []
         for bound, shape in self._open:
             if self._scale.floor(bound) >= self._scale.least:
+                self._ledger.bounded(shape, self._scale.floor(bound))
                 continue
             most = min(_LEAVES_MAX, int(self._scale.effort / _LEAF))
             leaves = self._leaves.all(shape, most) if self._parent is None and most > 0 else None

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-_ROUNDS = 24  # bisections: the least time is met within 2^-24 of the widest range
+_ROUNDS, _NEAR = 24, 1e-5  # bisections at most; relative: times so near are the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def best_cut(stages: Sequence[Sequence[Way]], layers: int) -> Cut | None:
     high = _slowest(stages, ends)
     low = min(w.seconds[-1] for ways in stages for w in ways) / len(stages)
     for _ in range(_ROUNDS):
-        if high - low <= 1e-9 * high:
+        if high - low <= _NEAR * high:
             break
         middle = (low + high) / 2
         found = _ends(stages, layers, middle)

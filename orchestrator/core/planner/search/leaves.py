@@ -14,10 +14,9 @@ from math import comb
 from orchestrator.core.planner.cost.memory import state_bytes, sums_of
 from orchestrator.core.planner.cost.timeline import live
 from orchestrator.core.planner.search.arrange import Devices, Ground
-from orchestrator.core.planner.search.cuts import Way, best_cut, even_cut
+from orchestrator.core.planner.search.cuts import Cut, Way, best_cut, even_cut
 from orchestrator.core.planner.search.floors import Floors, Speed
-from orchestrator.core.planner.search.seeds import strategy_of
-from orchestrator.core.planner.search.shapes import Shape
+from orchestrator.core.planner.search.shapes import Shape, strategy_of
 from orchestrator.core.planner.search.weigh import Scale
 from orchestrator.core.planner.strategy import Option, Strategy
 
@@ -25,6 +24,7 @@ _REPAIRS = 3  # times that the layers are cut again for want of memory
 _RANKS_ALL = 16  # ranks up to which all assignments are listed
 
 _WORD = 0.3  # effort to list one assignment
+_CUT = 0.3  # and to cut the layers, for each stage
 
 Row = tuple[tuple[Speed, ...], ...]
 Leaf = tuple[Devices, tuple[int, ...], tuple[int, ...]]  # devices, cuts, shares
@@ -37,6 +37,11 @@ class Leaves:
         self._scale, self._ground, self._floors = scale, ground, floors
         self._space = scale.problem.space
         self._types = scale.problem.resources.by_name
+        self._cuts_known: dict[tuple[int, tuple[int, ...]], Cut | None] = {}  # by the identities of _ways_known's values
+        self._ways_known: dict[object, tuple[Way, ...]] = {}
+        self._seconds_known: dict[object, list[float]] = {}
+        self._bytes_known: dict[object, list[float]] = {}
+        self._per_element: dict[tuple[int, int, int, int, bool], float] = {}
 
     def guesses(self, shape: Shape) -> list[Option]:
         """Weighed options, one or a few for each canonical arrangement."""
@@ -76,7 +81,7 @@ class Leaves:
         """What the fullest rank needs at least, however the layers are cut: its part of the state."""
         runs = self._scale.costing.tables.runs(max(shape.mesh.tensors))
         part = runs.elements(0, self._floors.layers) / len(shape.mesh.tensors)
-        return self._element_bytes(shape) * part + self._scale.problem.program.rank_bytes
+        return self.element_bytes(shape) * part + self._scale.problem.program.rank_bytes
 
     def strategy(
         self,
@@ -143,58 +148,75 @@ class Leaves:
         if not self._space.uneven:
             cuts = even_cut(layers, shape.stages)
             return self.strategy(shape, devices, cuts, shares=self.deal(shape, rows, cuts))
-        ways = self._ways(shape, devices, rows, slack)
-        cut = best_cut([ways[s % len(ways)] for s in range(shape.stages)], layers)
+        ways = self._ways(shape, rows, slack)
+        key = shape.stages, tuple(id(w) for w in ways)
+        if key not in self._cuts_known:
+            self._scale.effort -= _CUT * shape.stages
+            self._cuts_known[key] = best_cut([ways[s % len(ways)] for s in range(shape.stages)], layers)
+        cut = self._cuts_known[key]
         if cut is None:
             return None
         again = sorted(set(self._space.recompute))
         recompute = tuple(again[w] for w in cut.ways)
         return self.strategy(shape, devices, cut.sizes, recompute=recompute, shares=self.deal(shape, rows, cut.sizes))
 
-    def _ways(self, shape: Shape, devices: Devices, rows: Sequence[Row], slack: Sequence[float]) -> list[tuple[Way, ...]]:
+    def _ways(self, shape: Shape, rows: Sequence[Row], slack: Sequence[float]) -> list[tuple[Way, ...]]:
         """How each pipeline rank can run a stage: what the layers take on the slowest of its devices, and need."""
-        problem, mesh, costing = self._scale.problem, shape.mesh, self._scale.costing
-        pipeline = len(mesh.tensors)
-        kept = live(shape.schedule, pipeline, shape.stages, -(-mesh.micro_batches // mesh.data))
-        per_element = self._element_bytes(shape)
+        program, mesh, local = self._scale.problem.program, shape.mesh, shape.stages_per_rank
+        kept = live(shape.schedule, len(mesh.tensors), shape.stages, -(-mesh.micro_batches // mesh.data))
+        per_element, different = self.element_bytes(shape), set(rows)
         out: list[tuple[Way, ...]] = []
-        known: dict[object, tuple[Way, ...]] = {}
         for pipe, t in enumerate(mesh.tensors):
-            speeds = tuple(sorted({s for row in rows for s in row[pipe]}))
+            speeds = tuple(sorted({s for row in different for s in row[pipe]}))
             limit = min(self._types[name].memory_bytes for name, _ in speeds)
-            in_flight = max(sum(counts) for counts in kept[pipe]) / shape.stages_per_rank
-            room = (limit - problem.program.rank_bytes - slack[pipe]) / shape.stages_per_rank
-            key = speeds, t, in_flight, room
-            if key not in known:
-                runs = costing.tables.runs(t)
-                known[key] = tuple(
+            in_flight = max(sum(counts) for counts in kept[pipe]) / local
+            room = (limit - program.rank_bytes - slack[pipe]) / local
+            key = speeds, t, mesh.units, per_element, in_flight, room
+            if key not in self._ways_known:
+                self._ways_known[key] = tuple(
                     Way(
-                        self._seconds(shape, speeds, t, again),
-                        [
-                            per_element * runs.elements(0, n) + in_flight * mesh.units * runs.kept_bytes(0, n, recompute=again)
-                            for n in range(self._floors.layers + 1)
-                        ],
+                        self._seconds(mesh.units, speeds, t, again),
+                        self._bytes(mesh.units, t, again, per_element, in_flight),
                         room,
                     )
                     for again in sorted(set(self._space.recompute))
                 )
-            out.append(known[key])
+            out.append(self._ways_known[key])
         return out
 
-    def _element_bytes(self, shape: Shape) -> float:
+    def _bytes(self, units: int, tensor: int, recompute: bool, per_element: float, in_flight: float) -> list[float]:
+        """What the first n layers need, state and activations."""
+        key = units, tensor, recompute, per_element, in_flight
+        if key not in self._bytes_known:
+            runs = self._scale.costing.tables.runs(tensor)
+            self._bytes_known[key] = [
+                per_element * runs.elements(0, n) + in_flight * units * runs.kept_bytes(0, n, recompute=recompute)
+                for n in range(self._floors.layers + 1)
+            ]
+        return self._bytes_known[key]
+
+    def element_bytes(self, shape: Shape) -> float:
         """Bytes of state per element of a rank's stages."""
         program, mesh = self._scale.problem.program, shape.mesh
-        sums = sums_of(program, zero=shape.zero, micro_batches=mesh.micro_batches, shares=mesh.even)
+        alone = sum(mesh.tensors) == 1
+        key = mesh.data, mesh.micro_batches, shape.zero, shape.shard, alone
+        if key in self._per_element:
+            return self._per_element[key]
+        sums = sums_of(program, zero=shape.zero, micro_batches=mesh.micro_batches, shares=mesh.even, alone=alone)
         state = state_bytes(program, 1.0, zero=shape.zero, shard=shape.shard, data=mesh.data, sums=sums)
-        return state.weights + state.gradients + state.optimizer
+        self._per_element[key] = state.weights + state.gradients + state.optimizer
+        return self._per_element[key]
 
-    def _seconds(self, shape: Shape, speeds: Sequence[Speed], tensor: int, recompute: bool) -> list[float]:
+    def _seconds(self, units: int, speeds: Sequence[Speed], tensor: int, recompute: bool) -> list[float]:
         """Of the first n layers on the slowest of these devices: a forward pass more where they recompute."""
-        columns = []
-        for speed in speeds:
-            forward, backward = self._floors.sums(speed, tensor, shape.mesh.units)
-            columns.append([f * (2 if recompute else 1) + b for f, b in zip(forward, backward, strict=True)])
-        return [max(c) for c in zip(*columns, strict=True)]
+        key = units, tuple(speeds), tensor, recompute
+        if key not in self._seconds_known:
+            columns = []
+            for speed in speeds:
+                forward, backward = self._floors.sums(speed, tensor, units)
+                columns.append([f * (2 if recompute else 1) + b for f, b in zip(forward, backward, strict=True)])
+            self._seconds_known[key] = [max(c) for c in zip(*columns, strict=True)]
+        return self._seconds_known[key]
 
     def deal(self, shape: Shape, rows: Sequence[Row], cuts: Sequence[int]) -> tuple[int, ...]:
         """Micro-batches of each replica so that the last one is done soonest; empty: as even as can be."""

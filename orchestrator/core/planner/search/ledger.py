@@ -98,10 +98,15 @@ def _keys(what: Mesh | Shape) -> list[tuple[str, str]]:
 
 
 def _why(kept: _Class, best: float) -> str:
-    if kept.value <= kept.bound and kept.value < float("inf"):
-        slower = kept.value / best - 1
-        return f"{slower:.1%} slower" if slower >= 0.0005 else "no faster"
-    if kept.bound < float("inf"):
-        slower = kept.bound / best - 1
-        return f"at least {slower:.1%} slower" if slower >= 0.0005 else "may be as fast; not all of them were weighed"
-    return kept.words()
+    if kept.value == kept.bound == float("inf"):
+        return kept.words()
+    at_least, weighed = _slower(kept.bound / best), _slower(kept.value / best)
+    if kept.value <= kept.bound:
+        return weighed or "no faster"
+    if kept.value == float("inf"):
+        return f"at least {at_least}" if at_least else "may be as fast: not weighed"
+    return f"{weighed or 'no slower'} as far as weighed" + (f", at least {at_least}" if at_least else "")
+
+
+def _slower(ratio: float) -> str:
+    return f"{ratio - 1:.1%} slower" if 1.0005 <= ratio < float("inf") else ""

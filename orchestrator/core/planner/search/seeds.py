@@ -12,60 +12,33 @@ from dataclasses import replace
 
 from orchestrator.core.planner.search.arrange import Ground
 from orchestrator.core.planner.search.cuts import even_cut
-from orchestrator.core.planner.search.shapes import Mesh, Shape, meshes, shapes
+from orchestrator.core.planner.search.shapes import Mesh, meshes, shapes, strategy_of
+from orchestrator.core.planner.search.sketch import Sketches
 from orchestrator.core.planner.strategy import Parent, Problem, Strategy
 
-_RULES_MAX = 24  # pipelines tried for one tensor degree
 
-
-def rules(problem: Problem, ground: Ground) -> Iterator[tuple[Strategy, ...]]:
-    """For each tensor degree, largest first, strategies from the shortest pipeline on: the first that fits is the rule's."""
-    found: dict[int, dict[int, Mesh]] = {}
-    for mesh in meshes(problem):
-        if len(set(mesh.tensors)) == 1:
-            here = found.setdefault(mesh.tensors[0], {})
-            known = here.get(len(mesh.tensors))
-            if known is None or (mesh.ranks, -mesh.units) > (known.ranks, -known.units):
-                here[len(mesh.tensors)] = mesh
+def rules(problem: Problem, ground: Ground, sketches: Sketches) -> Iterator[Strategy]:
+    """For each tensor degree within a node the strategies of the shortest pipeline that seems to have room."""
     inside = max((problem.resources.nodes[n].devices for n in ground.usable), default=1)
-    for tensor in sorted(found, reverse=True):
-        if tensor <= inside:
-            yield tuple(s for _, mesh in sorted(found[tensor].items())[:_RULES_MAX] for s in _rule(problem, ground, mesh))
+    found: dict[tuple[int, int], Mesh] = {}
+    for mesh in meshes(problem):
+        key = mesh.tensors[0], len(mesh.tensors)
+        if len(set(mesh.tensors)) == 1 and key[0] <= inside:
+            known = found.get(key)
+            if known is None or (mesh.ranks, -mesh.units) > (known.ranks, -known.units):
+                found[key] = mesh
+    for tensor in sorted({t for t, _ in found}, reverse=True):
+        lengths = [mesh for (t, _), mesh in sorted(found.items()) if t == tensor]
+        yield from _rule(problem, ground, next((m for m in lengths if sketches.has_room(m)), lengths[-1]))
 
 
 def _rule(problem: Problem, ground: Ground, mesh: Mesh) -> Iterator[Strategy]:
     layers = len(problem.costs.order)
-    plain = [s for s in shapes(problem, mesh) if s.stages_per_rank == 1 and s.zero <= 1]
-    arrangements = ground.arrangements(mesh)
+    plain = [s for s in shapes(problem, mesh) if s.stages_per_rank == 1]
     for shape in plain[:1]:
-        for again in sorted(set(problem.space.recompute)):
-            for devices in arrangements[:2]:
-                yield strategy_of(shape, devices, even_cut(layers, shape.stages), (again,) * shape.stages)
-
-
-def strategy_of(
-    shape: Shape,
-    devices: tuple[int, ...],
-    cuts: tuple[int, ...],
-    recompute: tuple[bool, ...],
-    shares: tuple[int, ...] = (),
-) -> Strategy:
-    """A strategy of a shape."""
-    mesh = shape.mesh
-    return Strategy(
-        data=mesh.data,
-        tensors=mesh.tensors,
-        cuts=cuts,
-        schedule=shape.schedule,
-        units=mesh.units,
-        micro_batches=mesh.micro_batches,
-        zero=shape.zero,
-        shard=shape.shard,
-        copies=shape.copies,
-        recompute=recompute,
-        devices=devices,
-        shares=shares,
-    )
+        for devices in ground.arrangements(mesh)[:2]:
+            again = False not in problem.space.recompute
+            yield strategy_of(shape, devices, even_cut(layers, shape.stages), (again,) * shape.stages)
 
 
 def near(problem: Problem, parent: Parent, ground: Ground) -> list[Strategy]:

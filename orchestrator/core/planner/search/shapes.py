@@ -62,6 +62,31 @@ def shape_of(strategy: Strategy) -> Shape:
     return Shape(mesh, strategy.schedule, strategy.stages_per_rank, strategy.zero, strategy.shard, strategy.copies)
 
 
+def strategy_of(
+    shape: Shape,
+    devices: tuple[int, ...],
+    cuts: tuple[int, ...],
+    recompute: tuple[bool, ...],
+    shares: tuple[int, ...] = (),
+) -> Strategy:
+    """A strategy of a shape."""
+    mesh = shape.mesh
+    return Strategy(
+        data=mesh.data,
+        tensors=mesh.tensors,
+        cuts=cuts,
+        schedule=shape.schedule,
+        units=mesh.units,
+        micro_batches=mesh.micro_batches,
+        zero=shape.zero,
+        shard=shape.shard,
+        copies=shape.copies,
+        recompute=recompute,
+        devices=devices,
+        shares=shares,
+    )
+
+
 def usable(resources: Resources) -> tuple[NodeResources, ...]:
     """The nodes that a strategy may use."""
     return tuple(n for n in resources.nodes if n.healthy and n.devices)

@@ -1,7 +1,7 @@
 """The scale of a search: what a strategy is worth, what was weighed so far, and how much weighing is left.
 
-A strategy that does not fit is worth infinity. Effort is counted and not timed, so that one problem has one answer on every
-machine; a unit is about what the estimate of a small strategy takes.
+A strategy that does not fit, or whose copies would lie with what they are copies of, is worth infinity. Effort is counted and
+not timed, so that one problem has one answer on every machine; a unit is about what the estimate of a small strategy takes.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ class Scale:
         self.costing = Costing(problem)
         self.effort = effort  # left
         self.best: Option | None = None
+        self.least = INFINITE  # the value of the best
         self.options: dict[Strategy, Option] = {}
         self.bounded = 0  # strategies that a bound disposed of
 
@@ -35,14 +36,15 @@ class Scale:
 
     def value(self, option: Option) -> float:
         """What is minimised: seconds per step that counts, or with a parent those of the move and of all steps that are left."""
-        if not option.estimate.fits:
+        if not option.estimate.fits or self._bare(option.strategy):
             return INFINITE
         return option.move_s + self.floor(option.estimate.effective_s)
 
-    @property
-    def least(self) -> float:
-        """The value of the best so far."""
-        return self.value(self.best) if self.best is not None else INFINITE
+    def _bare(self, strategy: Strategy) -> bool:
+        """Whether copies have no other node to lie on."""
+        node_of = self.problem.resources.node_of
+        first = node_of[strategy.devices[0]]
+        return strategy.copies > 0 and all(node_of[d] == first for d in strategy.devices)
 
     def weigh(self, strategy: Strategy) -> Option:
         """The strategy's option, at the cost of some effort unless it was weighed before."""
@@ -56,8 +58,9 @@ class Scale:
             moved = move(self.problem, self.parent, strategy, self.costing.tables)
             option = replace(option, move_s=moved.seconds, moved_bytes=moved.total_bytes)
         self.options[strategy] = option
-        if self.value(option) < self.least:
-            self.best = option
+        value = self.value(option)
+        if value < self.least:
+            self.best, self.least = option, value
         return option
 
     def settle(self, strategy: Strategy) -> Option:

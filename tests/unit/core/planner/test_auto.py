@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -41,13 +42,13 @@ def strategies(draw: st.DrawFn) -> Strategy:
     shares: tuple[int, ...] = ()
     if zero < 2 and data > 1 and draw(st.booleans()):
         marks = [0, *sorted(draw(st.permutations(range(1, 12)))[: data - 1]), 12]
-        shares = tuple(b - a for a, b in zip(marks, marks[1:], strict=False))
+        shares = tuple(b - a for a, b in pairwise(marks))
     one = PipelineSchedule.ONE_F_ONE_B
     schedule = draw(st.sampled_from([one, PipelineSchedule.ZERO_BUBBLE])) if pipeline > 1 else one
     return Strategy(
         data=data,
         tensors=(1,) * pipeline,
-        cuts=tuple(b - a for a, b in zip(ends, ends[1:], strict=False)),
+        cuts=tuple(b - a for a, b in pairwise(ends)),
         schedule=PipelineSchedule.INTERLEAVED if per_rank > 1 else schedule,
         units=1,
         micro_batches=12,

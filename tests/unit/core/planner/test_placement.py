@@ -12,7 +12,7 @@ from orchestrator.core.cluster.resources import DeviceType, Link, NodeResources,
 from orchestrator.core.planner import placement
 from orchestrator.core.planner.errors import PlanError
 from orchestrator.core.planner.placement import EXACT_RANKS, RANKS_MAX, Traffic, place, seconds, seconds_per_byte
-from orchestrator.core.planner.placement_swaps import Table, arrange, cost
+from orchestrator.core.planner.placement_swaps import State, Table, arrange, cost
 
 Group = tuple[int, ...]
 
@@ -123,7 +123,19 @@ def test_many_ranks_find_their_groups(ranks: int) -> None:
     assert all((group[a] == group[b]) == (on.node_of[where[a]] == on.node_of[where[b]]) for a, b, _ in flows)
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(20))
+def test_the_search_does_not_lean_on_its_start(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the worst arrangement it still ends at the best."""
+    rng = random.Random(seed)
+    on = cluster(2, 2, 2, inside=(3, 3, 2), network=(2, 3, 3))
+    traffic = graph(rng, 6)
+    every = [list(w) for w in permutations([0, 0, 1, 1, 2, 2])]
+    monkeypatch.setattr(placement, "arrange", lambda table: max(every, key=lambda w: cost(table, w)))
+    best = min(seconds(traffic, on, w) for w in permutations(range(6)))
+    assert seconds(traffic, on, place(traffic, on, range(6))) == pytest.approx(best)
+
+
+@pytest.mark.parametrize("seed", range(20))
 def test_swaps_alone_come_close_to_the_best_and_keep_apart(seed: int) -> None:
     """What more ranks than can be searched get, on as few as can."""
     rng = random.Random(seed)
@@ -132,13 +144,35 @@ def test_swaps_alone_come_close_to_the_best_and_keep_apart(seed: int) -> None:
         weights[a][b] = weights[b][a] = volume
     links = [[0.01 if m == n else 1.0 for n in range(4)] for m in range(4)]
     apart: list[dict[int, int]] = [{} for _ in range(8)]
-    apart[0][1] = apart[1][0] = 1
+    pairs = rng.sample(list(combinations(range(8), 2)), 12)
+    for a, b in pairs:
+        apart[a][b] = apart[b][a] = 1
     table = Table([2] * 4, links, weights, apart, penalty=1e6)
     best = min(cost(table, list(w)) for w in set(permutations([0, 0, 1, 1, 2, 2, 3, 3])))
     where = arrange(table)
     assert sorted(where) == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert where[0] != where[1]
-    assert cost(table, where) <= 1.15 * best
+    assert cost(table, where) <= 1.2 * best, "no pair more on one node than must be, and little more traffic"
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_what_a_rank_would_cost_is_kept_up_to_date(seed: int) -> None:
+    """The change that a move promises is the change that it makes."""
+    rng = random.Random(seed)
+    weights: list[dict[int, float]] = [{} for _ in range(8)]
+    for a, b, volume in graph(rng, 8).flows:
+        weights[a][b] = weights[b][a] = volume
+    links = [[rng.uniform(0, 1) for _ in range(4)] for _ in range(4)]
+    links = [[(links[m][n] + links[n][m]) / 2 for n in range(4)] for m in range(4)]
+    apart: list[dict[int, int]] = [{} for _ in range(8)]
+    for a, b in rng.sample(list(combinations(range(8), 2)), 6):
+        apart[a][b] = apart[b][a] = 1
+    table = Table([3] * 4, links, weights, apart, penalty=1e3)
+    state = State(table, [0, 0, 1, 1, 2, 2, 3, 3])
+    for r in (0, 3, 5, 0, 7, 2):
+        before = cost(table, state.where)
+        change, partner, node = state.best(r, [s for s in range(8) if s != r])
+        state.do(r, partner, node)
+        assert cost(table, state.where) - before == pytest.approx(change)
 
 
 def test_many_ranks_are_kept_apart_too() -> None:

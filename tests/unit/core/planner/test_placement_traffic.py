@@ -170,6 +170,14 @@ def test_only_devices_of_the_strategy_are_placed_on() -> None:
     assert sorted(placed(p, replace(strategy(pipeline=2, tensor=2), devices=(5, 2, 3, 4))).devices) == [2, 3, 4, 5]
 
 
+def test_a_copy_goes_to_another_node_where_there_is_a_device() -> None:
+    p = problem()
+    alone = replace(strategy(pipeline=2, copies=1), devices=(0, 1))
+    assert placed(p, alone).devices in ((0, 1), (1, 0)), "no other devices are given"
+    spread = placed(p, alone, range(4))
+    assert {p.resources.node_of[d] for d in spread.devices} == {0, 1}
+
+
 def test_more_ranks_than_can_be_placed_have_no_graph() -> None:
     with pytest.raises(PlanError, match="at most 256 ranks"):
         traffic_of(problem(), strategy(data=512))

@@ -20,7 +20,7 @@ from orchestrator.core.plan.layout import Interval
 from orchestrator.core.plan.lint import lint
 from orchestrator.core.reshard.recovery import Commit, Held
 from orchestrator.core.supervisor import events as ev
-from orchestrator.core.supervisor.commands import Command, EndJob, FenceEpoch, KillWorker, RunEpoch, SpawnWorker
+from orchestrator.core.supervisor.commands import Command, EndJob, ExpectEpoch, FenceEpoch, KillWorker, RunEpoch, SpawnWorker
 from orchestrator.core.supervisor.machine import initial, refusal, step
 from orchestrator.core.supervisor.state import CheckpointRef, Decision, JobPhase, State, Worker, WorkerPhase
 from orchestrator.core.timeouts import derive
@@ -81,7 +81,7 @@ def _check_workers(before: State, event: ev.Event, state: State) -> None:
 
 def _check_commands(before: State, state: State, commands: tuple[Command, ...]) -> None:
     for c in commands:
-        if isinstance(c, EndJob):
+        if isinstance(c, EndJob | ExpectEpoch):
             continue
         worker = state.workers[c.worker_id]
         if worker.phase is WorkerPhase.LOST:

@@ -61,7 +61,7 @@ def strategy(**changes: object) -> Strategy:
     base: dict[str, object] = {"data": 1, "tensors": (1,), "cuts": (1,), "schedule": PipelineSchedule.ONE_F_ONE_B, "units": 1}
     base |= {"micro_batches": 1, "zero": 0, "shard": 1, "copies": 0} | changes
     base.setdefault("recompute", tuple(False for _ in base["cuts"]))  # type: ignore[attr-defined]
-    base.setdefault("devices", tuple(range(base["data"] * sum(base["tensors"]))))  # type: ignore[call-overload, operator]
+    base.setdefault("devices", tuple(range(base["data"] * sum(base["tensors"]))))  # type: ignore[call-overload]
     return Strategy(**base)  # type: ignore[arg-type]
 
 
@@ -116,7 +116,7 @@ def random_problem(rng: random.Random) -> Problem:
     up = rng.choice([None, Link(1e8, 1e-4)])
     resources = Resources("random", types, tuple(nodes), up, rng.choice([0.0, 2e8]))
     costs = ModelCosts("random", tuple(kinds), order, 1.0, tensor_max=4, splits=True)
-    return problem(costs, resources, batch=rng.choice([4, 8, 24]), program=rng.choice(["ours", "megatron", "deepspeed"]))
+    return problem(costs, resources, batch=rng.choice([2, 3, 8, 24]), program=rng.choice(["ours", "megatron", "deepspeed"]))
 
 
 def random_strategy(rng: random.Random, p: Problem) -> Strategy:
@@ -126,7 +126,7 @@ def random_strategy(rng: random.Random, p: Problem) -> Strategy:
         tensor, data, pipeline = rng.choice([1, 1, 2, 4]), rng.randint(1, 4), rng.randint(1, 4)
         schedule = rng.choice(list(PipelineSchedule))
         local = rng.randint(2, 3) if schedule is PipelineSchedule.INTERLEAVED and pipeline > 1 else 1
-        units = rng.choice([1, 2])
+        units = 1 if p.batch % 2 else rng.choice([1, 2])
         m = p.batch // units
         if tensor * data * pipeline <= devices and pipeline * local <= layers and data <= m:
             break

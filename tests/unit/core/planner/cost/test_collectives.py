@@ -49,33 +49,39 @@ def test_more_ranks_or_bytes_or_a_slower_link_never_take_less() -> None:
             assert of(RING, numbytes) <= of(replace(RING, latency_s=2e-3), numbytes)
 
 
+def ring(network: Network, *groups: tuple[int, ...]) -> Ring:
+    """That of one column of groups."""
+    return network.rings([[(group, 1) for group in groups]])[0]
+
+
 def test_a_group_inside_a_node_never_sees_the_network() -> None:
-    (ring,) = Network(cluster(2, 4, network=1e6), straight=False).rings([[(0, 0, 0, 0), (1, 1, 1, 1)]])
-    assert ring == Ring(4, 1e-6, 1e10)
+    network = Network(cluster(2, 4, network=1e6), straight=False)
+    assert ring(network, (0, 0, 0, 0), (1, 1, 1, 1)) == Ring(4, 1e-6, 1e10)
 
 
 def test_groups_that_leave_a_node_at_once_share_its_network() -> None:
     network = Network(cluster(2, 4, network=1e9), straight=False)  # all devices of a node together reach what one does
-    assert network.rings([[(0, 1)]])[0].bandwidth == 1e9
-    assert network.rings([[(0, 1), (0, 1), (0, 1), (0, 1)]])[0].bandwidth == 1e9 / 4
-    assert [r.bandwidth for r in network.rings([[(0, 1)], [(0, 1)]])] == [1e9 / 2, 1e9 / 2]
+    assert ring(network, (0, 1)).bandwidth == 1e9
+    assert ring(network, (0, 1), (0, 1), (0, 1), (0, 1)).bandwidth == 1e9 / 4
+    assert network.rings([[((0, 1), 4)]]) == [ring(network, (0, 1), (0, 1), (0, 1), (0, 1))]
+    assert [r.bandwidth for r in network.rings([[((0, 1), 1)], [((0, 1), 1)]])] == [1e9 / 2, 1e9 / 2]
 
 
 def test_rings_use_the_adapters_of_all_members_where_ranks_that_send_straight_need_them_all() -> None:
-    resources = cluster(2, 4, network=1e9)
+    resources, group = cluster(2, 4, network=1e9), (0, 0, 0, 0, 1, 1, 1, 1)
     wide = replace(resources, nodes=tuple(replace(n, network_total=4e9) for n in resources.nodes))
-    assert Network(wide, straight=False).rings([[(0, 0, 0, 0, 1, 1, 1, 1)]])[0].bandwidth == 4e9
-    assert Network(wide, straight=True).rings([[(0, 0, 0, 0, 1, 1, 1, 1)]])[0].bandwidth == 1e9
-    assert Network(resources, straight=True).rings([[(0, 0, 0, 0, 1, 1, 1, 1)]])[0].bandwidth == 1e9 / 4
+    assert ring(Network(wide, straight=False), group).bandwidth == 4e9
+    assert ring(Network(wide, straight=True), group).bandwidth == 1e9
+    assert ring(Network(resources, straight=True), group).bandwidth == 1e9 / 4
 
 
 def test_the_slowest_link_of_a_group_decides() -> None:
     resources = cluster(3, 1, network=1e9)
     slow = replace(resources.nodes[2], network=Link(1e8, 1e-3), network_total=1e8)
     network = Network(replace(resources, nodes=(*resources.nodes[:2], slow)), straight=False)
-    assert network.rings([[(0, 1)]])[0] == Ring(2, 1e-5, 1e9)
-    assert network.rings([[(0, 1, 2)]])[0] == Ring(3, 1e-3, 1e8)
-    assert network.rings([[(0, 1), (1, 2)]])[0].bandwidth == 1e8
+    assert ring(network, (0, 1)) == Ring(2, 1e-5, 1e9)
+    assert ring(network, (0, 1, 2)) == Ring(3, 1e-3, 1e8)
+    assert ring(network, (0, 1), (1, 2)).bandwidth == 1e8
 
 
 def test_groups_that_leave_a_rack_share_its_uplink() -> None:
@@ -83,14 +89,15 @@ def test_groups_that_leave_a_rack_share_its_uplink() -> None:
     nodes = tuple(replace(n, rack="xxyy"[k]) for k, n in enumerate(resources.nodes))
     racks = replace(resources, nodes=nodes, uplink=Link(5e8, 1e-4), uplink_total=6e8)
     network = Network(racks, straight=False)
-    assert network.rings([[(0, 1)]])[0] == Ring(2, 1e-5, 1e9)
-    assert network.rings([[(0, 2)]])[0] == Ring(2, 1e-4, 5e8)
-    assert network.rings([[(0, 2), (1, 3)]])[0] == Ring(2, 1e-4, 3e8)
+    assert ring(network, (0, 1)) == Ring(2, 1e-5, 1e9)
+    assert ring(network, (0, 2)) == Ring(2, 1e-4, 5e8)
+    assert ring(network, (0, 2), (1, 3)) == Ring(2, 1e-4, 3e8)
 
 
 def test_sending_and_receiving_do_not_disturb_each_other() -> None:
     network = Network(cluster(3, 2, network=1e9), straight=False)
-    assert [r.bandwidth for r in network.links([[(0, 1)], [(1, 0)]])] == [1e9, 1e9]
-    assert network.links([[(0, 1), (0, 2)]])[0].bandwidth == 1e9 / 2
-    assert network.links([[(0, 2), (1, 2)]])[0].bandwidth == 1e9 / 2
-    assert network.links([[(0, 0)], []]) == [Ring(2, 1e-6, 1e10), Ring(1, 0.0, float("inf"))]
+    assert [r.bandwidth for r in network.links([([(0, 1)], 1), ([(1, 0)], 1)])] == [1e9, 1e9]
+    assert network.links([([(0, 1), (0, 2)], 1)])[0].bandwidth == 1e9 / 2
+    assert network.links([([(0, 2), (1, 2)], 1)])[0].bandwidth == 1e9 / 2
+    assert network.links([([(0, 2)], 4)])[0].bandwidth == 1e9 / 4
+    assert network.links([([(0, 0)], 1), ([], 1)]) == [Ring(2, 1e-6, 1e10), Ring(1, 0.0, float("inf"))]

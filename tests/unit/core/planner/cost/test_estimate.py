@@ -150,6 +150,17 @@ def test_costings_remember_and_agree() -> None:
     assert costing.memory(s) == costing.estimate(s).memory
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_what_was_estimated_before_changes_nothing(seed: int) -> None:
+    rng = random.Random(seed)
+    p = random_problem(rng)
+    costing = Costing(p)
+    for _ in range(30):
+        s = random_strategy(rng, p)
+        s = replace(s, devices=tuple(range(s.ranks)))  # so that meshes are met again
+        assert costing.estimate(s) == estimate(p, s)
+
+
 def test_layer_seconds_and_stage_times_are_the_estimates_own() -> None:
     p = problem(model(layer(), layer()), cluster(2, 1))
     costing = Costing(p)
@@ -169,5 +180,6 @@ def test_zero_bubble_halves_wait_less_than_1f1b() -> None:
 
 
 def test_a_device_that_is_not_there_is_an_error() -> None:
-    with pytest.raises(IndexError):
-        estimate(problem(model(layer()), cluster(1, 1)), strategy(devices=(7,)))
+    for device in (7, -1):
+        with pytest.raises(IndexError):
+            estimate(problem(model(layer()), cluster(1, 1)), strategy(devices=(device,)))

@@ -6,6 +6,7 @@ import pytest
 
 from orchestrator.core.plan.plan import PipelineSchedule
 from orchestrator.core.planner.cost.estimate import Costing
+from orchestrator.core.planner.cost.memory import ARRIVED
 from orchestrator.core.planner.cost.programs import MEGATRON, OURS
 from orchestrator.core.planner.strategy import Memory
 from tests.unit.core.planner.cost.problems import cluster, layer, model, problem, strategy
@@ -22,7 +23,9 @@ def memory_of(program: str = "ours", nodes: int = 2, devices: int = 2, batch: in
 def test_one_rank_keeps_weights_moments_sums_and_one_micro_batch() -> None:
     (m,) = memory_of()
     assert (m.weights, m.optimizer) == (4 * E, 8 * E)
-    assert m.gradients == 4 * (3 + 1) * E  # 8 micro-batches: three sums of the tree at once, and the reduced gradient
+    assert m.gradients == 4 * (4 + 1) * E  # 8 micro-batches: memory for five is taken beforehand, which sums never need
+    first, _ = memory_of(tensors=(1, 1), cuts=(1, 1))
+    assert first.gradients == 4 * (3 + 1) * E / 2  # three sums of the tree at once, and the reduced gradient
     assert (m.activations, m.work) == (2 * 8e6, 2e6)
     assert (m.copies, m.buffers, m.other) == (0.0, 0.0, OURS.rank_bytes)
     assert m.total == m.weights + m.gradients + m.optimizer + m.activations + m.work + m.other
@@ -48,12 +51,23 @@ def test_tensor_ranks_have_their_cut() -> None:
     assert m.activations == 2 * (4e6 + 2e6)
 
 
+def test_our_reduction_needs_two_rounds_of_pieces_where_no_sum_has_left_room() -> None:
+    (m,) = memory_of(data=2, batch=8, tensors=(1,), zero=1, shard=2)
+    assert m.gradients == 4 * (4 + 0.5) * E  # 4 micro-batches of each: memory for four sums, two are needed
+    assert m.buffers == 0.0
+    wide = memory_of(data=2, tensors=(2,), zero=1, shard=2)[0]
+    assert wide.gradients == 4 * (2 + 0.5) * 0.75 * E
+    assert wide.buffers == 2 * 4 * 0.75 * E / 2
+
+
 def test_the_first_rank_of_a_pipeline_keeps_most() -> None:
     first, last = memory_of(tensors=(1, 1), cuts=(1, 1))
     assert (first.activations, last.activations) == (2 * 8e6, 8e6)
     assert first.buffers == 2 * 1e6  # an activation and a gradient
     halves = memory_of(tensors=(1, 1), cuts=(1, 1), schedule=PipelineSchedule.ZERO_BUBBLE)
-    assert [m.activations for m in halves] == [2 * 8e6, 2 * 8e6]
+    assert [m.activations for m in halves] == [2 * 8e6, 2 * 8e6 + 2 * ARRIVED * 8e6]  # one is put off, one just comes in
+    other = memory_of("megatron", tensors=(1, 1), cuts=(1, 1), schedule=PipelineSchedule.ZERO_BUBBLE)
+    assert [m.activations for m in other] == [2 * 8e6, 2 * 8e6]
 
 
 def test_recomputation_keeps_outputs_and_works_on_a_layer_at_a_time() -> None:

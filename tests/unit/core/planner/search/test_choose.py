@@ -110,10 +110,13 @@ def test_a_choice_without_enough_effort_is_not_proven_and_says_how_far_it_may_be
 
 def test_what_was_rejected_and_the_runners_up() -> None:
     resources = cluster(node("a", FAST, 4), node("b", FAST, 4), memory=400 << 20)
-    asked = problem(model(layer(params=10_000_000), order=(0,) * 8), resources)
+    asked = problem(model(layer(params=10_000_000), order=(0,) * 8), resources, zeros=(0,), copies=(0,))
     choice = choose(asked)
     why = {r.what: r.why for r in choice.rejected}
-    assert why["replicas: 8"].startswith("needs ") or "slower" in why["replicas: 8"]
+    assert "slower" in why["replicas: 2"]
+    tight = problem(model(layer(params=10_000_000), order=(0,) * 8), resources, zeros=(0, 3), pipelines=(1,), tensors=(1,))
+    why = {r.what: r.why for r in choose(tight).rejected}
+    assert why["ZeRO-0"] == "needs 1.3 GiB on a device of 0.4"
     assert all(r.count > 0 for r in choice.rejected)
     values = [o.estimate.effective_s for o in choice.runners_up]
     assert values == sorted(values)

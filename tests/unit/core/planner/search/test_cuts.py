@@ -47,7 +47,7 @@ def test_no_cut_is_faster(seed: int) -> None:
         assert cut is None, f"seed {seed}: a cut where there is none"
         return
     assert cut is not None, f"seed {seed}: no cut where there is one"
-    assert cut.slowest_s == pytest.approx(best, rel=1e-6), f"seed {seed}"
+    assert cut.slowest_s == pytest.approx(best, rel=2e-5), f"seed {seed}"
     assert sum(cut.sizes) == layers
     assert min(cut.sizes) >= 1
     first = 0
