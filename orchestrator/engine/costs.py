@@ -33,7 +33,7 @@ from orchestrator.engine.meter import Kept, Meter, flop_counter
 from orchestrator.engine.rank_state import UserError, user_code
 from orchestrator.engine.task import Task, TaskError, seed_drawing, seed_everything
 from orchestrator.engine.tasks.loading import load_task, user_traceback
-from orchestrator.engine.tensor_parallel import _styles as cut_styles
+from orchestrator.engine.tensor_parallel import cut_styles
 
 log = logging.getLogger(__name__)
 

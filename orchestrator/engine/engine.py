@@ -38,6 +38,7 @@ from orchestrator.engine.checkpoint_files import BadCheckpoint, read_manifest
 from orchestrator.engine.commit import CHECKPOINT, LEAVE
 from orchestrator.engine.control import Control, Hook
 from orchestrator.engine.costs import trace
+from orchestrator.engine.device_memory import give_back
 from orchestrator.engine.digest import CopiesDiffer
 from orchestrator.engine.epoch import Agreed, Epoch
 from orchestrator.engine.faults import FaultBox
@@ -137,6 +138,8 @@ class TorchEngine:
         task = load_task(job.task)
         body = Body(job=job, task=task, device=torch.device(job.cluster.device.value))
         self._throw_away(body)
+        if job.planner.auto or job.parallel.pipeline > 1 or any(job.parallel.recompute):
+            give_back()  # a whole model's activations were there once, more than a step will need
         body.prefault()
         if job.planner.auto:
             self._costs = trace(job, task=task)

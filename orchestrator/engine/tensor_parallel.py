@@ -57,7 +57,7 @@ def _checked_plan(task: Task, layer: str) -> Mapping[str, ParallelStyle]:
     return plan
 
 
-def _styles(task: Task, layer: str, module: nn.Module, degree: int) -> Mapping[str, ParallelStyle]:
+def cut_styles(task: Task, layer: str, module: nn.Module, degree: int) -> Mapping[str, ParallelStyle]:
     """A layer's tensor_plan, with all checked that needs the modules."""
     styles = _checked_plan(task, layer)
     inside = dict(module.named_modules())
@@ -96,7 +96,7 @@ class TensorParallel:
         if not layers:
             raise TaskError(f"{type(task).__name__} does not name its layers: tensor parallelism needs stack() and tensor_plan()")
         task.check_tensor(degree)
-        cut = [(name, layer, _styles(task, name, layer, degree)) for name, layer in layers]
+        cut = [(name, layer, cut_styles(task, name, layer, degree)) for name, layer in layers]
         if not any(styles for _, _, styles in cut):
             raise TaskError(f"{type(task).__name__}.tensor_plan() cuts nothing: {degree} tensor ranks would do the same work")
         device = next(p.device.type for p in module.parameters())
