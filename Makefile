@@ -38,7 +38,7 @@ test-fast: setup ## Run the tests that need no Ray cluster
 test-chaos: setup ## Run the tests that kill, stop and cut off real processes
 	@$(BIN)/python -m pytest -m chaos $(ARGS)
 
-promises: setup ## Kill, swap, shrink, grow, re-cut and drain by a script: the bits of an undisturbed run, for each layout
+promises: setup ## Kill, swap, shrink, grow, re-cut and drain by a script: the bits of an undisturbed run; published step times (ARGS=--published: those only)
 	@$(BIN)/python -m bench.promises $(ARGS)
 
 sim: setup ## Simulate RUNS=n seeds of faults, or replay one with SEED=n
