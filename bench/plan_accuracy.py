@@ -64,8 +64,8 @@ def fastest(a: ModelCosts, b: ModelCosts) -> ModelCosts:
     return replace(a, kinds=tuple(of(x, y) for x, y in zip(a.kinds, b.kinds, strict=True)))
 
 
-def slower(measured: Sequence[ModelCosts]) -> ModelCosts:
-    """Of the same model on several cores at once the mean: ranks take turns at being the slower one."""
+def together(measured: Sequence[ModelCosts]) -> ModelCosts:
+    """Of the same model on several cores at once the mean."""
     kinds = []
     for same in zip(*(m.kinds for m in measured), strict=True):
         timings = [k.timings[-1] for k in same]
@@ -103,7 +103,7 @@ class Predictor:
                 traced = trace(job, say=say)
                 for busy, resources in self._resources.items():
                     name = resources.types[0].name
-                    found = slower(profile(job, traced, places=self._places[:busy], device=name, limit_s=self._profile_s))
+                    found = together(profile(job, traced, places=self._places[:busy], device=name, limit_s=self._profile_s))
                     before = self._costs.get((model.name, busy))
                     self._costs[model.name, busy] = found if before is None else fastest(found, before)
         for (name, busy), costs in self._costs.items():
@@ -156,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"round {number + 1} of {rounds} after {time.monotonic() - began:.0f} s")
     print(table(outcomes, detail=arguments.detail))
     found = summary(outcomes)
-    beside = {} if arguments.quick or arguments.only else wide(rounds=min(rounds, 2), detail=arguments.detail)
+    beside = {} if arguments.quick or arguments.only else wide(rounds=min(rounds, 2), detail=arguments.detail, base=base)
     print(f"bars: {BARS}; {time.monotonic() - began:.0f} s")
     figures("plan_accuracy", **found, **beside, seconds=round(time.monotonic() - began))
     held = (

@@ -131,8 +131,11 @@ def machines(link: LinkSpeed, speed: Speed, places: Sequence[Place]) -> Resource
     return Resources("namespaces", (core,), nodes)
 
 
-def wide(*, rounds: int, detail: bool) -> dict[str, float]:
-    """Predicts, runs and shows them; figures whose names begin with `wide_`. None, and a word of why, where it cannot."""
+def wide(*, rounds: int, detail: bool, base: int) -> dict[str, float]:
+    """Predicts, runs and shows them; figures whose names begin with `wide_`. None, and a word of why, where it cannot.
+
+    `base`: bytes that a process has without a model.
+    """
     why = cannot() or missing_tools()
     if why:
         say(f"no wide plans: {why}")
@@ -152,8 +155,8 @@ def wide(*, rounds: int, detail: bool) -> dict[str, float]:
             outcomes.append(Outcome(case, predict(case, costs, resources, places)))
         for _ in range(rounds):
             for outcome in outcomes:
-                measure(outcome, places, 0)
-    print("wide plans: layers that sleep, throttled links (memory: of the whole process)")
+                measure(outcome, places, base)
+    print("wide plans: layers that sleep, throttled links; their memory is too small to judge")
     print(table(outcomes, detail=detail))
     found = summary(outcomes)
     return {f"wide_{key}": found[key] for key in ("step_error_median", "step_error_p90", "rank_correlation", "plans")}

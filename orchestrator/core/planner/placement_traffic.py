@@ -120,8 +120,7 @@ def _data(problem: Problem, s: Strategy) -> list[Flow]:
     program = problem.program
     shares = [s.share(replica) for replica in range(s.data)]
     rounds = max(shares)
-    alone = s.pipeline * s.tensor == 1
-    sums = sums_of(program, zero=s.zero, micro_batches=s.micro_batches, shares=shares, alone=alone).sent
+    sums = sums_of(program, zero=s.zero, micro_batches=s.micro_batches, shares=shares, pipeline=s.pipeline, tensor=s.tensor).sent
     for pipe, t in enumerate(s.tensors):
         part = _params(problem, s, pipe) / s.data
         for i, j in combinations(range(s.data), 2):

@@ -169,7 +169,8 @@ class Costing:
                 zero=zero,
                 micro_batches=micro_batches,
                 shares=shares,
-                alone=tensor == 1 and last - first == len(self.problem.costs.order),
+                pipeline=1 if last - first == len(self.problem.costs.order) else 2,
+                tensor=tensor,
             ),
         )
 
@@ -181,8 +182,14 @@ class Costing:
     # --------------------------------------------------------------------------------------------------------- pipeline
 
     def _sums(self, s: Strategy, shares: Sequence[int]) -> Sums:
-        alone = s.pipeline * s.tensor == 1
-        return sums_of(self.problem.program, zero=s.zero, micro_batches=s.micro_batches, shares=shares, alone=alone)
+        return sums_of(
+            self.problem.program,
+            zero=s.zero,
+            micro_batches=s.micro_batches,
+            shares=shares,
+            pipeline=s.pipeline,
+            tensor=s.tensor,
+        )
 
     def _elements(self, s: Strategy) -> list[float]:
         """Of each pipeline rank's stages, on one tensor coordinate."""

@@ -32,10 +32,11 @@ class Sums:
     spare: int = 0  # memory for whole ones that is taken beforehand and not needed for sums
 
 
-def sums_of(program: Program, *, zero: int, micro_batches: int, shares: Sequence[int], alone: bool) -> Sums:
-    """For replicas with so many micro-batches each, in order. `alone`: each rank runs the whole model.
+def sums_of(program: Program, *, zero: int, micro_batches: int, shares: Sequence[int], pipeline: int, tensor: int) -> Sums:
+    """For replicas with so many micro-batches each, in order.
 
-    Our ranks then take memory for some sums beforehand, the reduced gradient's included (engine/rank_state.py prefault).
+    Our ranks take memory for some sums beforehand, the reduced gradient's included, where they run the whole model
+    (engine/rank_state.py prefault); in a pipeline some were measured to keep one more of a stage's size.
     """
     if not program.sums_kept:
         return Sums(1, 0, 1) if zero < 2 else Sums(0, 1, 1)
@@ -46,7 +47,9 @@ def sums_of(program: Program, *, zero: int, micro_batches: int, shares: Sequence
         runs.append((at, at + share))
         at += share
     alive, sent = tree_sums(tuple(runs), micro_batches)
-    taken = max(shares).bit_length() + (1 if zero else 0) if alone else 0
+    if pipeline > 1:
+        return Sums(alive, 0, sent, 1)
+    taken = max(shares).bit_length() + (1 if zero else 0) if tensor == 1 else 0
     return Sums(alive, 0, sent, max(0, taken - alive))
 
 
@@ -78,10 +81,12 @@ def passing_bytes(program: Program, runs: Runs, first: int, last: int, *, zero: 
     if zero < 2:
         return work
     layer = runs.layer_elements(first, last)
-    work += program.gradient_bytes * (STREAMED * layer if program.sums_kept else min(layer, LIVE_MAX))
-    if zero < 3:
-        return work
-    return work + program.weight_bytes * (layer if program.sums_kept else min(2 * layer, LIVE_MAX))  # others fetch ahead
+    if program.sums_kept:  # free buffers are kept by size (engine/buffers.py)
+        sizes = runs.distinct_elements(first, last)
+        work += program.gradient_bytes * max(STREAMED * layer, 2 * sizes)
+        return work + (program.weight_bytes * sizes if zero >= 3 else 0.0)
+    work += program.gradient_bytes * min(layer, LIVE_MAX)
+    return work + (program.weight_bytes * min(2 * layer, LIVE_MAX) if zero >= 3 else 0.0)  # they fetch ahead
 
 
 def stage_bytes(

@@ -48,6 +48,7 @@ class Runs:
         self._reductions = sums(lambda k: float(tensor > 1 and k.reduced_bytes > 0))
         self._most_work = tops(lambda k: k.work_bytes)
         self._most_run = tops(lambda k: left(k.kept_bytes, k.cut_kept_bytes) + k.work_bytes)
+        self._distinct: dict[tuple[int, int], float] = {}
         self._most_elements = tops(lambda k: left(k.params, k.cut_params) + k.buffers)
 
     def elements(self, first: int, last: int) -> float:
@@ -66,6 +67,13 @@ class Runs:
     def layer_elements(self, first: int, last: int) -> float:
         """Of the largest layer."""
         return _top(self._most_elements, first, last)
+
+    def distinct_elements(self, first: int, last: int) -> float:
+        """Sum over the different sizes of layers."""
+        found = self._distinct.get((first, last))
+        if found is None:
+            found = self._distinct[first, last] = sum(set(self._most_elements[0][first:last]))
+        return found
 
     def boundary_bytes(self, last: int) -> float:
         """What goes on to the stage that begins at `last`, for one unit."""

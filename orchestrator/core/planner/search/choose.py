@@ -25,6 +25,7 @@ from orchestrator.core.planner.strategy import Choice, Option, Parent, Problem, 
 
 EFFORT, EFFORT_PER_DEVICE = 3000.0, 1.0  # units of weigh.effort_of: about 0.1 ms each
 EFFORT_UNIFORM = 450.0  # where neither cuts nor shares may be uneven
+_REPLAN = 0.3  # share of that in a re-plan: much is known, and workers wait
 _MOVES_FROM, _EXACT_FROM = 0.5, 0.25  # shares of the effort that are left to small moves, and to going through all
 _LEAF = 0.2  # effort to list and bound one strategy
 _LEAVES_MAX = 20_000  # strategies of one shape that are listed
@@ -53,11 +54,12 @@ class _Search:
             raise PlanError("no device is healthy")
         self._complete = devices <= SMALL or bool(problem.space.datas)
         usual = EFFORT + EFFORT_PER_DEVICE * devices if problem.space.uneven else EFFORT_UNIFORM
-        self._effort = effort or usual
+        self._effort = effort or usual * (1.0 if parent is None else _REPLAN)
         self._scale = Scale(problem, parent, self._effort)
         self._floors = Floors(problem, self._scale.costing)
         self._leaves = Leaves(self._scale, self._ground, self._floors)
         self._sketches = Sketches(self._scale, self._floors, self._leaves)
+        self._meshes = list(meshes(problem))
         self._ledger = Ledger()
         self._open: list[tuple[float, Shape]] = []  # shapes of which some strategies may be better than the best
 
@@ -94,7 +96,7 @@ class _Search:
         if self._parent is not None:
             seeds = (*seeds, *near(self._problem, self._parent, self._ground))
         elif self._problem.space.uneven:
-            seeds = (*seeds, *rules(self._problem, self._ground, self._sketches))
+            seeds = (*seeds, *rules(self._problem, self._meshes, self._ground, self._sketches))
         for strategy in seeds:
             if not outside(self._problem, strategy):
                 self._scale.settle(strategy)
@@ -103,7 +105,7 @@ class _Search:
         """Go through meshes and shapes, the likeliest first; returns the least bound of the meshes not gone through."""
         scale, sketches = self._scale, self._sketches
         queue: list[tuple[float, int, float, Mesh | Shape]] = [
-            (sketches.mesh_s(mesh), n, self._floors.mesh_s(mesh), mesh) for n, mesh in enumerate(meshes(self._problem))
+            (sketches.mesh_s(mesh), n, self._floors.mesh_s(mesh), mesh) for n, mesh in enumerate(self._meshes)
         ]
         heapify(queue)
         # numbers of replicas that are not looked at are smaller than the most of their pipeline, and their bound is no lower
@@ -135,7 +137,7 @@ class _Search:
             option, better = start, True
             while better:
                 better = False
-                for strategy in neighbours(option.strategy, space=self._problem.space, ground=self._ground):
+                for strategy in neighbours(option.strategy, problem=self._problem, ground=self._ground):
                     if self._scale.effort < self._effort * _EXACT_FROM:
                         return
                     found = self._try(strategy, self._scale.value(option))
@@ -193,7 +195,7 @@ class _Search:
                 stages_per_rank=shape.stages_per_rank,
                 recompute=False not in self._problem.space.recompute,
             )
-            for t in set(mesh.tensors)
+            for t in mesh.degrees
         )
 
     def _lacks(self, shape: Shape) -> bool:
@@ -221,4 +223,5 @@ class _Search:
 
     def _runners(self, best: Option, most: int) -> tuple[Option, ...]:
         """The best options of other meshes."""
-        return tuple(o for o in self._by_mesh() if o.strategy != best.strategy)[:most]
+        found = [o for o in self._by_mesh() if o.strategy != best.strategy][:most]
+        return tuple(sorted((self._scale.moved(o) for o in found), key=self._scale.value))

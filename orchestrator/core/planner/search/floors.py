@@ -42,12 +42,12 @@ class Floors:
 
     def mesh_s(self, mesh: Mesh) -> float:
         """Seconds of a step at least of any strategy of a mesh: its fullest replica on the fastest devices."""
-        for t in mesh.tensors:
+        for t in mesh.degrees:
             key = t, mesh.units
             if key not in self._whole:
                 sums = [self.sums(speed, t, mesh.units) for speed in self._here]
                 self._whole[key] = min(f[-1] + b[-1] for f, b in sums)
-        once = min(self._whole[t, mesh.units] for t in mesh.tensors)
+        once = min(self._whole[t, mesh.units] for t in mesh.degrees)
         program = self._problem.program
         rounds = -(-mesh.micro_batches // mesh.data)
         return rounds * once / len(mesh.tensors) + program.step_s

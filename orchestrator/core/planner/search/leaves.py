@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations, pairwise
 from math import comb
 
-from orchestrator.core.planner.cost.memory import state_bytes, sums_of
+from orchestrator.core.planner.cost.memory import passing_bytes
 from orchestrator.core.planner.cost.timeline import live
 from orchestrator.core.planner.search.arrange import Devices, Ground
 from orchestrator.core.planner.search.cuts import Cut, Way, best_cut, even_cut
@@ -41,7 +41,7 @@ class Leaves:
         self._ways_known: dict[object, tuple[Way, ...]] = {}
         self._seconds_known: dict[object, list[float]] = {}
         self._bytes_known: dict[object, list[float]] = {}
-        self._per_element: dict[tuple[int, int, int, int, bool], float] = {}
+        self._per_element: dict[tuple[int, int, int, int, int, bool], float] = {}
 
     def guesses(self, shape: Shape) -> list[Option]:
         """Weighed options, one or a few for each canonical arrangement."""
@@ -79,7 +79,7 @@ class Leaves:
 
     def least_bytes(self, shape: Shape) -> float:
         """What the fullest rank needs at least, however the layers are cut: its part of the state."""
-        runs = self._scale.costing.tables.runs(max(shape.mesh.tensors))
+        runs = self._scale.costing.tables.runs(max(shape.mesh.degrees))
         part = runs.elements(0, self._floors.layers) / len(shape.mesh.tensors)
         return self.element_bytes(shape) * part + self._scale.problem.program.rank_bytes
 
@@ -197,14 +197,27 @@ class Leaves:
 
     def element_bytes(self, shape: Shape) -> float:
         """Bytes of state per element of a rank's stages."""
-        program, mesh = self._scale.problem.program, shape.mesh
-        alone = sum(mesh.tensors) == 1
-        key = mesh.data, mesh.micro_batches, shape.zero, shape.shard, alone
-        if key in self._per_element:
-            return self._per_element[key]
-        sums = sums_of(program, zero=shape.zero, micro_batches=mesh.micro_batches, shares=mesh.even, alone=alone)
-        state = state_bytes(program, 1.0, zero=shape.zero, shard=shape.shard, data=mesh.data, sums=sums)
-        self._per_element[key] = state.weights + state.gradients + state.optimizer
+        mesh, zero, shard, t = shape.mesh, shape.zero, shape.shard, max(shape.mesh.degrees)
+        whole = len(mesh.tensors) == 1
+        costing, program = self._scale.costing, self._scale.problem.program
+        data, micro_batches = (mesh.data, mesh.micro_batches) if program.sums_kept else (1, 1)  # else they do not matter
+        key = data, micro_batches, zero, shard, t, whole
+        if key not in self._per_element:
+            runs, n = costing.tables.runs(t), self._floors.layers - (not whole)
+            several = costing.stage_bytes(
+                0,
+                n,
+                tensor=t,
+                data=data,
+                zero=zero,
+                shard=shard,
+                units=0,
+                micro_batches=micro_batches,
+                in_flight=0,
+                recompute=False,
+            )
+            passing = passing_bytes(program, runs, 0, n, zero=zero, units=0, recompute=False)
+            self._per_element[key] = (several - passing - program.rank_bytes) / (runs.elements(0, n) or 1.0)
         return self._per_element[key]
 
     def _seconds(self, units: int, speeds: Sequence[Speed], tensor: int, recompute: bool) -> list[float]:

@@ -10,14 +10,16 @@ from dataclasses import replace
 from itertools import combinations, permutations
 
 from orchestrator.core.planner.search.arrange import Ground
-from orchestrator.core.planner.strategy import Space, Strategy
+from orchestrator.core.planner.search.shapes import shape_of, shapes, strategy_of
+from orchestrator.core.planner.strategy import Problem, Strategy
 
 _STAGES_ALL = 8  # stages up to which a layer is handed on between any two, beyond it between neighbours
 _BLOCKS_ALL = 32  # blocks of devices, or replicas, up to which any two change places
 
 
-def neighbours(strategy: Strategy, *, space: Space, ground: Ground) -> Iterator[Strategy]:
+def neighbours(strategy: Strategy, *, problem: Problem, ground: Ground) -> Iterator[Strategy]:
     """All of them, in one order."""
+    space = problem.space
     if False in space.recompute:
         for s, again in enumerate(strategy.recompute):
             if again:
@@ -26,6 +28,7 @@ def neighbours(strategy: Strategy, *, space: Space, ground: Ground) -> Iterator[
         yield from _handed_on(strategy)
         yield from _dealt(strategy, ground)
     yield from _exchanged(strategy, ground)
+    yield from _siblings(strategy, problem)
 
 
 def _with(values: tuple[bool, ...], index: int, value: bool) -> tuple[bool, ...]:
@@ -54,6 +57,15 @@ def _dealt(strategy: Strategy, ground: Ground) -> Iterator[Strategy]:
             dealt[giver] -= 1
             dealt[taker] += 1
             yield replace(strategy, shares=tuple(dealt))
+
+
+def _siblings(strategy: Strategy, problem: Problem) -> Iterator[Strategy]:
+    """The same cuts and devices with another schedule, ZeRO stage, shard or copies."""
+    own = shape_of(strategy)
+    for shape in shapes(problem, own.mesh):
+        if shape != own and shape.stages_per_rank == own.stages_per_rank:
+            shares = strategy.shares if shape.zero <= 1 else ()
+            yield strategy_of(shape, strategy.devices, strategy.cuts, strategy.recompute, shares)
 
 
 def _exchanged(strategy: Strategy, ground: Ground) -> Iterator[Strategy]:

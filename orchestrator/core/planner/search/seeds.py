@@ -7,23 +7,23 @@ ones, and the same one with fewer replicas; both keep what need not move.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from orchestrator.core.planner.search.arrange import Ground
 from orchestrator.core.planner.search.cuts import even_cut
-from orchestrator.core.planner.search.shapes import Mesh, meshes, shapes, strategy_of
+from orchestrator.core.planner.search.shapes import Mesh, shapes, strategy_of
 from orchestrator.core.planner.search.sketch import Sketches
 from orchestrator.core.planner.strategy import Parent, Problem, Strategy
 
 
-def rules(problem: Problem, ground: Ground, sketches: Sketches) -> Iterator[Strategy]:
+def rules(problem: Problem, listed: Sequence[Mesh], ground: Ground, sketches: Sketches) -> Iterator[Strategy]:
     """For each tensor degree within a node the strategies of the shortest pipeline that seems to have room."""
     inside = max((problem.resources.nodes[n].devices for n in ground.usable), default=1)
     found: dict[tuple[int, int], Mesh] = {}
-    for mesh in meshes(problem):
+    for mesh in listed:
         key = mesh.tensors[0], len(mesh.tensors)
-        if len(set(mesh.tensors)) == 1 and key[0] <= inside:
+        if len(mesh.degrees) == 1 and key[0] <= inside:
             known = found.get(key)
             if known is None or (mesh.ranks, -mesh.units) > (known.ranks, -known.units):
                 found[key] = mesh

@@ -23,9 +23,15 @@ class Mesh:
     """Replicas, tensor degree of each pipeline rank, units of a micro-batch and micro-batches of a step."""
 
     data: int
-    tensors: tuple[int, ...]
+    tensors: tuple[int, ...]  # unlike degrees in at most two runs
     units: int
     micro_batches: int
+
+    @property
+    def degrees(self) -> tuple[int, ...]:
+        """The different tensor degrees."""
+        first, last = self.tensors[0], self.tensors[-1]
+        return (first,) if first == last else (first, last)
 
     @property
     def ranks(self) -> int:

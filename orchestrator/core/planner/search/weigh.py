@@ -54,14 +54,20 @@ class Scale:
         self.effort -= effort_of(strategy)
         estimate = self.costing.estimate(strategy)
         option = Option(strategy, estimate)
-        if self.parent is not None and estimate.fits:
-            moved = move(self.problem, self.parent, strategy, self.costing.tables)
-            option = replace(option, move_s=moved.seconds, moved_bytes=moved.total_bytes)
+        if self.value(option) < self.least:
+            option = self.moved(option)
         self.options[strategy] = option
         value = self.value(option)
         if value < self.least:
             self.best, self.least = option, value
         return option
+
+    def moved(self, option: Option) -> Option:
+        """The option with what it takes to get there from the parent; `weigh` leaves that out where it does not matter."""
+        if self.parent is None:
+            return option
+        found = move(self.problem, self.parent, option.strategy, self.costing.tables)
+        return replace(option, move_s=found.seconds, moved_bytes=found.total_bytes)
 
     def settle(self, strategy: Strategy) -> Option:
         """The best option among this strategy and those that recompute more: only stages of ranks that lack memory recompute.

@@ -25,7 +25,9 @@ def test_one_rank_keeps_weights_moments_sums_and_one_micro_batch() -> None:
     assert (m.weights, m.optimizer) == (4 * E, 8 * E)
     assert m.gradients == 4 * (4 + 1) * E  # 8 micro-batches: memory for five is taken beforehand, which sums never need
     first, _ = memory_of(tensors=(1, 1), cuts=(1, 1))
-    assert first.gradients == 4 * (3 + 1) * E / 2  # three sums of the tree at once, and the reduced gradient
+    assert first.gradients == 4 * (3 + 1 + 1) * E / 2  # three sums at once, a spare one, and the reduced gradient
+    (cut,) = memory_of(tensors=(2,))
+    assert cut.gradients == 4 * (3 + 1) * 0.75 * E
     assert (m.activations, m.work) == (2 * 8e6, 2e6)
     assert (m.copies, m.buffers, m.other) == (0.0, 0.0, OURS.rank_bytes)
     assert m.total == m.weights + m.gradients + m.optimizer + m.activations + m.work + m.other
@@ -39,6 +41,14 @@ def test_zero_stages_shard_one_after_the_other() -> None:
     assert [m.gradients / E for m in by_stage] == [4, 4, 1, 1]
     assert [m.optimizer / E for m in by_stage] == [12, 3, 3, 3]
     assert by_stage[0].other == MEGATRON.rank_bytes
+
+
+def test_our_streamed_gradients_and_weights_pass_through_buffers_of_each_layers_size() -> None:
+    unlike = model(layer(params=1_000_000), layer(params=2_000_000), layer(params=2_000_000), layer(params=3_000_000))
+    costing = Costing(problem(unlike, cluster(2, 1)))
+    two, three = (costing.memory(strategy(data=2, cuts=(4,), micro_batches=8, zero=z, shard=2))[0].work for z in (2, 3))
+    assert two == 2e6 + 4 * max(4 * 3e6, 2 * (1e6 + 2e6 + 3e6))
+    assert three == two + 4 * 6e6
 
 
 def test_shards_inside_groups_are_larger() -> None:
