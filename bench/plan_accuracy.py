@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from bench.harness import figures, say
-from bench.plan_accuracy_models import NOTHING, Case, Model, cases
+from bench.plan_accuracy_models import GPT, Case, Model, cases
 from bench.plan_accuracy_results import MIB, Outcome, measure, predict, summary, table
 from bench.plan_accuracy_wide import wide
 from bench.plan_accuracy_world import COUNTED_FROM, LinkSpeed, Place, Speed, link_speed, profile, run, speeds
@@ -121,9 +121,9 @@ def words(kind: LayerCost) -> str:
     return f"{kind.name} {timing.forward_s * 1e3:.2f} + {timing.backward_s * 1e3:.2f} ms"
 
 
-def empty_process(places: Sequence[Place]) -> int:
-    """Bytes at the peak of a rank that trains next to nothing: interpreter, torch and its libraries, threads."""
-    job = NOTHING.job(data=2)
+def empty_process(model: Model, places: Sequence[Place]) -> int:
+    """Bytes at the peak of a rank that trains next to nothing of a model: interpreter, torch and its libraries, threads."""
+    job = model.nothing.job(data=2)
     return max(r.peak_bytes for r in run(replace(job, train=replace(job.train, steps=COUNTED_FROM + 1)), places))
 
 
@@ -144,19 +144,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     wanted = [c for c in cases(quick=arguments.quick) if arguments.only in f"{c.model.name} {c.words}"]
     predictor = Predictor(places, profile_s=arguments.profile_s, passes=1 if arguments.quick else 2)
-    predictor.learn(list({c.model.name: c.model for c in wanted}.values()))
+    models = {c.model.name: c.model for c in wanted}
+    predictor.learn(list(models.values()))
     outcomes = [Outcome(c, predictor.predict(c)) for c in wanted]
     say("predicted: " + "; ".join(f"{o.case.model.name} {o.case.words} {o.predicted.step_s * 1e3:.1f} ms" for o in outcomes))
-    base = empty_process(places)
-    say(f"a process that trains next to nothing: {base / MIB:.0f} MiB")
+    bases = {name: empty_process(model, places) for name, model in models.items()}
+    say("a process that trains next to nothing: " + ", ".join(f"{n} {b / MIB:.0f} MiB" for n, b in bases.items()))
     rounds = 1 if arguments.quick else arguments.rounds
     for number in range(rounds):
         for outcome in outcomes if number % 2 == 0 else reversed(outcomes):
-            measure(outcome, places, base)
+            measure(outcome, places, bases[outcome.case.model.name])
         say(f"round {number + 1} of {rounds} after {time.monotonic() - began:.0f} s")
     print(table(outcomes, detail=arguments.detail))
     found = summary(outcomes)
-    beside = {} if arguments.quick or arguments.only else wide(rounds=min(rounds, 2), detail=arguments.detail, base=base)
+    beside = (
+        {} if arguments.quick or arguments.only else wide(rounds=min(rounds, 2), detail=arguments.detail, base=bases[GPT.name])
+    )
     print(f"bars: {BARS}; {time.monotonic() - began:.0f} s")
     figures("plan_accuracy", **found, **beside, seconds=round(time.monotonic() - began))
     held = (

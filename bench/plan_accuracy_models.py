@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -46,13 +46,14 @@ class Unlike(Task):
     inputs_width: int = 768
     width: int = 640
     batch_size: int = 192
+    scale: int = 1  # divides the hidden widths
 
-    HIDDEN = (2560, 640, 1920, 320, 1280, 3200, 640)
+    HIDDEN: ClassVar = (2560, 640, 1920, 320, 1280, 3200, 640)
 
     def build_model(self) -> nn.Module:
         """In, the residuals, out."""
         ends = nn.Linear(self.inputs_width, self.width), nn.Linear(self.width, self.inputs_width)
-        return nn.ModuleList([ends[0], *(Residual(self.width, h) for h in self.HIDDEN), ends[1]])
+        return nn.ModuleList([ends[0], *(Residual(self.width, h // self.scale) for h in self.HIDDEN), ends[1]])
 
     def stack(self, model: nn.Module) -> Sequence[tuple[str, nn.Module]]:
         """in, mlp0, mlp1, ..., out."""
@@ -120,12 +121,23 @@ class ConvNet(Task):
     side: int = 32
     classes: int = 1000
     batch_size: int = 8
+    scale: int = 1  # divides the channels
 
-    CHANNELS = ((3, 48, 1), (48, 48, 1), (48, 96, 2), (96, 96, 1), (96, 192, 2), (192, 192, 1), (192, 384, 2), (384, 384, 1))
+    CHANNELS: ClassVar = (
+        (3, 48, 1),
+        (48, 48, 1),
+        (48, 96, 2),
+        (96, 96, 1),
+        (96, 192, 2),
+        (192, 192, 1),
+        (192, 384, 2),
+        (384, 384, 1),
+    )
 
     def build_model(self) -> nn.Module:
         """Convolutions and a head."""
-        return nn.ModuleList([*(Conv(*c) for c in self.CHANNELS), Classes(self.CHANNELS[-1][1], self.classes)])
+        wide = [(max(3, a // self.scale), b // self.scale, stride) for a, b, stride in self.CHANNELS]
+        return nn.ModuleList([*(Conv(*c) for c in wide), Classes(wide[-1][1], self.classes)])
 
     def stack(self, model: nn.Module) -> Sequence[tuple[str, nn.Module]]:
         """conv0, conv1, ..., head."""
@@ -164,6 +176,12 @@ class Model:
     name: str
     target: str
     options: dict[str, Any] = field(default_factory=dict)
+    small: dict[str, Any] = field(default_factory=dict)  # options that leave next to nothing of it
+
+    @property
+    def nothing(self) -> Model:
+        """A model of next to nothing that needs the same libraries."""
+        return Model(f"no-{self.name}", self.target, {**self.options, **self.small})
 
     def job(self, **fields: Any) -> Job:
         """A job of it; nothing but steps until the last one."""
@@ -198,10 +216,14 @@ class Case:
         return self.job.parallel.ranks
 
 
-GPT = Model("gpt", "gpt", {"layers": 8, "width": 256, "heads": 4, "context": 128, "batch_size": 2})
-UNLIKE = Model("mlp", "bench.plan_accuracy_models:Unlike")
-NOTHING = Model("nothing", "gpt", {"layers": 1, "width": 16, "heads": 2, "context": 16, "batch_size": 1})
-CONVNET = Model("conv", "bench.plan_accuracy_models:ConvNet")
+GPT = Model(
+    "gpt",
+    "gpt",
+    {"layers": 8, "width": 256, "heads": 4, "context": 128, "batch_size": 2},
+    {"layers": 1, "width": 16, "heads": 2, "context": 16, "batch_size": 1},
+)
+UNLIKE = Model("mlp", "bench.plan_accuracy_models:Unlike", {}, {"inputs_width": 16, "width": 16, "scale": 64, "batch_size": 2})
+CONVNET = Model("conv", "bench.plan_accuracy_models:ConvNet", {}, {"scale": 6, "side": 8, "classes": 10, "batch_size": 1})
 
 _F, _I, _Z = PipelineSchedule.ONE_F_ONE_B, PipelineSchedule.INTERLEAVED, PipelineSchedule.ZERO_BUBBLE
 _COMMON: tuple[tuple[str, dict[str, Any]], ...] = (

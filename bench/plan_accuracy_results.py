@@ -46,6 +46,7 @@ class Outcome:
     step_s: list[float] = field(default_factory=list)
     memory: list[tuple[int, ...]] = field(default_factory=list)  # by rank, of each round
     phases: dict[str, float] = field(default_factory=dict)
+    base: int = 0  # bytes of a process that trains next to nothing
 
     @property
     def measured_s(self) -> float:
@@ -73,6 +74,12 @@ class Outcome:
         """Relative and signed: above zero it needed more than predicted."""
         return tuple(measured / predicted - 1 for predicted, measured in self.fullest)
 
+    @property
+    def total_errors(self) -> tuple[float, ...]:
+        """The same with the process itself on both sides: what a planner's limit is about."""
+        pairs = zip(self.predicted.memory, self.fullest, strict=True)
+        return tuple((measured + self.base) / memory.total - 1 for memory, (_, measured) in pairs)
+
 
 def percentile(values: Sequence[float], share: float) -> float:
     """The value that a share of them is below."""
@@ -95,6 +102,7 @@ def measure(outcome: Outcome, places: Sequence[Place], base: int) -> None:
     job = outcome.case.job
     train: TrainSettings = replace(job.train, steps=COUNTED_FROM - 1 + counted)
     runs: list[RankRun] = run(replace(job, train=train), places)
+    outcome.base = base
     outcome.step_s += runs[0].step_s
     outcome.memory.append(tuple(r.peak_bytes - base for r in runs))
     for phase, seconds in runs[0].phases.items():
@@ -135,6 +143,8 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, float]:
         "rank_correlation": round(rank_correlation([o.predicted.step_s for o in outcomes], [o.measured_s for o in outcomes]), 4),
         "memory_error_median": round(statistics.median(map(abs, memory)), 4),
         "memory_under_max": round(max(0.0, *memory), 4),
+        "memory_total_error_median": round(statistics.median(abs(e) for o in outcomes for e in o.total_errors), 4),
+        "memory_total_under_max": round(max(0.0, *(e for o in outcomes for e in o.total_errors)), 4),
         "plans": len(outcomes),
         "models": len({o.case.model.name for o in outcomes}),
     }

@@ -32,7 +32,7 @@ def cluster_words(resources: Resources) -> str:
     counted: dict[str, int] = {}
     for node in resources.nodes:
         counted[node.device] = counted.get(node.device, 0) + node.devices
-    racks = {n.rack for n in resources.nodes} - {""}
+    racks = {n.rack for n in resources.nodes}
     words = f"{resources.name}: " + ", ".join(f"{n:,} x {kind}" for kind, n in counted.items())
     words += f" in {plural(len(resources.nodes), 'node')}" + (f", {plural(len(racks), 'rack')}" if len(racks) > 1 else "")
     bad = [n for n in resources.nodes if not n.healthy]

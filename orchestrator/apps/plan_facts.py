@@ -39,7 +39,8 @@ class Preview:
     shown: Option  # what would run
     choice: Choice | None  # what a search takes; None: it finds nothing, and `no_choice` says why
     no_choice: str = ""
-    plan: Plan | None = None  # of a job; None where a described model or too large a cluster leaves nobody to seat
+    plan: Plan | None = None  # of a job; None where nobody is seated, and `unseated` says why
+    unseated: str = ""
     graph: GraphView | None = None
     findings: tuple[str, ...] = ()  # of the Plan's lint
 
@@ -68,9 +69,9 @@ class StageRow:
 
 
 def layer_weights(problem: Problem, strategy: Strategy) -> tuple[tuple[float, ...], bool]:
-    """What each layer weighs in the compute of a step: seconds where every kind was measured on the devices used, else FLOPs.
+    """What each layer weighs in the compute of a step: seconds of a unit where every kind was measured, else its FLOPs.
 
-    Returns the weights by layer and whether they are seconds.
+    Measured means: on the type of device that rank 0 has. Returns the weights by layer and whether they are seconds.
     """
     costs, resources = problem.costs, problem.resources
     device = resources.type_of(strategy.devices[0]).name
@@ -79,7 +80,7 @@ def layer_weights(problem: Problem, strategy: Strategy) -> tuple[tuple[float, ..
         by_kind = [t.forward_s + t.backward_s for t in timed if t is not None]
     else:
         by_kind = [kind.forward_flops + kind.backward_flops for kind in costs.kinds]
-    return tuple(by_kind[k] * strategy.units for k in costs.order), all(t is not None for t in timed)
+    return tuple(by_kind[k] for k in costs.order), all(t is not None for t in timed)
 
 
 def stage_rows(preview: Preview) -> tuple[StageRow, ...]:
@@ -112,7 +113,7 @@ def summary(preview: Preview) -> list[tuple[str, str]]:
     shown, problem = preview.shown, preview.problem
     strategy, estimate = shown.strategy, shown.estimate
     rows = [
-        ("job" if preview.plan is not None else "model", preview.name),
+        ("for", preview.name),
         (
             "plan",
             f"{shape(strategy)} on {plural(strategy.ranks, 'device')}, " + ("as the job asks" if preview.fixed else "chosen"),
@@ -135,6 +136,8 @@ def summary(preview: Preview) -> list[tuple[str, str]]:
         rows.append(("memory", f"TOO MUCH: {too_large(estimate)}"))
     if preview.plan is not None:
         rows.append(("lint", "; ".join(preview.findings) or "nothing to complain about"))
+    if preview.unseated:
+        rows.append(("seats", f"none, and nothing is linted: {preview.unseated}"))
     return rows
 
 
@@ -209,4 +212,5 @@ def throughput(preview: Preview) -> str:
     problem = preview.problem
     samples = problem.costs.samples_per_unit
     a_second = count(problem.batch * samples / preview.shown.estimate.step_s)
-    return f"{plural(problem.batch, 'unit')} of {count(samples)} samples (tokens, images), {a_second} samples/s"
+    each = f"{count(samples)} {'sample' if samples == 1 else 'samples'} (tokens, images)"
+    return f"{plural(problem.batch, 'unit')} of {each}, {a_second} samples/s"

@@ -37,33 +37,43 @@ from orchestrator.core.planner.strategy import Choice, Option, Problem, Program,
 ACTS_MAX = 1500  # in the picture of one step, about
 SEATS_MAX = 512  # ranks; a larger job is shown without a Plan, whose layouts would take long to make
 UNITS_MAX = 64  # of a micro-batch, that are tried for a described model
+RUNNERS = 5  # plans beside the best
 DETECT_S = 5.0  # until a failure is noticed, of a model without a job
 
 
 def preview_job(
-    job: Job, *, graph: GraphView | None, costs: ModelCosts, resources: Resources, every_device: bool = False
+    job: Job,
+    *,
+    graph: GraphView | None,
+    costs: ModelCosts,
+    resources: Resources,
+    every_device: bool = False,
+    runners: int = RUNNERS,
 ) -> Preview:
     """A job's plan on some resources. Without a graph (a described model in place of the task's) nobody is seated.
 
     `every_device`: the resources take the place of the job's cluster section, which limits the planner's choice otherwise.
-    Raises PlanError when the job's fixed axes do not fit the model or the resources, or when nothing can be chosen for it.
+    `runners`: how many runners-up at most. Raises PlanError when the job's fixed axes do not fit the model or the resources, or
+    when nothing can be chosen for it.
     """
-    problem = problem_of(job, costs=costs, resources=resources)
     free = problem_of(replace(job, planner=replace(job.planner, auto=True)), costs=costs, resources=resources)
     if every_device:
         free = replace(free, space=replace(free.space, ranks_max=0))
     if job.planner.auto:
-        chosen = choose(free)
+        chosen = choose(free, runners=runners)
         preview = Preview(name=job.name, problem=free, fixed=False, shown=chosen.best, choice=chosen)
     else:
-        found, why = _tried(free)
+        problem = problem_of(job, costs=costs, resources=resources)
+        found, why = _tried(free, runners)
         shown = _fixed(job, graph, problem)
         preview = Preview(name=job.name, problem=problem, fixed=True, shown=shown, choice=found, no_choice=why)
-    return _seated(preview, job, graph) if graph is not None else preview
+    if graph is None:
+        return replace(preview, unseated="the model is only described")
+    return _seated(preview, job, graph)
 
 
-def preview_model(costs: ModelCosts, resources: Resources, *, batch: int, program: Program) -> Preview:
-    """The best plan of a described model with `batch` samples in a step. Raises PlanError."""
+def preview_model(costs: ModelCosts, resources: Resources, *, batch: int, program: Program, runners: int = RUNNERS) -> Preview:
+    """The best plan of a described model with `batch` units in a step, and so many runners-up at most. Raises PlanError."""
     space = Space(units=tuple(u for u in (1 << n for n in range(UNITS_MAX.bit_length())) if batch % u == 0 and u <= UNITS_MAX))
     share = STATE_BYTES * costs.params / resources.size
     reliability = Reliability(
@@ -74,7 +84,7 @@ def preview_model(costs: ModelCosts, resources: Resources, *, batch: int, progra
         load_s=LOAD_S + share / READ_BANDWIDTH,
     )
     problem = Problem(costs, resources, program, batch, space, reliability)
-    found = choose(problem)
+    found = choose(problem, runners=runners)
     return Preview(name=costs.name, problem=problem, fixed=False, shown=found.best, choice=found)
 
 
@@ -90,9 +100,9 @@ def spans_of(preview: Preview) -> tuple[tuple[Timed, ...], int]:
     return trace(strategy.schedule, times, pipeline=strategy.pipeline, micro_batches=drawn), drawn
 
 
-def _tried(problem: Problem) -> tuple[Choice | None, str]:
+def _tried(problem: Problem, runners: int) -> tuple[Choice | None, str]:
     try:
-        return choose(problem), ""
+        return choose(problem, runners=runners), ""
     except PlanError as error:
         return None, str(error)
 
@@ -110,7 +120,7 @@ def _seated(preview: Preview, job: Job, graph: GraphView) -> Preview:
     """With the Plan that the workers would be told, linted."""
     shown, resources = preview.shown, preview.problem.resources
     if shown.strategy.ranks > SEATS_MAX:
-        return preview
+        return replace(preview, unseated=f"more than {SEATS_MAX} ranks")
     workers = _workers(job, resources)
     cut = job if preview.fixed else job_for(job, shown.strategy, shown.estimate)
     seats = seats_from(shown.strategy, resources, workers)

@@ -6,13 +6,12 @@ It shows what the text shows, and takes its rows from the same functions; the st
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from orchestrator.apps import plan_facts as facts
 from orchestrator.apps import plan_svg as svg
+from orchestrator.apps.pages import templates
 from orchestrator.apps.plan_facts import Preview
 from orchestrator.apps.strategy_words import details, memory_words, shape, terms, too_large
 from orchestrator.apps.units import count, percent, seconds, size
@@ -25,13 +24,7 @@ IDS = ("cluster", "layers", "timeline")  # of the pictures, in order
 
 def render_page(preview: Preview, pictures: Sequence[svg.Picture], *, alternatives: int) -> str:
     """The page as HTML text."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates()
     environment.filters |= {"count": count, "percent": percent}
     strategy, estimate = preview.shown.strategy, preview.shown.estimate
     return environment.get_template(TEMPLATE).render(

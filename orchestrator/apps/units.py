@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 
+DAYS_FROM_S = 100 * 3600.0
+
+
 def duration(seconds: float) -> str:
-    """12.3 s, 4:05, 2:13:20."""
+    """12.3 s, 4:05, 2:13:20, 5.2 days."""
+    if seconds >= DAYS_FROM_S:
+        return f"{seconds / 86_400:,.1f} days"
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -13,9 +18,9 @@ def duration(seconds: float) -> str:
 
 
 def count(number: float) -> str:
-    """950, 1.2 k, 3.4 M, 5.6 G."""
-    for unit in ("", " k", " M", " G", " T"):
-        if abs(number) < 999.5 or unit == " T":
+    """950, 1.2 k, 3.4 M, 5.6 G, up to E."""
+    for unit in ("", " k", " M", " G", " T", " P", " E"):
+        if abs(number) < 999.5 or unit == " E":
             return f"{number:.0f}" if not unit else f"{number:.3g}{unit}"
         number /= 1000
     raise AssertionError("unreachable")

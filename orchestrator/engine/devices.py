@@ -26,10 +26,13 @@ class DeviceUnavailable(Exception):
 
 
 def kinds() -> Mapping[str, Kind]:
-    """All kinds known here, by name. Raises DeviceUnavailable where a package registers something else."""
+    """All kinds known here, by name. Raises DeviceUnavailable where what a package registers cannot be loaded or is no Kind."""
     known = {kind.name: kind for kind in BUILT_IN}
     for entry in entry_points(group=ENTRY_POINTS):
-        kind = entry.load()
+        try:
+            kind = entry.load()
+        except Exception as error:  # that package's own code
+            raise DeviceUnavailable(f"{entry.name} = {entry.value} of {ENTRY_POINTS} cannot be loaded: {error}") from error
         if not isinstance(kind, Kind):
             raise DeviceUnavailable(f"the entry point {entry.name} = {entry.value} of {ENTRY_POINTS} is no Kind")
         known[kind.name] = kind

@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from orchestrator.core.cluster.known import DEVICES, LINKS
 from orchestrator.core.cluster.resources import DeviceType, Link, NodeResources, Resources
 from orchestrator.spec.cluster_model import ClusterSpec, DeviceSpec, LinkSpec, NodeGroupSpec, SharedLinkSpec
 from orchestrator.spec.document import Document, Path
-from orchestrator.spec.errors import Problem, SpecError, closest, dotted, quoted
+from orchestrator.spec.errors import Problem, SpecError, closest, quoted
+from orchestrator.spec.explain import problem_at
 from orchestrator.spec.quantities import Dimension, amount
 from orchestrator.spec.reading import parse_as, text_of
 from orchestrator.spec.schema_export import render_model
@@ -47,20 +49,8 @@ def render() -> str:
 
 
 def _contradictions(spec: ClusterSpec, document: Document) -> Iterator[Problem]:
-    def problem(
-        path: Path, message: str, fix: str, *, nearest: str = "", allowed: tuple[str, ...] = (), of_key: bool = False
-    ) -> Problem:
-        at = document.position(path, of_key=of_key)
-        return Problem(
-            file=document.file,
-            line=at.line,
-            column=at.column,
-            path=dotted(path),
-            message=message,
-            nearest=nearest,
-            allowed=allowed,
-            fix=fix,
-        )
+    def problem(path: Path, message: str, fix: str, **more: Any) -> Problem:
+        return problem_at(path, document, message=message, fix=fix, **more)
 
     if not spec.nodes:
         yield problem(("nodes",), "must hold a group", "list at least one group of machines")

@@ -64,7 +64,7 @@ def problem_of(error: ErrorDetails, document: Document, *, root: type[BaseModel]
         fix = _conversion(kind, value)
     else:
         message = error["msg"]
-    return _at(path, document, message=message, nearest=nearest, allowed=allowed, fix=fix)
+    return problem_at(path, document, message=message, nearest=nearest, allowed=allowed, fix=fix)
 
 
 def model_at(path: Path, root: type[BaseModel] = JobSpec) -> type[BaseModel] | None:
@@ -86,7 +86,7 @@ def fields_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
     return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
-def _at(
+def problem_at(
     path: Path,
     document: Document,
     *,
@@ -96,6 +96,7 @@ def _at(
     allowed: tuple[str, ...] = (),
     fix: str = "",
 ) -> Problem:
+    """A problem at the place of `path` in the file; `of_key`: where its key stands, not its value."""
     place = document.position(path, of_key=of_key)
     return Problem(
         file=document.file,
@@ -112,7 +113,7 @@ def _at(
 def _missing(path: Path, document: Document) -> Problem:
     section, last = path[:-1], path[-1]
     if isinstance(last, int):
-        return _at(
+        return problem_at(
             section,
             document,
             message=f"value {last + 1} of the list is missing",
@@ -135,7 +136,7 @@ def _unknown_key(path: Path, document: Document, root: type[BaseModel]) -> Probl
     elsewhere = [known for known in _all_paths(root, ()) if known[-1] == key]
     if len(elsewhere) == 1:
         target = dotted(elsewhere[0])
-        return _at(
+        return problem_at(
             path,
             document,
             of_key=True,
@@ -145,7 +146,7 @@ def _unknown_key(path: Path, document: Document, root: type[BaseModel]) -> Probl
             fix=f"move it to {target}",
         )
     nearest = closest(key, siblings)
-    return _at(
+    return problem_at(
         path,
         document,
         of_key=True,

@@ -14,8 +14,8 @@ from pydantic_core import ErrorDetails
 from orchestrator.core.job import Job
 from orchestrator.spec import rules
 from orchestrator.spec.document import Document, Path, Tree, read
-from orchestrator.spec.errors import Problem, SpecError, dotted
-from orchestrator.spec.explain import model_at, problem_of
+from orchestrator.spec.errors import Problem, SpecError
+from orchestrator.spec.explain import model_at, problem_at, problem_of
 from orchestrator.spec.model import JobSpec
 from orchestrator.spec.reading import first, text_of, validated
 from orchestrator.spec.resolve import resolve
@@ -69,17 +69,7 @@ def _contradictions(spec: JobSpec, document: Document, broken: set[Path]) -> lis
     problems = []
     for violation in rules.violations(spec, broken=is_broken):
         path = next((path for path in violation.blame if document.written(path)), violation.blame[0])
-        at = document.position(path, of_key=False)
-        problems.append(
-            Problem(
-                file=document.file,
-                line=at.line,
-                column=at.column,
-                path=dotted(path),
-                message=violation.message,
-                fix=violation.fix,
-            )
-        )
+        problems.append(problem_at(path, document, message=violation.message, fix=violation.fix))
     return problems
 
 

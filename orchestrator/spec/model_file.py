@@ -16,8 +16,9 @@ from pydantic import Field
 
 from orchestrator.core.graph.costs import LayerCost, ModelCosts, Timing
 from orchestrator.core.graph.transformer import Attention, Blocks, Transformer, transformer_costs
-from orchestrator.spec.document import Document, Path
-from orchestrator.spec.errors import Problem, SpecError, dotted
+from orchestrator.spec.document import Path
+from orchestrator.spec.errors import SpecError, quoted
+from orchestrator.spec.explain import problem_at
 from orchestrator.spec.model import LAYERS_MAX, Section
 from orchestrator.spec.reading import parse_as, text_of
 from orchestrator.spec.schema_export import render_model
@@ -132,7 +133,8 @@ def load_model(path: str | os.PathLike[str]) -> ModelCosts:
 def model_of(text: str, *, file: str = "<text>") -> ModelCosts:
     """Read a model from text. `file` only names it in messages. Raises SpecError with all problems, nothing else."""
     made, document = parse_as(ModelFile, text, file=file)
-    problems = [_problem(document, *found) for found in _contradictions(made)]
+    found = _contradictions(made)
+    problems = [problem_at(path, document, message=told, fix=fix, of_key=True) for path, told, fix in found]
     if problems:
         raise SpecError(problems)
     if made.transformer is not None:
@@ -166,6 +168,9 @@ def _contradictions(made: ModelFile) -> Iterator[tuple[Path, str, str]]:
         for key in ("samples_per_unit", "tensor_max"):
             if key in made.model_fields_set:
                 yield (key,), "follows from the dimensions of a transformer", "remove it"
+        total = made.transformer.layers + sum(module.layers for module in made.transformer.further)
+        if total > LAYERS_MAX:
+            yield ("transformer", "further"), f"{total} blocks in all are too many", f"keep it within {LAYERS_MAX}"
         yield from _blocks_contradictions(("transformer",), made.transformer)
         for index, module in enumerate(made.transformer.further):
             yield from _blocks_contradictions(("transformer", "further", index), module)
@@ -175,11 +180,18 @@ def _contradictions(made: ModelFile) -> Iterator[tuple[Path, str, str]]:
         total = sum(layer.count for layer in made.layers)
         if not total:
             yield ("layers",), "holds no layer", "list at least one"
+        elif not any(layer.flops for layer in made.layers):
+            yield ("layers",), "no layer computes anything", "write flops of at least one that are above 0"
         if total > LAYERS_MAX:
             yield ("layers",), f"{total} layers are too many", f"fold them into at most {LAYERS_MAX}"
         for index, layer in enumerate(made.layers):
             if layer.cut and made.tensor_max == 1:
                 yield ("layers", index, "cut"), "tensor_max is 1, so nothing is cut", "write the tensor_max of the model"
+            devices = [timing.device for timing in layer.timings]
+            for n, device in enumerate(devices):
+                if device in devices[:n]:
+                    path = ("layers", index, "timings", n, "device")
+                    yield path, f"{quoted(device)} has a timing already", "keep one timing for each type of device"
 
 
 def _blocks_contradictions(path: Path, spec: BlocksSpec) -> Iterator[tuple[Path, str, str]]:
@@ -189,11 +201,6 @@ def _blocks_contradictions(path: Path, spec: BlocksSpec) -> Iterator[tuple[Path,
         yield (*path, "heads"), f"{spec.heads} heads do not divide a hidden size of {spec.hidden}", f"write {near}, for instance"
     if spec.kv_heads is not None and spec.heads % spec.kv_heads:
         yield (*path, "kv_heads"), f"{spec.kv_heads} does not divide {spec.heads} heads", "write a divisor of heads"
-
-
-def _problem(document: Document, path: Path, message: str, fix: str) -> Problem:
-    at = document.position(path, of_key=True)
-    return Problem(file=document.file, line=at.line, column=at.column, path=dotted(path), message=message, fix=fix)
 
 
 def _blocks(spec: BlocksSpec, *, name: str, cut: bool) -> Blocks:

@@ -276,3 +276,16 @@ def test_a_plan_with_copies_spans_two_nodes() -> None:
     measured(s, *spares(s))
     assert s.plan.copies == 1
     assert len({seat.node_id for seat in s.plan.seats}) == 2
+
+
+@pytest.mark.parametrize(("copies", "nodes"), [(0, 1), (1, 2)])
+def test_the_state_is_not_on_one_node_alone_where_it_is_wanted_twice(copies: int, nodes: int) -> None:
+    heavy = jobs.make_costs(DEEP, bandwidth=1e12)  # so much goes from rank to rank that one alone is fastest
+    job = auto_job(space=Space(pipelines=(1, 2), datas=(1,), tensors=(1,), zeros=(0,), copies=(copies,)))
+    s = Story(job, graph=DEEP, costs=heavy)
+    s.tell(ev.ClusterChanged(s.now, cluster(1, 4)))
+    s.hello_all()
+    for w in spares(s):
+        s.tell(ev.WorkerMeasured(s.now, w, jobs.make_measure(), heavy))
+    assert len({seat.node_id for seat in s.plan.seats}) == nodes
+    assert s.plan.copies == copies

@@ -156,7 +156,7 @@ def status_lines(status: JobStatus, *, bytewise: bool = False) -> list[str]:
     facts.append(("loss", f"train {loss(status.loss, bytewise=bytewise)}, held out {loss(status.eval_loss, bytewise=bytewise)}"))
     if status.tokens_per_s is not None:
         eta = f", ETA {duration(status.eta_s)}" if status.eta_s is not None else ""
-        facts.append(("pace", f"{count(status.tokens_per_s)} tokens/s{eta}"))
+        facts.append(("throughput", f"{count(status.tokens_per_s)} tokens/s{eta}"))
     facts.append(("resilience", resilience_text(status)))
     facts.append(("plan", plan_text(status)))
     if status.plan is not None:

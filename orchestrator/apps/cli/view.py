@@ -166,8 +166,8 @@ def picture(status: JobStatus, *, bytewise: bool) -> RenderableType:
     facts.add_column(overflow="fold")
     facts.add_row("loss", Text(render.loss(status.loss, bytewise=bytewise)))
     facts.add_row("held out", Text(render.loss(status.eval_loss, bytewise=bytewise)))
-    pace = "-" if status.tokens_per_s is None else f"{units.count(status.tokens_per_s)} tokens/s"
-    facts.add_row("pace", Text(pace if status.eta_s is None else f"{pace}, ETA {units.duration(status.eta_s)}"))
+    rate = "-" if status.tokens_per_s is None else f"{units.count(status.tokens_per_s)} tokens/s"
+    facts.add_row("throughput", Text(rate if status.eta_s is None else f"{rate}, ETA {units.duration(status.eta_s)}"))
     facts.add_row("plan", Text(render.plan_text(status), style="yellow" if status.shrunk else ""))
     if status.change is not None:
         facts.add_row("change", Text(render.change_text(status.change), style="yellow"))

@@ -30,9 +30,7 @@ class DeviceType:
     flops: float  # FLOP/s that large matrix products reach
     bandwidth: float  # bytes/s that elementwise work reaches on its memory
     memory_bytes: int  # what a rank may use
-    half_flops: float = (
-        0.0  # FLOPs of one layer and direction at which half of `flops` is reached (small work is slower); 0: none
-    )
+    half_flops: float = 0.0  # FLOPs of a layer's pass at which half of `flops` is reached: small work is slower; 0: it is not
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,29 +51,42 @@ def pick(turn: Turn, workers: Workers, *, like: Plan | None, ranks_max: int = 0)
 
     `ranks_max`: no more than that, beside what the job says; 0: as the job says.
     """
-    while True:
-        picked, order = _pick(turn, workers, like=like, ranks_max=ranks_max)
-        if not picked.job.parallel.copies or len({s.node_id for s in picked.seats}) > 1:
-            return picked
-        workers = _spread(order, len(picked.seats) - 1)  # a copy lies on another node than its owner
+    first, order = _pick(turn, workers, like=like, ranks_max=ranks_max)
+    picked = first
+    while _loses_all(turn, picked, order):
+        order = _spread(order, max(1, len(picked.seats) - 1))
+        try:
+            picked, order = _pick(turn, order, like=like, ranks_min=2, ranks_max=ranks_max)
+        except PlanError:
+            if first.job.parallel.copies:
+                raise
+            return first  # the job allows no plan on two nodes
+    return picked
 
 
-def _pick(turn: Turn, workers: Workers, *, like: Plan | None, ranks_max: int) -> tuple[Pick, Workers]:
+def _loses_all(turn: Turn, picked: Pick, workers: Workers) -> bool:
+    """Whether all state sits on one node although the job wants it twice and there is another node."""
+    wanted = 1 in turn.state.job.planner.space.copies
+    return wanted and len({node for _, node in workers}) > 1 and len({s.node_id for s in picked.seats}) == 1
+
+
+def _pick(turn: Turn, workers: Workers, *, like: Plan | None, ranks_max: int, ranks_min: int = 1) -> tuple[Pick, Workers]:
     state = turn.state
     if not known(turn, workers):
         raise PlanError(f"none of {len(workers)} workers has measured itself")
     order, resources = _resources(turn, workers)
     problem = _problem(turn, resources)
+    space = replace(problem.space, ranks_min=max(ranks_min, problem.space.ranks_min))
     if ranks_max:
-        problem = replace(problem, space=replace(problem.space, ranks_max=min(ranks_max, problem.space.ranks_max or ranks_max)))
+        space = replace(space, ranks_max=min(ranks_max, space.ranks_max or ranks_max))
     parent = None
     if like is not None:
         strategy = strategy_of(like, _devices(like, order))
         left = state.job.train.steps - state.committed_step
         bandwidth = min(n.network.bandwidth for n in resources.nodes)
         parent = Parent(strategy=strategy, steps_left=max(1, left), move_bandwidth=bandwidth)
-        problem = replace(problem, space=replace(problem.space, tensors=(like.axis(TENSOR),)))  # it orders the sums
-    choice = choose(problem, parent)
+        space = replace(space, tensors=(like.axis(TENSOR),))  # it orders the sums
+    choice = choose(replace(problem, space=space), parent)
     best = choice.best
     picked = Pick(
         choice=choice,

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from bench.plan_accuracy_models import GPT, NOTHING, Case, cases
+from bench.plan_accuracy_models import GPT, UNLIKE, Case, cases
 from bench.plan_accuracy_results import Outcome, percentile, rank_correlation, summary
 from bench.plan_accuracy_world import Place, run
 from orchestrator.core.planner.strategy import Estimate, Memory
@@ -39,6 +39,8 @@ def test_memory_is_that_of_each_pipeline_ranks_fullest_rank() -> None:
     o = outcome({"pipeline": 2, "data": 2}, predicted_s=1.0, step_s=[1.0], need=[100.0, 50.0], held=held)
     assert o.fullest == ((100.0, 110), (50.0, 50))
     assert o.memory_errors == pytest.approx((0.1, 0.0))
+    o.base = 310
+    assert o.total_errors == pytest.approx((420 / 400 - 1, 360 / 350 - 1))
 
 
 def test_the_figures_of_many() -> None:
@@ -71,7 +73,7 @@ def test_there_are_enough_plans_and_all_are_different() -> None:
 
 
 def test_ranks_that_really_run() -> None:
-    job = Case(NOTHING, "two", {"data": 2}).job
+    job = Case(UNLIKE.nothing, "two", {"data": 2}).job
     runs = run(replace(job, train=replace(job.train, steps=4)), [Place(-1), Place(-1)])
     assert len(runs) == 2
     for seen in runs:

@@ -39,6 +39,12 @@ def test_a_package_that_registers_something_else_is_named(monkeypatch: pytest.Mo
         kinds()
 
 
+def test_a_package_that_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    register(monkeypatch, "no_such_package_of_mine:KIND")
+    with pytest.raises(DeviceUnavailable, match="mine = no_such_package_of_mine:KIND .* cannot be loaded: No module named"):
+        kinds()
+
+
 def test_what_is_not_known_or_not_here_is_said() -> None:
     with pytest.raises(DeviceUnavailable, match='no kind of device is called "tpu" here; known: cpu, cuda, npu'):
         kind_of("tpu")

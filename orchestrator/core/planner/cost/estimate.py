@@ -189,6 +189,7 @@ class Costing:
             shares=shares,
             pipeline=s.pipeline,
             tensor=s.tensor,
+            stages_per_rank=s.stages_per_rank,
         )
 
     def _elements(self, s: Strategy) -> list[float]:

@@ -32,11 +32,20 @@ class Sums:
     spare: int = 0  # memory for whole ones that is taken beforehand and not needed for sums
 
 
-def sums_of(program: Program, *, zero: int, micro_batches: int, shares: Sequence[int], pipeline: int, tensor: int) -> Sums:
+def sums_of(
+    program: Program,
+    *,
+    zero: int,
+    micro_batches: int,
+    shares: Sequence[int],
+    pipeline: int,
+    tensor: int,
+    stages_per_rank: int = 1,
+) -> Sums:
     """For replicas with so many micro-batches each, in order.
 
     Our ranks take memory for some sums beforehand, the reduced gradient's included, where they run the whole model
-    (engine/rank_state.py prefault); in a pipeline some were measured to keep one more of a stage's size.
+    (engine/rank_state.py prefault); those with several stages were measured to keep one more of each stage's size.
     """
     if not program.sums_kept:
         return Sums(1, 0, 1) if zero < 2 else Sums(0, 1, 1)
@@ -47,9 +56,9 @@ def sums_of(program: Program, *, zero: int, micro_batches: int, shares: Sequence
         runs.append((at, at + share))
         at += share
     alive, sent = tree_sums(tuple(runs), micro_batches)
-    if pipeline > 1:
+    if stages_per_rank > 1:
         return Sums(alive, 0, sent, 1)
-    taken = max(shares).bit_length() + (1 if zero else 0) if tensor == 1 else 0
+    taken = max(shares).bit_length() + (1 if zero else 0) if pipeline * tensor == 1 else 0
     return Sums(alive, 0, sent, max(0, taken - alive))
 
 

@@ -81,6 +81,10 @@ class Ground:
             for f in firsts
         ]
 
+    def devices_of(self, node: int) -> range:
+        """The devices of a node."""
+        return range(self.starts[node], self.starts[node] + self.resources.nodes[node].devices)
+
     def nodes_of(self, devices: Sequence[int]) -> list[int]:
         """The node of each device."""
         return [self.resources.node_of[d] for d in devices]
@@ -91,7 +95,7 @@ class Ground:
         out: list[tuple[int, Devices]] = []
         seen: set[tuple[int, int]] = set()
         for n in self.usable:
-            free = [d for d in range(self.starts[n], self.starts[n] + self.resources.nodes[n].devices) if d not in used]
+            free = [d for d in self.devices_of(n) if d not in used]
             untouched = len(free) == self.resources.nodes[n].devices
             if not free or (untouched and (self.kinds[n], 0) in seen):
                 continue

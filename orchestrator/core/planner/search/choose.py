@@ -8,9 +8,12 @@ improved by small moves, and what is left open is gone through in full where tha
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from heapq import heapify, heappop, heappush
 
 from orchestrator.core.planner.errors import PlanError
+from orchestrator.core.planner.placement import place
+from orchestrator.core.planner.placement_traffic import apart_of, traffic_of
 from orchestrator.core.planner.search.arrange import Ground
 from orchestrator.core.planner.search.floors import Floors
 from orchestrator.core.planner.search.leaves import Leaves
@@ -24,12 +27,14 @@ from orchestrator.core.planner.search.words import describe
 from orchestrator.core.planner.strategy import Choice, Option, Parent, Problem, Strategy
 
 EFFORT, EFFORT_PER_DEVICE = 3000.0, 1.0  # units of weigh.effort_of: about 0.1 ms each
-EFFORT_UNIFORM = 450.0  # where neither cuts nor shares may be uneven
+EFFORT_UNIFORM = 300.0  # on more than SMALL devices, where neither cuts nor shares may be uneven
 _REPLAN = 0.3  # share of that in a re-plan: much is known, and workers wait
-_MOVES_FROM, _EXACT_FROM = 0.5, 0.25  # shares of the effort that are left to small moves, and to going through all
+_MOVES_FROM, _EXACT_FROM = 0.6, 0.4  # shares of the effort that are left to small moves, and to going through all
 _LEAF = 0.2  # effort to list and bound one strategy
 _LEAVES_MAX = 20_000  # strategies of one shape that are listed
+_PLACED = 128  # ranks up to which they are
 _IMPROVED = 6  # meshes that are improved by small moves
+_IMPROVED_LAST = 24  # shapes that are on small clusters
 _SHAPE = 0.2  # effort to bound a shape
 _UNLIKELY = 1.5  # times as long as the best: shapes sketched slower are not weighed, only gone through if there is effort left
 
@@ -53,7 +58,8 @@ class _Search:
         if not devices:
             raise PlanError("no device is healthy")
         self._complete = devices <= SMALL or bool(problem.space.datas)
-        usual = EFFORT + EFFORT_PER_DEVICE * devices if problem.space.uneven else EFFORT_UNIFORM
+        uniform = devices > SMALL and not problem.space.uneven
+        usual = EFFORT_UNIFORM if uniform else EFFORT + EFFORT_PER_DEVICE * devices
         self._effort = effort or usual * (1.0 if parent is None else _REPLAN)
         self._scale = Scale(problem, parent, self._effort)
         self._floors = Floors(problem, self._scale.costing)
@@ -61,13 +67,18 @@ class _Search:
         self._sketches = Sketches(self._scale, self._floors, self._leaves)
         self._meshes = list(meshes(problem))
         self._ledger = Ledger()
+        self._guessed: set[Shape] = set()
         self._open: list[tuple[float, Shape]] = []  # shapes of which some strategies may be better than the best
 
     def run(self, seeds: Sequence[Strategy], runners: int) -> Choice:
         """All of it."""
         self._plant(seeds)
         rest = self._descend()
-        self._improve()
+        self._place()
+        self._improve(self._by_mesh()[:_IMPROVED], self._effort * _EXACT_FROM)
+        if self._complete:
+            self._guess_rest()
+            self._improve(self._by_shape()[:_IMPROVED_LAST], self._effort * _EXACT_FROM)
         self._exhaust()
         best = self._scale.best
         if best is None:
@@ -127,18 +138,28 @@ class _Search:
                         heappush(queue, (sketches.shape_s(shape), count, max(bound, self._bound(shape)), shape))
             else:
                 if not later:
-                    self._leaves.guesses(what)
+                    self._leaves.guess(what)
+                    self._guessed.add(what)
                 self._open.append((bound, what))
         return rest
 
-    def _improve(self) -> None:
-        """Small moves from the best strategies of different shapes."""
-        for start in self._by_mesh()[:_IMPROVED]:
+    def _place(self) -> None:
+        """The best strategy's ranks placed by their traffic."""
+        best = self._scale.best
+        if best is not None and self._parent is None and self._problem.space.uneven and SMALL < best.strategy.ranks <= _PLACED:
+            traffic, apart = traffic_of(self._problem, best.strategy), apart_of(best.strategy)
+            devices = [d for n in self._ground.usable for d in self._ground.devices_of(n)]
+            placed = place(traffic, self._problem.resources, devices, apart=apart)
+            self._scale.settle(replace(best.strategy, devices=placed))
+
+    def _improve(self, starts: Sequence[Option], reserve: float) -> None:
+        """Small moves from some strategies while more than `reserve` of the effort is left."""
+        for start in starts:
             option, better = start, True
             while better:
                 better = False
                 for strategy in neighbours(option.strategy, problem=self._problem, ground=self._ground):
-                    if self._scale.effort < self._effort * _EXACT_FROM:
+                    if self._scale.effort < reserve:
                         return
                     found = self._try(strategy, self._scale.value(option))
                     if found is not None:
@@ -177,6 +198,13 @@ class _Search:
                     break
                 self._scale.settle(self._leaves.strategy(shape, devices, cuts, shares=shares))
         self._open = still
+
+    def _guess_rest(self) -> None:
+        """Weigh guesses of the shapes that seemed unlikely as far as there is effort."""
+        for bound, shape in self._open:
+            likely = shape in self._guessed or self._scale.floor(bound) >= self._scale.least
+            if not likely and self._scale.effort > self._effort * _MOVES_FROM:
+                self._leaves.guess(shape)
 
     # ----------------------------------------------------------------------------------------------------------- details
 

@@ -18,7 +18,7 @@ from orchestrator.core.planner.search.cuts import Cut, Way, best_cut, even_cut
 from orchestrator.core.planner.search.floors import Floors, Speed
 from orchestrator.core.planner.search.shapes import Shape, strategy_of
 from orchestrator.core.planner.search.weigh import Scale
-from orchestrator.core.planner.strategy import Option, Strategy
+from orchestrator.core.planner.strategy import Strategy
 
 _REPAIRS = 3  # times that the layers are cut again for want of memory
 _RANKS_ALL = 16  # ranks up to which all assignments are listed
@@ -43,11 +43,12 @@ class Leaves:
         self._bytes_known: dict[object, list[float]] = {}
         self._per_element: dict[tuple[int, int, int, int, int, bool], float] = {}
 
-    def guesses(self, shape: Shape) -> list[Option]:
-        """Weighed options, one or a few for each canonical arrangement."""
+    def guess(self, shape: Shape) -> None:
+        """Weigh one strategy, or a few, for each canonical arrangement while there is effort left."""
         groups = (shape.shard,) if 1 < shape.shard < shape.mesh.data else ()
-        found = (self._guess(shape, devices) for devices in self._ground.arrangements(shape.mesh, groups))
-        return [option for option in found if option is not None]
+        for devices in self._ground.arrangements(shape.mesh, groups):
+            if self._scale.effort >= 0:
+                self._cut_and_weigh(shape, devices)
 
     def all(self, shape: Shape, most: int) -> list[tuple[float, Leaf]] | None:
         """Every strategy that does not recompute, with its bound, lowest first; None where there are more than `most`."""
@@ -126,21 +127,18 @@ class Leaves:
     def _unlike(self, shape: Shape, rows: Sequence[Row]) -> bool:
         return self._dealt(shape) and len(set(rows)) > 1
 
-    def _guess(self, shape: Shape, devices: Devices) -> Option | None:
+    def _cut_and_weigh(self, shape: Shape, devices: Devices) -> None:
         rows = self._floors.rows(shape, devices)
         slack = [0.0] * len(shape.mesh.tensors)
-        best: Option | None = None
         for _ in range(_REPAIRS):
             strategy = self._cut(shape, devices, rows, slack)
             if strategy is None or self._scale.floor(self.floor(shape, rows, strategy)) >= self._scale.least:
                 break
             option = self._scale.settle(strategy)
-            best = option if best is None or self._scale.value(option) < self._scale.value(best) else best
             if option.estimate.fits or not self._space.uneven:
                 break
             for pipe, m in enumerate(option.estimate.memory):
                 slack[pipe] += max(0.0, m.total - m.limit)
-        return best
 
     def _cut(self, shape: Shape, devices: Devices, rows: Sequence[Row], slack: Sequence[float]) -> Strategy | None:
         """The strategy of the best cut with less room by `slack` on each pipeline rank."""

@@ -44,7 +44,7 @@ def _rule(problem: Problem, ground: Ground, mesh: Mesh) -> Iterator[Strategy]:
 def near(problem: Problem, parent: Parent, ground: Ground) -> list[Strategy]:
     """The parent's strategy on the devices that are left: with as many replicas as they suffice for, and with fewer."""
     old, out = parent.strategy, []
-    usable = {d for n in ground.usable for d in range(ground.starts[n], ground.starts[n] + problem.resources.nodes[n].devices)}
+    usable = {d for n in ground.usable for d in ground.devices_of(n)}
     if problem.batch != old.units * old.micro_batches:
         old = replace(old, micro_batches=problem.batch // old.units, shares=())
     whole = [_blocks(old, pipe, usable) for pipe in range(old.pipeline)]

@@ -25,7 +25,7 @@ def test_one_rank_keeps_weights_moments_sums_and_one_micro_batch() -> None:
     assert (m.weights, m.optimizer) == (4 * E, 8 * E)
     assert m.gradients == 4 * (4 + 1) * E  # 8 micro-batches: memory for five is taken beforehand, which sums never need
     first, _ = memory_of(tensors=(1, 1), cuts=(1, 1))
-    assert first.gradients == 4 * (3 + 1 + 1) * E / 2  # three sums at once, a spare one, and the reduced gradient
+    assert first.gradients == 4 * (3 + 1) * E / 2  # three sums of the tree at once, and the reduced gradient
     (cut,) = memory_of(tensors=(2,))
     assert cut.gradients == 4 * (3 + 1) * 0.75 * E
     assert (m.activations, m.work) == (2 * 8e6, 2e6)
@@ -90,6 +90,7 @@ def test_several_stages_per_rank_keep_more() -> None:
     (first, _) = Costing(problem(costs, cluster(1, 2))).memory(
         strategy(tensors=(1, 1), cuts=(1, 1, 1, 1), schedule=PipelineSchedule.INTERLEAVED, micro_batches=8)
     )
+    assert first.gradients == 4 * (3 + 1 + 1) * E  # a spare sum of each stage
     assert first.activations == 5 * 8e6  # warm-up 2 (p - 1) + (v - 1) p = 4, and one more
 
 
