@@ -11,10 +11,10 @@ from markupsafe import Markup
 
 from orchestrator.apps import plan_facts as facts
 from orchestrator.apps import plan_svg as svg
-from orchestrator.apps.pages import templates
+from orchestrator.apps.pages import template
 from orchestrator.apps.plan_facts import Preview
 from orchestrator.apps.strategy_words import details, memory_words, shape, terms, too_large
-from orchestrator.apps.units import count, percent, seconds, size
+from orchestrator.apps.units import percent, seconds, size
 
 TEMPLATE = "plan.html.j2"
 BAR = 220  # pixels of a whole
@@ -24,10 +24,8 @@ IDS = ("cluster", "layers", "timeline")  # of the pictures, in order
 
 def render_page(preview: Preview, pictures: Sequence[svg.Picture], *, alternatives: int) -> str:
     """The page as HTML text."""
-    environment = templates()
-    environment.filters |= {"count": count, "percent": percent}
     strategy, estimate = preview.shown.strategy, preview.shown.estimate
-    return environment.get_template(TEMPLATE).render(
+    return template(TEMPLATE).render(
         name=preview.name,
         shape=shape(strategy),
         details=details(strategy),

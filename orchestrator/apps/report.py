@@ -12,12 +12,11 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from orchestrator.adapters.files.home import write_atomically
 from orchestrator.apps import prediction_words as words
 from orchestrator.apps import report_facts as facts
 from orchestrator.apps import report_svg as svg
+from orchestrator.apps.pages import template
 from orchestrator.core.job import Job
 from orchestrator.core.plan.layout import total
 from orchestrator.core.plan.plan import OPTIMIZER, Plan
@@ -77,13 +76,6 @@ def render_report(
     peak_rss_bytes: Mapping[int, Mapping[str, int]] = NONE_SEEN,
 ) -> str:
     """The report as HTML text."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     run, other = facts.loss_curve(records), facts.loss_curve(undisturbed)
     held_out = facts.held_out_curve(records)
     broken = facts.failures(records)
@@ -92,7 +84,7 @@ def render_report(
     account = Ledger.of(records).account()
     plan = facts.newest_plan(records)
     decided, omitted = _decisions(records)
-    return environment.get_template(TEMPLATE).render(
+    return template(TEMPLATE).render(
         name=job.name,
         phase=str(status.phase),
         outcome=str(status.outcome),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from itertools import groupby
 
 from orchestrator.apps.report_facts import numbers
@@ -14,7 +15,7 @@ from orchestrator.core.planner.strategy import Choice, Estimate, Memory, Option,
 RUNS_MAX = 4  # of equal layers, in a line of words
 SEEN = 0.0005  # of the step time
 RARE_S = 30 * 24 * 3600.0  # checkpoints further apart than that are not told as an interval
-MEMORY_PARTS = ("weights", "gradients", "optimizer", "copies", "activations", "work", "buffers", "other")
+MEMORY_PARTS = tuple(part.name for part in fields(Memory) if part.name != "limit")
 
 
 def shape(strategy: Strategy) -> str:

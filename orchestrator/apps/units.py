@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 DAYS_FROM_S = 100 * 3600.0
 
 

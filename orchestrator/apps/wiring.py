@@ -180,7 +180,10 @@ def describe(job: Job) -> GraphView:
 
 
 def local_costs(job: Job, *, limit_s: float = LOCAL_COSTS_S) -> ModelCosts:
-    """What the job's model costs, each kind of layer timed on this machine. Raises TaskError."""
+    """What the job's model costs, each kind of layer timed on this machine.
+
+    Raises TaskError, and DeviceUnavailable where this machine has no device of the job's kind.
+    """
     from orchestrator.engine.costs import trace
     from orchestrator.engine.devices import kind_of, model_of, torch_device
     from orchestrator.engine.profile import with_timings
@@ -188,6 +191,13 @@ def local_costs(job: Job, *, limit_s: float = LOCAL_COSTS_S) -> ModelCosts:
     device = torch_device(kind_of(job.cluster.device.value))
     costs = trace(job)
     return with_timings(costs, job, device_name=type_name(device.type, model_of(device)), limit_s=limit_s)
+
+
+def traced_costs(job: Job) -> ModelCosts:
+    """What the job's model costs in FLOPs and bytes; needs no device. Raises TaskError."""
+    from orchestrator.engine.costs import trace
+
+    return trace(job)
 
 
 def local_resources(job: Job) -> Resources:
@@ -200,7 +210,12 @@ def local_resources(job: Job) -> Resources:
     from orchestrator.engine.probe import measure_device
 
     c = job.cluster
-    device = measure_device(torch_device(kind_of(c.device.value)), slots=c.slots_per_node * c.nodes, seconds=LOCAL_PROBE_S)
+    device = measure_device(
+        torch_device(kind_of(c.device.value)),
+        slots=c.slots_per_node * c.nodes,
+        precision=job.train.precision,
+        seconds=LOCAL_PROBE_S,
+    )
     link = loopback_link()
     kind = DeviceType(
         type_name(device.kind, device.model), device.kind, device.flops, device.bandwidth, device.memory_bytes, device.half_flops

@@ -26,7 +26,10 @@ class DeviceUnavailable(Exception):
 
 
 def kinds() -> Mapping[str, Kind]:
-    """All kinds known here, by name. Raises DeviceUnavailable where what a package registers cannot be loaded or is no Kind."""
+    """All kinds known here, by name; of two of one name the built-in or first one.
+
+    Raises DeviceUnavailable where what a package registers cannot be loaded or is no Kind.
+    """
     known = {kind.name: kind for kind in BUILT_IN}
     for entry in entry_points(group=ENTRY_POINTS):
         try:
@@ -35,13 +38,14 @@ def kinds() -> Mapping[str, Kind]:
             raise DeviceUnavailable(f"{entry.name} = {entry.value} of {ENTRY_POINTS} cannot be loaded: {error}") from error
         if not isinstance(kind, Kind):
             raise DeviceUnavailable(f"the entry point {entry.name} = {entry.value} of {ENTRY_POINTS} is no Kind")
-        known[kind.name] = kind
+        known.setdefault(kind.name, kind)
     return known
 
 
 def kind_of(name: str) -> Kind:
-    """The kind of that name. Raises DeviceUnavailable."""
-    known = kinds()
+    """The kind of that name; packages are asked only for what is not built in. Raises DeviceUnavailable."""
+    built_in = {kind.name: kind for kind in BUILT_IN}
+    known = built_in if name in built_in else kinds()
     if name not in known:
         raise DeviceUnavailable(f'no kind of device is called "{name}" here; known: {", ".join(known)}')
     return known[name]

@@ -10,12 +10,9 @@ import logging
 import time
 from collections.abc import Callable
 
-import torch
-
 from orchestrator.core.cluster.measured import WorkerMeasure, type_name
 from orchestrator.core.cluster.rounds import rounds
 from orchestrator.core.graph.costs import ModelCosts
-from orchestrator.core.job import Precision
 from orchestrator.core.supervisor.commands import MeasureWorker
 from orchestrator.engine.devices import kind_of
 from orchestrator.engine.probe import ProbeStopped, measure_device
@@ -57,7 +54,7 @@ def measure_worker(
         device = measure_device(
             body.device,
             slots=job.cluster.slots_per_node,
-            dtype=torch.bfloat16 if job.train.precision is Precision.BF16 else torch.float32,
+            precision=job.train.precision,
             seconds=DEVICE_SHARE * limit_s,
             stop=stop,
         )

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from orchestrator.core.cluster.known import KERNELS_OF_LAYER
 from orchestrator.core.cluster.measured import DeviceMeasure
+from orchestrator.core.job import Precision
 from orchestrator.engine.device_memory import usable_bytes
 from orchestrator.engine.devices import model_of, module_of
 
@@ -36,15 +37,16 @@ def measure_device(
     device: torch.device,
     *,
     slots: int,
-    dtype: torch.dtype = torch.float32,
+    precision: Precision = Precision.FP32,
     seconds: float = SECONDS,
     stop: Callable[[], bool] = lambda: False,
 ) -> DeviceMeasure:
     """Takes about `seconds`; large products are left out where they would take longer than their share.
 
-    `slots`: workers that share the memory of this machine (of no matter for an accelerator, which has its own). `dtype`: that of
-    the job's matrix products. Raises ProbeStopped; torch.OutOfMemoryError where even this small work finds no room.
+    `slots`: workers that share the memory of this machine (of no matter for an accelerator, which has its own). `precision`: that
+    of the job's matrix products. Raises ProbeStopped; torch.OutOfMemoryError where even this small work finds no room.
     """
+    dtype = torch.bfloat16 if precision is Precision.BF16 else torch.float32
     accelerated = device.type != "cpu"
     sizes = _SIZES_ACCELERATOR if accelerated else _SIZES_CPU
     share = seconds / (len(sizes) + 1)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 ALTERNATIVES = 3
+ALTERNATIVES_MAX = 100
 NOTHING = "name a job file, or describe a model with --model FILE"
 
 
@@ -62,7 +63,9 @@ def plan(
         ),
     ] = None,
     graph: Annotated[bool, typer.Option("--graph", help="Print the graph view (layers and their costs), plan nothing.")] = False,
-    alternatives: Annotated[int, typer.Option("--alternatives", min=0, help="How many other plans to show.")] = ALTERNATIVES,
+    alternatives: Annotated[
+        int, typer.Option("--alternatives", min=0, max=ALTERNATIVES_MAX, help="How many other plans to show.")
+    ] = ALTERNATIVES,
     html: Annotated[
         Path | None,
         typer.Option("--html", metavar="FILE", help="Also write a page with pictures and tables.", show_default=False),
@@ -79,41 +82,53 @@ def plan(
     if job is not None and (batch is not None or program is not None):
         raise CliError("--batch and --program are for a model without a job: leave them out, or leave the job out", Code.INPUT)
     if graph:
+        if any(option is not None for option in (cluster, batch, program, html, svg)):
+            raise CliError("--graph plans nothing: leave out --cluster, --batch, --program, --html and --svg", Code.INPUT)
         _show_graph(described if described is not None else _traced(job), as_json=as_json)
         return
+    for path in (html, svg):
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            raise CliError(f"{path} cannot be written: name a file in a folder that is there", Code.INPUT)
     resources = _cluster_from(cluster) if cluster is not None else None
     if job is not None:
-        preview = _of_job(job, described, resources)
+        preview = _of_job(job, described, resources, alternatives=alternatives)
     else:
-        preview = _of_model(described, resources, batch=batch, program=program or "ours")
+        preview = _of_model(described, resources, batch=batch, program=program or "ours", alternatives=alternatives)
     _write(preview, html=html, svg=svg, alternatives=alternatives)
     _show(preview, alternatives=alternatives, as_json=as_json)
     if preview.findings:
         raise CliError("the plan must not run: " + "; ".join(preview.findings), Code.INFRA)
 
 
-def _of_job(job: Job, described: ModelCosts | None, resources: Resources | None) -> Preview:
+def _of_job(job: Job, described: ModelCosts | None, resources: Resources | None, *, alternatives: int) -> Preview:
     from orchestrator.apps.plan_making import preview_job
     from orchestrator.apps.wiring import describe, local_resources
+    from orchestrator.engine.devices import DeviceUnavailable
 
     if described is None:
         say("building the model once to look at it ...")
         with _whose_fault(job):
             graph = describe(job)
-        costs = _traced(job)
+        costs = _traced(job, timed=resources is None)
     else:
         graph, costs = None, described
     described_cluster = resources is not None
     if resources is None:
         say("measuring this machine ...")
-        with _whose_fault(job):
+        try:
             resources = local_resources(job)
-    say(f"searching plans for {resources.size} devices ...")
+        except DeviceUnavailable as error:
+            raise CliError(f"{error}; or plan for a described cluster with --cluster FILE", Code.INFRA) from None
+    _say_searching(resources)
     with _no_plan("change parallel or cluster in the job file"):
-        return preview_job(job, graph=graph, costs=costs, resources=resources, every_device=described_cluster)
+        return preview_job(
+            job, graph=graph, costs=costs, resources=resources, every_device=described_cluster, runners=alternatives
+        )
 
 
-def _of_model(costs: ModelCosts | None, resources: Resources | None, *, batch: int | None, program: str) -> Preview:
+def _of_model(
+    costs: ModelCosts | None, resources: Resources | None, *, batch: int | None, program: str, alternatives: int
+) -> Preview:
     from orchestrator.apps.plan_making import preview_model
 
     if costs is None:
@@ -125,20 +140,35 @@ def _of_model(costs: ModelCosts | None, resources: Resources | None, *, batch: i
     known = _programs()
     if program not in known:
         raise CliError(f"--program {program} is not known; there are {', '.join(known)}", Code.INPUT)
-    say(f"searching plans for {resources.size} devices ...")
+    _say_searching(resources)
     with _no_plan("take another batch, or a cluster with more devices or memory"):
-        return preview_model(costs, resources, batch=batch, program=known[program])
+        return preview_model(costs, resources, batch=batch, program=known[program], runners=alternatives)
 
 
-def _traced(job: Job | None) -> ModelCosts:
-    """What the job's model costs, measured on this machine. Raises CliError."""
-    from orchestrator.apps.wiring import local_costs
+def _say_searching(resources: Resources) -> None:
+    from orchestrator.apps.units import plural
+
+    say(f"searching plans for {plural(resources.size, 'device')} ...")
+
+
+def _traced(job: Job | None, *, timed: bool = True) -> ModelCosts:
+    """What the job's model costs: measured on this machine if it has the job's kind of device. Raises CliError.
+
+    `timed` false: nothing is measured, as what this machine takes says nothing about a cluster that is described.
+    """
+    from orchestrator.apps.wiring import local_costs, traced_costs
+    from orchestrator.engine.devices import DeviceUnavailable
 
     if job is None:
         raise CliError(NOTHING, Code.INPUT)
-    say("timing each kind of layer on this machine ...")
     with _whose_fault(job):
-        return local_costs(job)
+        if timed:
+            say("timing each kind of layer on this machine ...")
+            try:
+                return local_costs(job)
+            except DeviceUnavailable as error:
+                say(f"nothing is timed: {error}")
+        return traced_costs(job)
 
 
 def _model_from(path: Path) -> ModelCosts:
@@ -173,14 +203,11 @@ def _programs() -> dict[str, Program]:
 @contextmanager
 def _whose_fault(job: Job) -> Iterator[None]:
     """What keeps a job from being looked at, as an error of whoever can mend it."""
-    from orchestrator.engine.devices import DeviceUnavailable
     from orchestrator.engine.task import TaskError
     from orchestrator.engine.tasks.loading import user_traceback
 
     try:
         yield
-    except DeviceUnavailable as error:
-        raise CliError(f"{error}; or plan for a described cluster with --cluster FILE", Code.INFRA) from None
     except TaskError as error:
         raise CliError(str(error), Code.INPUT) from None
     except Exception as error:  # the task's own code

@@ -11,7 +11,9 @@ import pytest
 from orchestrator.core.codec import from_json
 from orchestrator.core.planner.cost.estimate import estimate
 from orchestrator.core.planner.errors import PlanError
+from orchestrator.core.planner.search.choose import choose
 from orchestrator.core.planner.strategy import Choice, Option, Problem
+from orchestrator.engine.devices import DeviceUnavailable
 from orchestrator.engine.task import TaskError
 from tests.scenarios.story import DEEP
 from tests.unit.apps import planned
@@ -113,8 +115,24 @@ def test_a_job_left_to_the_planner_shows_the_choice(tmp_path: Path, wiring: Fake
 @pytest.mark.parametrize("most", [0, 1])
 def test_as_many_alternatives_as_asked_for(tmp_path: Path, wiring: FakeWiring, auto: Path, most: int) -> None:
     found = told(auto, "--alternatives", str(most), home=tmp_path)
-    assert len(found["alternatives"]) == min(most, len(found["choice"]["runners_up"]))
+    assert len(found["alternatives"]) == len(found["choice"]["runners_up"]) <= most
     assert ("INSTEAD" in cli("plan", auto, "--alternatives", str(most), home=tmp_path).stdout) == bool(found["alternatives"])
+
+
+def test_the_search_is_asked_for_as_many_plans(
+    tmp_path: Path, wiring: FakeWiring, auto: Path, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def chosen(problem: Problem, *, runners: int) -> Choice:
+        asked.append(runners)
+        return choose(problem, runners=runners)
+
+    monkeypatch.setattr("orchestrator.apps.plan_making.choose", chosen)
+    told(auto, "--alternatives", "9", home=tmp_path)
+    told(EXAMPLE, "--alternatives", "8", home=tmp_path)
+    told("--model", files[0], "--cluster", files[1], "--batch", "8", "--alternatives", "7", home=tmp_path)
+    assert asked == [9, 8, 7]
 
 
 def test_another_cluster_takes_the_place_of_this_machine(tmp_path: Path, wiring: FakeWiring, files: tuple[Path, Path]) -> None:
@@ -122,6 +140,24 @@ def test_another_cluster_takes_the_place_of_this_machine(tmp_path: Path, wiring:
     assert result.exit_code == 0, result.output
     assert "pair: 4 x toy in 2 nodes" in result.stdout
     assert "measuring" not in result.stderr
+    assert "timing" not in result.stderr, "how long a layer takes here says nothing about that cluster"
+
+
+def test_a_device_that_is_not_here_is_needed_for_no_graph_view_and_no_described_cluster(
+    tmp_path: Path, wiring: FakeWiring, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(_job: object) -> None:
+        raise DeviceUnavailable("NVIDIA GPU: torch finds none on this machine")
+
+    monkeypatch.setattr(wiring, "local_costs", missing)
+    monkeypatch.setattr(wiring, "local_resources", missing)
+    of_graph = cli("plan", EXAMPLE, "--graph", home=tmp_path)
+    assert "nothing is timed: NVIDIA GPU" in of_graph.stderr
+    assert "no kind of layer was measured" in of_graph.stdout
+    assert cli("plan", EXAMPLE, "--cluster", files[1], home=tmp_path).exit_code == 0
+    here = cli("plan", EXAMPLE, home=tmp_path)
+    assert here.exit_code == 3
+    assert "--cluster FILE" in here.stderr
 
 
 def test_a_described_cluster_is_used_whole(tmp_path: Path, wiring: FakeWiring, auto: Path, files: tuple[Path, Path]) -> None:
@@ -148,6 +184,8 @@ def test_a_model_takes_the_place_of_the_jobs_task(tmp_path: Path, wiring: FakeWi
     assert found["problem"]["batch"] == 8
     assert found["fixed"] is True
     assert found["shown"]["strategy"]["data"] == 4
+    text = cli("plan", EXAMPLE, "--model", files[0], "--cluster", files[1], home=tmp_path).stdout
+    assert "none, and nothing is linted: the model is only described" in text
 
 
 def test_the_graph_view_needs_no_cluster(tmp_path: Path, wiring: FakeWiring, files: tuple[Path, Path]) -> None:
@@ -186,6 +224,9 @@ def test_page_and_picture_are_written(tmp_path: Path, wiring: FakeWiring, files:
         (("--model", "MODEL", "--cluster", "CLUSTER", "--batch", "8", "--program", "mine"), "ours, megatron, deepspeed"),
         (("JOB", "--batch", "8"), "leave the job out"),
         (("--model", "CLUSTER"), "problem"),
+        (("JOB", "--graph", "--html", "plan.html"), "--graph plans nothing"),
+        (("--model", "MODEL", "--graph", "--cluster", "CLUSTER"), "--graph plans nothing"),
+        (("JOB", "--svg", "no/such/folder/plan.svg"), "a folder that is there"),
         (("JOB", "--cluster", "MODEL"), "model.yaml:3:1: layers"),
     ],
 )
@@ -237,7 +278,7 @@ def test_ctrl_c_ends_it_quietly(tmp_path: Path, wiring: FakeWiring, monkeypatch:
 def test_a_fixed_job_that_the_planner_finds_nothing_for_is_still_shown(
     tmp_path: Path, wiring: FakeWiring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def nothing(_problem: Problem) -> Choice:
+    def nothing(_problem: Problem, **_: object) -> Choice:
         raise PlanError("nothing fits")
 
     monkeypatch.setattr("orchestrator.apps.plan_making.choose", nothing)

@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator.apps import plan_facts as facts
 from orchestrator.apps.cli.plan_words import ROWS_MAX, bar, graph_lines, preview_lines, story_lines
+from orchestrator.apps.cluster_words import cluster_words
 from orchestrator.apps.plan_facts import Preview
 from orchestrator.apps.plan_making import spans_of
 from orchestrator.apps.plan_page import render_page
@@ -204,6 +205,15 @@ def test_nodes_that_are_slow_or_ill_are_marked() -> None:
     assert "1.5 x as long" in body
     assert "box lost" in body
     assert "slow: n1 (1.5 x as long); not healthy: n2" in "\n".join(preview_lines(preview, alternatives=0))
+
+
+def test_racks_are_counted_those_without_a_name_as_one() -> None:
+    made = planned.resources(4, racks=2)
+    assert "in 4 nodes, 2 racks" in cluster_words(made)
+    assert "in 4 nodes, 2 racks" in cluster_words(
+        replace(made, nodes=tuple(replace(n, rack=n.rack[:-1]) if n.rack == "r0" else replace(n, rack="") for n in made.nodes))
+    )
+    assert "rack" not in cluster_words(planned.resources(4))
 
 
 def test_large_clusters_are_folded() -> None:

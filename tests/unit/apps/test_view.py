@@ -122,12 +122,24 @@ def test_plain_lines_are_chosen(terminal: bool, live: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.25, "0.2 s"), (9.96, "10.0 s"), (59.4, "59 s"), (61, "1:01"), (3600, "1:00:00"), (7384.6, "2:03:05"), (5.2 * 86_400, "5.2 days"), (float("inf"), "inf days")]
+    ("seconds", "text"),
+    [
+        (0.25, "0.2 s"),
+        (9.96, "10.0 s"),
+        (59.4, "59 s"),
+        (61, "1:01"),
+        (3600, "1:00:00"),
+        (7384.6, "2:03:05"),
+        (5.2 * 86_400, "5.2 days"),
+        (float("inf"), "inf days"),
+    ],
 )
 def test_durations(seconds: float, text: str) -> None:
     assert units.duration(seconds) == text
 
 
-@pytest.mark.parametrize(("number", "text"), [(0, "0"), (999, "999"), (1234, "1.23 k"), (1_050_000, "1.05 M"), (3e15, "3 P"), (2e22, "2e+04 E")])
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0"), (999, "999"), (1234, "1.23 k"), (1_050_000, "1.05 M"), (3e15, "3 P"), (2e22, "2e+04 E")]
+)
 def test_counts(number: float, text: str) -> None:
     assert units.count(number) == text

@@ -437,6 +437,11 @@ class FakeWiring(ModuleType):
             raise self.broken
         return self.costs
 
+    def traced_costs(self, job: Job) -> ModelCosts:
+        if self.broken is not None:
+            raise self.broken
+        return replace(self.costs, kinds=tuple(replace(kind, timings=()) for kind in self.costs.kinds))
+
     def local_resources(self, job: Job) -> Resources:
         return planned.resources(job.cluster.nodes, job.cluster.slots_per_node)
 

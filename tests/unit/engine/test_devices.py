@@ -41,8 +41,9 @@ def test_a_package_that_registers_something_else_is_named(monkeypatch: pytest.Mo
 
 def test_a_package_that_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     register(monkeypatch, "no_such_package_of_mine:KIND")
-    with pytest.raises(DeviceUnavailable, match="mine = no_such_package_of_mine:KIND .* cannot be loaded: No module named"):
-        kinds()
+    with pytest.raises(DeviceUnavailable, match=r"mine = no_such_package_of_mine:KIND .* cannot be loaded: No module named"):
+        kind_of("mine")
+    assert kind_of("cpu").name == "cpu", "which no package has a say in"
 
 
 def test_what_is_not_known_or_not_here_is_said() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from orchestrator.core.cluster.known import KERNELS_OF_LAYER
+from orchestrator.core.job import Precision
 from orchestrator.engine import probe
 from orchestrator.engine.probe import ProbeStopped, fitted, measure_device
 
@@ -61,6 +62,19 @@ def test_this_machine_with_one_thread() -> None:
     assert got.memory_bytes > 1 << 20
 
 
+def test_products_are_of_the_jobs_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = set()
+
+    def clock(device: torch.device) -> object:
+        return lambda work, calls: calls * (seen.add((work().dim(), work().dtype)) or 1.0)
+
+    monkeypatch.setattr(probe, "_SIZES_CPU", (16,))
+    monkeypatch.setattr(probe, "_VECTOR_CPU", 1000)
+    monkeypatch.setattr(probe, "_clock", clock)
+    measure_device(CPU, slots=1, precision=Precision.BF16, seconds=0.0)
+    assert seen == {(2, torch.bfloat16), (1, torch.float32)}
+
+
 def test_it_stops() -> None:
     asked = []
 
@@ -89,7 +103,7 @@ def test_products_that_take_too_long_are_left_out(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 def test_a_gpu() -> None:
     device = torch.device("cuda", torch.cuda.current_device())
-    got = measure_device(device, slots=1, dtype=torch.bfloat16)
+    got = measure_device(device, slots=1, precision=Precision.BF16)
     assert got.kind == "cuda"
     assert got.model == torch.cuda.get_device_name(device)
     assert 1e12 < got.flops < 1e16
