@@ -38,7 +38,7 @@ def problem(costs: ModelCosts, resources: Resources, batch: int) -> Problem:
         program=MEGATRON,
         batch=batch,
         space=Space(units=(1, 2, 4, 8), zeros=(0, 1), copies=(0,)),
-        reliability=Reliability(detect_s=30.0, restart_s=60.0, spares=0, checkpoint_s=30.0, load_s=300.0),
+        reliability=Reliability(detect_s=30.0, restart_s=60.0, checkpoint_s=30.0, load_s=300.0),
     )
 
 

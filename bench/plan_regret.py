@@ -57,7 +57,6 @@ def problem_of(rng: random.Random) -> Problem:
     reliability = Reliability(
         detect_s=rng.uniform(1, 10),
         restart_s=rng.uniform(1, 30),
-        spares=0,
         checkpoint_s=rng.uniform(0, 5),
         load_s=rng.uniform(10, 100),
     )

@@ -41,7 +41,7 @@ BARS = {
 FAST = DeviceType("fast", "cuda", flops=200e12, bandwidth=1.3e12, memory_bytes=76 << 30)
 SLOW = DeviceType("slow", "cuda", flops=100e12, bandwidth=0.7e12, memory_bytes=60 << 30)
 INSIDE, NETWORK = Link(200e9, 5e-6), Link(25e9, 10e-6)
-RELIABILITY = Reliability(detect_s=10.0, restart_s=30.0, spares=2, checkpoint_s=5.0, load_s=300.0)
+RELIABILITY = Reliability(detect_s=10.0, restart_s=30.0, checkpoint_s=5.0, load_s=300.0)
 
 
 def titan() -> ModelCosts:

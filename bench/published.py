@@ -112,7 +112,7 @@ def problem_of(case: Case, *, pace: float = 1.0) -> Problem:
         program=PROGRAMS[case.program],
         batch=case.batch,
         space=Space(),
-        reliability=Reliability(detect_s=0, restart_s=0, spares=0, checkpoint_s=0, load_s=0),
+        reliability=Reliability(detect_s=0, restart_s=0, checkpoint_s=0, load_s=0),
     )
 
 

@@ -79,7 +79,6 @@ def preview_model(costs: ModelCosts, resources: Resources, *, batch: int, progra
     reliability = Reliability(
         detect_s=DETECT_S,
         restart_s=RESTART_S,
-        spares=0,
         checkpoint_s=share / COPY_BANDWIDTH,
         load_s=LOAD_S + share / READ_BANDWIDTH,
     )

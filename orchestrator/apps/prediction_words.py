@@ -5,6 +5,8 @@ from __future__ import annotations
 from orchestrator.apps.units import percent, plural, seconds, size
 from orchestrator.runtime.prediction import PredictionStatus
 
+NOTHING = "nothing was predicted: the job fixes its plan, or no worker measured; ask `orchestrator plan`"
+
 
 def step_words(told: PredictionStatus) -> str:
     """`103 ms predicted, 98 ms measured (median of 40 steps): 5.1 % too long`."""

@@ -108,6 +108,7 @@ def render_report(
         plan=plan,
         plan_rows=_plan_rows(plan) if plan else [],
         predictions=_predictions(records, peak_rss_bytes),
+        no_prediction=words.NOTHING.capitalize() + ".",
         decisions=decided,
         decisions_omitted=omitted,
     )

@@ -22,8 +22,6 @@ from orchestrator.core.cluster.resources import DeviceType, NodeResources, Resou
 from orchestrator.core.graph.costs import ModelCosts
 from orchestrator.core.graph.view import GraphView
 from orchestrator.core.job import Job
-from orchestrator.core.plan.plan import Plan
-from orchestrator.core.planner.planner import first_plan
 from orchestrator.runtime.control import ControlError
 from orchestrator.runtime.entry import CLUSTER_FILE, put_past
 from orchestrator.runtime.ports import CheckpointTools
@@ -230,15 +228,6 @@ def local_resources(job: Job) -> Resources:
             for n in nodes
         ),
     )
-
-
-def preview_plan(job: Job, graph: GraphView) -> Plan:
-    """The plan on the cluster that the job asks for, with made-up names. Raises PlanError."""
-    c = job.cluster
-    workers = [
-        (f"{job.name}/w{n * c.slots_per_node + s}", f"node-{n + 1}") for n in range(c.nodes) for s in range(c.slots_per_node)
-    ]
-    return first_plan(job=job, graph=graph, workers=workers, epoch=1)
 
 
 def _supervisor(place: Home, cluster: str, ray_address: str, *, loopback: bool) -> tuple[str, str]:

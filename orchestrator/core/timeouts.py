@@ -43,7 +43,7 @@ def derive(detect_within_ms: int) -> Timeouts:
         suspect_ms=d // 2,
         lost_ms=d * 7 // 8,
         form_ms=d * 2,
-        measure_ms=d * 5 // 2,
+        measure_ms=d * 5,
         prove_ms=d * 15,
         leave_ms=d * 20,
         spawn_ms=d * 30,

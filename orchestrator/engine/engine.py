@@ -162,10 +162,11 @@ class TorchEngine:
                 body,
                 self._costs,
                 bind_host=self._bind_host,
-                limit_s=min(MEASURE_S_MAX, self._timeouts.measure_ms / 1e3),
+                limit_s=min(MEASURE_S_MAX, self._timeouts.measure_ms / 2e3),  # a loaded machine may take twice as long
                 stop=stop,
             )
         finally:
+            give_back()  # gradients and activations of a whole model were there again
             self._control.phase("idle")
         return None if found is None else WorkerMeasured(0, order.worker_id, *found)
 

@@ -1,7 +1,7 @@
 """What a worker measures of itself before the planner chooses: its links, its device, and what the model takes on it.
 
 All workers of a job do so at once and without a rank, links first because those need two of them; so devices of one machine are
-measured sharing it, as in training. Each part has its share of the time that the supervisor waits at most.
+measured sharing it, as in training. Each part has its share of the time there is; the supervisor waits for twice as long.
 """
 
 from __future__ import annotations

@@ -141,6 +141,7 @@ class WorkerShell:
         self._changed = threading.Condition()  # guards everything below
         self._order: RunEpoch | None = None  # waits for the training thread; the newest wins
         self._probe: MeasureWorker | None = None  # waits for the training thread to be idle
+        self._measuring = 0  # number of the newest that was asked for
         self._epoch = 0  # newest that the training thread took
         self._fenced = 0  # newest that was fenced
         self._rank = -1
@@ -259,8 +260,9 @@ class WorkerShell:
 
     def _on_measure(self, order: MeasureWorker) -> None:
         with self._changed:
-            if self._probe is None or order.number > self._probe.number:
-                self._probe = order
+            if order.number <= self._measuring or order.epoch < self._epoch:
+                return  # a repeat, or one that was overtaken by an epoch
+            self._measuring, self._probe = order.number, order
             self._changed.notify_all()
 
     def _on_fence(self, epoch: int) -> None:
@@ -317,6 +319,7 @@ class WorkerShell:
                     seat = order.plan.seat_of(self._worker_id)
                     self._epoch, self._rank = order.plan.epoch, seat.rank if seat else -1
                     self._busy = self._inside = True
+                    self._probe = None  # who was to measure with it waits no longer
                     return order
                 if self._probe is not None:
                     probe, self._probe = self._probe, None
@@ -330,8 +333,13 @@ class WorkerShell:
             self._exit_why = f"it has no rank and has heard of no supervisor for {alone_ms} ms"
 
     def _measure(self, order: MeasureWorker) -> None:
+        """Makes way for an epoch, and for a newer measuring: others wait to begin it together."""
+
+        def stop() -> bool:
+            return self._order is not None or self._probe is not None or bool(self._exit_why)
+
         try:
-            found = self._engine.measure(order, lambda: self._order is not None or bool(self._exit_why))
+            found = self._engine.measure(order, stop)
         except Exception:  # it counts as unmeasured, and says why where people look
             log.exception("worker %s could not measure itself", self._worker_id)
             return

@@ -99,6 +99,66 @@ def test_who_does_not_answer_counts_as_one_of_the_others() -> None:
     assert only(ExpectEpoch, out)
 
 
+def test_who_answers_late_counts_in_the_next_choice() -> None:
+    space = Space(pipelines=(2,), tensors=(1,), datas=(1,), zeros=(0,), copies=(0,))
+    s = Story(auto_job(space=space, nodes=2, data=2), graph=DEEP, costs=COSTS)
+    s.tell(ev.ClusterChanged(s.now, cluster(1, 2)))
+    s.hello_all()
+    first, late = spares(s)
+    measured(s, first)
+    s.now += LIMITS.measure_ms
+    assert only(RunEpoch, observe(s))
+    assert [x.last - x.first for x in s.plan.stages] == [2, 2]
+    s.ready()
+    s.train(3)
+    assert s.state.change is None
+    out = measured(s, late, slow={late: 4.0})
+    assert only(LeaveEpoch, out), "it has turned out to be slow"
+    s.depart()
+    assert [x.last - x.first for x in s.plan.stages][s.workers.index(late)] == 1
+
+
+def test_who_is_lost_while_it_measures_is_replaced_and_not_waited_for() -> None:
+    s = Story(auto_job(), graph=DEEP, costs=COSTS)
+    s.tell(ev.ClusterChanged(s.now, cluster(1, 4)))
+    s.hello_all()
+    *others, lost = spares(s)
+    measured(s, *others)
+    s.gone(lost)
+    s.now += LIMITS.measure_ms
+    observe(s)
+    (asked,) = only(MeasureWorker, s.hello_all())
+    assert asked.number == 2
+    assert only(RunEpoch, measured(s, asked.worker_id))
+    assert lost not in s.workers
+
+
+def test_costs_of_another_model_are_left_out() -> None:
+    s = Story(auto_job(), graph=DEEP, costs=COSTS)
+    s.tell(ev.ClusterChanged(s.now, cluster(1, 4)))
+    s.hello_all()
+    odd, *others = spares(s)
+    s.tell(ev.WorkerMeasured(s.now, odd, jobs.make_measure(), replace(COSTS, kinds=COSTS.kinds[:1], order=(0, 0, 0, 0))))
+    assert "other kinds of layers" in s.said[-1]
+    assert only(RunEpoch, measured(s, *others))
+    assert s.state.workers[odd].measure is not None
+
+
+def test_a_node_that_nobody_measured_is_not_taken_for_one_that_never_fails() -> None:
+    space = Space(pipelines=(1,), tensors=(1,), datas=(4,), zeros=(0,), copies=(0,))
+    whole, _ = begun(auto_job(space=space))
+    s = Story(auto_job(space=space), graph=DEEP, costs=COSTS)
+    s.tell(ev.ClusterChanged(s.now, cluster(1, 4)))
+    s.hello_all()
+    measured(s, *spares(s)[:1])
+    s.now += LIMITS.measure_ms
+    observe(s)
+    assert whole.state.predicted is not None
+    assert s.state.predicted is not None
+    lost, lost_whole = 1 - s.state.predicted.estimate.goodput, 1 - whole.state.predicted.estimate.goodput
+    assert lost == pytest.approx(lost_whole, rel=1e-3)
+
+
 def test_when_nobody_answers_it_begins_as_it_is_and_says_so() -> None:
     job = auto_job()
     s = Story(job, graph=DEEP, costs=COSTS)
@@ -254,7 +314,10 @@ def test_a_restarted_supervisor_asks_again_who_had_not_answered() -> None:
         out += s.hello(w)
     asked = only(MeasureWorker, out)
     assert {a.worker_id for a in asked} == set(spares(s)[1:])
-    out = measured(s, *spares(s)[1:])
+    assert {a.number for a in asked} == {2}
+    measured(s, spares(s)[1])  # what it answered to the first question, as it says again after the hello
+    measured(s, spares(s)[1], slow={spares(s)[1]: 1.1})
+    out = measured(s, *spares(s)[2:])
     assert only(RunEpoch, out)
 
 

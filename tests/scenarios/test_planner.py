@@ -58,7 +58,7 @@ def machines(count: int, *, devices: int = 1, network: Link = FAST, device: Devi
 def problem(costs: ModelCosts, resources: Resources, *, batch: int = 12, **space: Any) -> Problem:
     """Nothing is asked but what `space` says."""
     asked = Space(**{"copies": (0,), **space})
-    return Problem(costs, resources, OURS, batch, asked, Reliability(1.0, 2.0, 0, 1.0, 10.0))
+    return Problem(costs, resources, OURS, batch, asked, Reliability(1.0, 2.0, 1.0, 10.0))
 
 
 def node_of(p: Problem, s: Strategy, pipe: int, replica: int, coordinate: int = 0) -> str:
@@ -175,7 +175,7 @@ def test_copies_are_kept_where_failures_would_cost_more() -> None:
     """A pipeline without replicas: a lost rank's state is in a copy, or in a checkpoint that takes long to load."""
     safe = machines(2)
     often = replace(safe, nodes=tuple(replace(n, failures_per_hour=1.0) for n in safe.nodes))
-    slow_to_load = Reliability(detect_s=1.0, restart_s=2.0, spares=0, checkpoint_s=30.0, load_s=600.0)
+    slow_to_load = Reliability(detect_s=1.0, restart_s=2.0, checkpoint_s=30.0, load_s=600.0)
     never, likely = (
         replace(problem(model([layer()] * 4), on, pipelines=(2,), copies=(0, 1)), reliability=slow_to_load)
         for on in (safe, often)

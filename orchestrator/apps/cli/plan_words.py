@@ -98,7 +98,7 @@ def story_lines(story: EpochStory) -> list[str]:
         lines.append(f"  decided because: {story.reason}")
     expected = story.expected
     if expected is None:
-        return [*lines, "  nothing was predicted: the job fixes how it is cut, or nothing was measured yet"]
+        return [*lines, f"  {prediction_words.NOTHING}"]
     estimate = expected.estimate
     parts = ", ".join(f"{term.name} {percent(share)}" for term, share in terms(estimate))
     lines.append(f"  expected: {seconds(estimate.step_s)} a step ({parts}), goodput {percent(estimate.goodput)}")

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 
-from orchestrator.apps.prediction_words import memory_words, step_words
+from orchestrator.apps.prediction_words import NOTHING, memory_words, step_words
 from orchestrator.apps.report_facts import layers_of, numbers
 from orchestrator.apps.units import count, duration, size
 from orchestrator.core.plan.layout import total
@@ -163,6 +163,8 @@ def status_lines(status: JobStatus, *, bytewise: bool = False) -> list[str]:
         facts.append(("", status.plan.reason))
     if status.prediction is not None:
         facts += [("step time", step_words(status.prediction)), ("memory", memory_words(status.prediction))]
+    elif status.plan is not None:
+        facts.append(("prediction", NOTHING))
     if status.change is not None:
         facts.append(("change", change_text(status.change)))
     if status.checkpoint is not None:

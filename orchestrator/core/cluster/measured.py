@@ -73,8 +73,8 @@ def resources_from(
 ) -> Resources:
     """The nodes that have a worker, one device per worker, devices of a node in the order of `workers`; nodes by node_id.
 
-    `workers`: (worker_id, node_id). `pace`: by worker_id, seen while it trained. `failures_per_hour`: by node_id, see
-    `failure_rates`. A node is healthy when the view says so and it may be given work.
+    `workers`: (worker_id, node_id). `pace`: by worker_id, how many times slower it trained than its device was measured to be.
+    `failures_per_hour`: by node_id, see `failure_rates`. A node is healthy when the view says so and it may be given work.
 
     Raises ValueError when no worker was measured.
     """
@@ -98,7 +98,7 @@ def resources_from(
                 inside=links.inside(node_id),
                 network=links.network(node_id),
                 network_total=links.total(node_id),
-                pace=max([slow[node_id], *(pace.get(w, 1.0) for w in by_node[node_id])]),
+                pace=slow[node_id] * max(pace.get(w, 1.0) for w in by_node[node_id]),
                 failures_per_hour=failures_per_hour.get(node_id, 0.0),
                 healthy=node_id in usable,
             )

@@ -14,7 +14,7 @@ from orchestrator.core.cluster.resources import Resources
 from orchestrator.core.graph.costs import ModelCosts, Timing
 from orchestrator.core.job import Consistency, Job, ParallelSettings
 from orchestrator.core.plan.plan import DATA, PIPELINE, TENSOR, PipelineSchedule, Plan
-from orchestrator.core.planner.cost.programs import OURS
+from orchestrator.core.planner.cost.programs import FAST, OURS
 from orchestrator.core.planner.strategy import Estimate, Problem, Reliability, Space, Strategy
 
 STATE_BYTES = 12  # per parameter: fp32 weights and two moments, what a durable checkpoint holds
@@ -29,7 +29,7 @@ def problem_of(job: Job, *, costs: ModelCosts, resources: Resources) -> Problem:
     return Problem(
         costs=costs,
         resources=resources,
-        program=replace(OURS, sums_kept=job.train.consistency is Consistency.EXACT),
+        program=OURS if job.train.consistency is Consistency.EXACT else FAST,
         batch=job.train.micro_batches,
         space=job.planner.space if job.planner.auto else pinned(job.parallel),
         reliability=reliability_of(job, params=costs.params),
@@ -45,7 +45,6 @@ def reliability_of(job: Job, *, params: int) -> Reliability:
     return Reliability(
         detect_s=job.resilience.detect_within_ms / 1000,
         restart_s=RESTART_S,
-        spares=job.cluster.spares,
         checkpoint_s=share / COPY_BANDWIDTH,
         load_s=LOAD_S + share / READ_BANDWIDTH,
     )

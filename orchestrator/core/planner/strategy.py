@@ -100,7 +100,15 @@ class Program:
     rank_bytes: int  # memory of a process beside the model: runtime, context, library buffers
     bucket_bytes: int  # communication buffers at most
     peer_reads: bool  # copies are refreshed by reduced gradients (exchanged_bytes per copied parameter and step)
-    sums_kept: bool  # exact sums keep up to log2(micro-batches of a replica) partial gradients more (canonical tree)
+    sums_kept: bool  # exact sums keep up to log2(micro-batches of a replica) partial gradients more; where `straight`
+    straight: (
+        bool  # gradients go straight to the owner of each part, from ZeRO-2 on layer by layer in tree order; else round a ring
+    )
+    scattered: bool  # tensor ranks send a boundary in parts and gather it on the other side (arXiv 2104.04473 section 4.1)
+
+    def adds_in_tree(self, zero: int) -> bool:
+        """Whether gradients of micro-batches are added up in the order of the canonical tree under a ZeRO stage."""
+        return self.sums_kept or (self.straight and zero >= 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +142,13 @@ class Parent:
 
 @dataclass(frozen=True, slots=True)
 class Reliability:
-    """What a failure costs; rates are with the nodes."""
+    """What a failure costs, in seconds of wall time; rates are with the nodes.
+
+    Spares are not in it: how long a run without them stays smaller depends on repair times that nobody states.
+    """
 
     detect_s: float
     restart_s: float  # forming groups and the like, swap included, without moving state
-    spares: int
     checkpoint_s: float  # that a durable checkpoint costs the run
     load_s: float  # restart from a durable checkpoint, when all holders of some region are lost
 
@@ -240,7 +250,7 @@ class Choice:
     best: Option
     runners_up: tuple[Option, ...]  # of other shapes, best first
     rejected: tuple[Rejected, ...]
-    proven: bool  # nothing in the space can be better than `best` under this cost model (else `bound_s` is how far it could be)
+    proven: bool  # nothing in the space can be better than `best` under this cost model; never where tensor degrees may be mixed
     bound_s: float  # no strategy of the space takes less effective seconds per step
     weighed: int  # strategies whose cost was computed or bounded
     reason: str

@@ -45,7 +45,9 @@ def measured(turn: Turn, event: WorkerMeasured) -> None:
     worker = turn.state.workers.get(event.worker_id)
     if worker is None or not worker.phase.alive or worker.measure == event.measure:
         return
-    turn.worker(worker.worker_id, measure=event.measure, costs=event.costs, pace=1.0)
+    same = turn.state.costs is not None and event.costs.order == turn.state.costs.order
+    turn.worker(worker.worker_id, measure=event.measure, costs=event.costs if same else None, pace=1.0)
     device = event.measure.device
     gflops, gbs = device.flops / 1e9, device.bandwidth / 1e9
-    turn.say(f"{turn.name(worker)} measured its {device.model or device.kind}: {gflops:.3g} GFLOP/s, {gbs:.3g} GB/s")
+    other = "" if same else "; what it says of the model is left out: it found other kinds of layers than the first worker did"
+    turn.say(f"{turn.name(worker)} measured its {device.model or device.kind}: {gflops:.3g} GFLOP/s, {gbs:.3g} GB/s{other}")

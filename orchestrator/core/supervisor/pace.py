@@ -34,7 +34,8 @@ def judge_pace(turn: Turn, seen: dict[str, Observation], limits: Timeouts) -> No
     # With two replicas nobody can say which of them is slow; with two stages the one that is holds the other up.
     if len(paces) < (3 if plan.axis(PIPELINE) == 1 else 2) or min(paces.values()) <= 0:
         return
-    load = {s.worker_id: _load(plan, s.rank) * _slowness(turn, s.worker_id) for s in plan.seats}
+    slowness = _slowness(turn)
+    load = {s.worker_id: _load(plan, s.rank) * slowness[s.worker_id] for s in plan.seats}
     by_load = sorted(p / load[i] for i, p in paces.items())
     for w in members:
         if w.worker_id not in paces:
@@ -47,8 +48,8 @@ def judge_pace(turn: Turn, seen: dict[str, Observation], limits: Timeouts) -> No
             turn.worker(w.worker_id, suspect=told, slow_since_ms=turn.at_ms)
             turn.say(f"{turn.name(w)} is slow, {FailureClass.WORKER_SLOW}: {mine} ms per micro-batch, its peers {usual} ms")
         elif (w.slow_since_ms >= 0 or w.pace > 1.0) and mine < FASTER * factor * usual:
-            turn.worker(w.worker_id, pace=1.0)
-            turn.worker(w.worker_id, slow_since_ms=-1, slow_told=False, suspect="" if w.suspect.startswith("slow") else w.suspect)
+            suspect = "" if w.suspect.startswith("slow") else w.suspect
+            turn.worker(w.worker_id, pace=1.0, slow_since_ms=-1, slow_told=False, suspect=suspect)
             turn.say(f"{turn.name(w)} is no longer slow")
     confirm_ms = CONFIRM * turn.state.job.resilience.detect_within_ms
     for w in turn.members():
@@ -67,13 +68,13 @@ def _median_without(ordered: list[float], value: float) -> float:
     return ordered[middle if middle < bisect_left(ordered, value) else middle + 1]
 
 
-def _slowness(turn: Turn, worker_id: str) -> float:
-    """How much slower than the fastest rank a worker's device was measured to be: that much is no surprise."""
-    measure = turn.state.workers[worker_id].measure
-    if measure is None or not turn.state.planned:
-        return 1.0
-    known = (turn.state.workers[s.worker_id].measure for s in turn.plan().seats)
-    return max(m.device.flops for m in known if m is not None) / measure.device.flops
+def _slowness(turn: Turn) -> dict[str, float]:
+    """How much slower than the fastest rank each worker's device was measured to be: that much is no surprise."""
+    measures = {s.worker_id: turn.state.workers[s.worker_id].measure for s in turn.plan().seats}
+    if not turn.state.planned:
+        return dict.fromkeys(measures, 1.0)
+    fastest = max((m.device.flops for m in measures.values() if m is not None), default=0.0)
+    return {i: fastest / m.device.flops if m is not None else 1.0 for i, m in measures.items()}
 
 
 def _load(plan: Plan, rank: int) -> int:

@@ -185,6 +185,8 @@ def _resources(turn: Turn, workers: Workers) -> tuple[Workers, Resources]:
     told = {i: state.workers[i] for i, _ in order}
     measured = {i: w.measure for i, w in told.items() if w.measure is not None}
     kinds = {node: type_name(m.device.kind, m.device.model) for i, node in order if (m := measured.get(i)) is not None}
+    usual = next(iter(kinds.values()))
+    kinds |= {node: usual for _, node in order if node not in kinds}  # a node that nobody measured fails as often as others
     hours = max(0, turn.at_ms - state.began_ms) / MS_PER_HOUR
     losses: dict[str, int] = {}
     for worker_id in (i for r in state.recoveries for i in r.lost):

@@ -92,7 +92,7 @@ class Worker:
     asked_ms: int = -1  # when it was asked to measure itself; -1: it was not
     measure: WorkerMeasure | None = None  # what it measured
     costs: ModelCosts | None = None  # as it measured the model
-    pace: float = 1.0  # seconds it takes for what its peers do in one, as the planner is to believe
+    pace: float = 1.0  # how many times slower it trains than it was measured to be, held against its peers
 
 
 class ChangeKind(StrEnum):

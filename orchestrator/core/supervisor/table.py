@@ -11,7 +11,7 @@ from orchestrator.core.supervisor.state import JobPhase, WorkerPhase
 J, W = JobPhase, WorkerPhase
 
 JOB: dict[tuple[JobPhase, JobPhase], str] = {
-    (J.WAITING, J.FORMING): "enough workers are ready for a plan",
+    (J.WAITING, J.FORMING): "enough workers are ready for a plan; where the planner chooses, they measured or had time to",
     (J.FORMING, J.RUNNING): "every rank has its state",
     (J.FORMING, J.FENCING): "a member was lost, its groups broke, or the epoch did not prove itself in time",
     (J.RUNNING, J.FENCING): "a member was lost, its groups broke, its state is wrong, or its ranks leave for a planned change",
@@ -23,7 +23,7 @@ JOB: dict[tuple[JobPhase, JobPhase], str] = {
 }
 
 WORKER: dict[tuple[WorkerPhase, WorkerPhase], str] = {
-    (W.REQUESTED, W.SPARE): "it said hello",
+    (W.REQUESTED, W.SPARE): "it said hello; without a rank it measures itself where the planner chooses",
     (W.SPARE, W.MEMBER): "it was given a rank",
     (W.MEMBER, W.LEFT): "it left the epoch, fenced or because its groups broke",
     (W.LEFT, W.MEMBER): "it has a seat in the next epoch",

@@ -26,7 +26,7 @@ from orchestrator.core.planner.strategy import (
 
 GIB = 1 << 30
 PROGRAM = Program("ours", 4, 4, 8, 4, 4, 0.5, 1e-4, 1e-3, 28.0, 200 << 20, 25 << 20, True, True)
-RELIABILITY = Reliability(detect_s=2.0, restart_s=5.0, spares=1, checkpoint_s=3.0, load_s=10.0)
+RELIABILITY = Reliability(detect_s=2.0, restart_s=5.0, checkpoint_s=3.0, load_s=10.0)
 
 
 def layer(name: str, params: int = 1000, *, ms: float | None = None) -> LayerCost:

@@ -135,7 +135,7 @@ def test_explain_plan_tells_the_plan_of_each_epoch(tmp_path: Path, client: FakeC
         "epoch 1",
         "epoch 2",
     ]
-    assert "nothing was predicted" in result.stdout
+    assert "nothing was predicted: the job fixes its plan" in result.stdout
     shown = planned.option(planned.strategy(pipeline=1, data=4))
     client.records = expecting(TOLD.records, shown, planned.choice(shown))
     assert "1,234 weighed" in cli("explain", "plan", home=tmp_path).stdout
@@ -147,7 +147,7 @@ def test_explain_plan_tells_the_plan_of_each_epoch(tmp_path: Path, client: FakeC
 
 
 def test_status_tells_prediction_and_measurement(tmp_path: Path, client: FakeClient) -> None:
-    assert "predicted" not in cli("status", home=tmp_path).stdout
+    assert "nothing was predicted: the job fixes its plan" in cli("status", home=tmp_path).stdout
     made = PredictionStatus(
         epoch=1,
         step_ms=103.0,

@@ -207,12 +207,12 @@ def test_nodes_that_are_slow_or_ill_are_marked() -> None:
     assert "slow: n1 (1.5 x as long); not healthy: n2" in "\n".join(preview_lines(preview, alternatives=0))
 
 
-def test_racks_are_counted_those_without_a_name_as_one() -> None:
+def test_racks_are_counted_and_nodes_without_a_rack_share_one() -> None:
     made = planned.resources(4, racks=2)
     assert "in 4 nodes, 2 racks" in cluster_words(made)
-    assert "in 4 nodes, 2 racks" in cluster_words(
-        replace(made, nodes=tuple(replace(n, rack=n.rack[:-1]) if n.rack == "r0" else replace(n, rack="") for n in made.nodes))
-    )
+    partly = replace(made, nodes=tuple(replace(n, rack=n.rack.removeprefix("r0")) for n in made.nodes))
+    assert {n.rack for n in partly.nodes} == {"", "r1"}
+    assert "in 4 nodes, 2 racks" in cluster_words(partly)
     assert "rack" not in cluster_words(planned.resources(4))
 
 

@@ -71,7 +71,7 @@ def page(told: Recorded, *, undisturbed: Recorded | None = None, verdict: tuple[
 
 def test_the_page_is_sound_and_needs_nothing_from_outside() -> None:
     shown = page(story(), undisturbed=story(fail_at=None), verdict=(("steps lost", "0"), ("digest equal", "yes")))
-    assert shown.ids == ["verdict", "summary", "loss", "failures", "ledger", "plan", "decisions"]
+    assert shown.ids == ["verdict", "summary", "loss", "failures", "ledger", "plan", "prediction", "decisions"]
     assert shown.outside == []
     assert "script" not in shown.tags
     for words in ("steps lost", "digest equal", "equal, bit for bit", "Failure 1: epoch 1 broke after step 3", "Goodput"):
@@ -80,7 +80,7 @@ def test_the_page_is_sound_and_needs_nothing_from_outside() -> None:
 
 def test_predictions_are_held_against_what_was_measured() -> None:
     told = story()
-    assert "prediction" not in page(told).ids
+    assert "Nothing was predicted: the job fixes its plan" in page(told).text
     option = planned.option(planned.strategy(pipeline=1, data=4), step_s=0.090)
     text = render_report(
         job=told.state.job,
@@ -89,7 +89,7 @@ def test_predictions_are_held_against_what_was_measured() -> None:
         peak_rss_bytes={2: {told.plan.seats[1].worker_id: 1 << 29}},
     )
     shown = Page(text)
-    assert "prediction" in shown.ids
+    assert "Nothing was predicted" not in shown.text
     assert "90 ms predicted, 100 ms measured (median of 1 step): 10 % too short" in shown.text
     assert "1.07 GB predicted, none measured" in shown.text  # of epoch 1
     assert "1.07 GB predicted, 537 MB measured: 100 % too much" in shown.text

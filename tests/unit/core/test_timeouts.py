@@ -20,6 +20,7 @@ TEN_MINUTES_MS = 600_000
 def test_the_ladder_nests(detect_within_ms: int) -> None:
     t = derive(detect_within_ms)
     assert 0 < t.tick_ms < t.heartbeat_ms <= t.reconnect_ms <= t.probe_ms < t.suspect_ms < t.lost_ms < detect_within_ms
+    assert t.form_ms < t.measure_ms < t.prove_ms
     assert t.lost_ms < t.form_ms < t.prove_ms < t.leave_ms < t.spawn_ms <= t.first_step_ms < t.orphan_ms < t.collective_ms
     assert 5 * t.heartbeat_ms <= t.suspect_ms, "a few late heartbeats make nobody suspect"
     assert t.suspect_ms + t.probe_ms < t.lost_ms, "a probe is answered before the verdict"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -66,7 +68,11 @@ def test_products_are_of_the_jobs_precision(monkeypatch: pytest.MonkeyPatch) -> 
     seen = set()
 
     def clock(device: torch.device) -> object:
-        return lambda work, calls: calls * (seen.add((work().dim(), work().dtype)) or 1.0)
+        def of(work: Callable[[], torch.Tensor], calls: int) -> float:
+            seen.add((work().dim(), work().dtype))
+            return float(calls)
+
+        return of
 
     monkeypatch.setattr(probe, "_SIZES_CPU", (16,))
     monkeypatch.setattr(probe, "_VECTOR_CPU", 1000)

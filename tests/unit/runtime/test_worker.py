@@ -499,6 +499,38 @@ def test_a_measuring_makes_way_for_an_epoch(worker: Worker) -> None:
     assert isinstance(worker.said(), LeftEpoch), "and nothing was said about the measuring"
 
 
+def test_a_measuring_makes_way_for_a_newer_one_and_is_not_repeated(worker: Worker) -> None:
+    worker.link.on_command(probe(1))
+    worker.engine.measuring.get(timeout=WAIT_S)
+    worker.link.on_command(probe(2))
+    assert worker.engine.measuring.get(timeout=WAIT_S).number == 2
+    worker.link.on_command(probe(2))
+    worker.link.on_command(probe(1))
+    worker.engine.measured.put(True)
+    assert isinstance(worker.said(), WorkerMeasured)
+    worker.link.on_command(probe(3))
+    assert worker.engine.measuring.get(timeout=WAIT_S).number == 3
+
+
+def test_a_fence_while_it_measures_is_answered_at_once(worker: Worker) -> None:
+    worker.link.on_command(probe(1))
+    worker.engine.measuring.get(timeout=WAIT_S)
+    worker.link.on_command(FenceEpoch(ME, 1))
+    assert isinstance(worker.said(), LeftEpoch)
+    worker.engine.measured.put(True)
+    assert isinstance(worker.said(), WorkerMeasured)
+
+
+def test_what_was_to_be_measured_before_an_epoch_is_not_measured_after_it(worker: Worker) -> None:
+    worker.link.on_command(order(2))
+    assert worker.runs() == 2
+    worker.link.on_command(probe(1))  # of epoch 0, overtaken by an order
+    worker.link.on_command(FenceEpoch(ME, 2))
+    assert isinstance(worker.said(), LeftEpoch)
+    worker.link.on_command(MeasureWorker(ME, 2, 2, probe(2).workers))
+    assert worker.engine.measuring.get(timeout=WAIT_S).number == 2
+
+
 def test_a_measuring_that_fails_costs_nothing(worker: Worker) -> None:
     worker.link.on_command(probe(1))
     worker.engine.measuring.get(timeout=WAIT_S)

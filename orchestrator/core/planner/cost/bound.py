@@ -15,7 +15,7 @@ from itertools import accumulate
 
 from orchestrator.core.plan.plan import PipelineSchedule
 from orchestrator.core.planner.cost.collectives import ALONE, INFINITE, Ring, all_gather, reduce_scatter
-from orchestrator.core.planner.cost.programs import SUM_BYTES, straight
+from orchestrator.core.planner.cost.programs import SUM_BYTES
 from orchestrator.core.planner.cost.stages import Tables
 from orchestrator.core.planner.strategy import Problem
 
@@ -43,7 +43,7 @@ class Bounds:
         self._nodes = nodes
         self._devices_max = max(n.devices for n in nodes)
         self._inside = (min(n.inside.latency_s for n in nodes), max(n.inside.bandwidth for n in nodes))
-        rails = [n.network.bandwidth * (1 if straight(problem.program) else n.devices) for n in nodes]
+        rails = [n.network.bandwidth * (1 if problem.program.straight else n.devices) for n in nodes]
         self._across = (min(n.network.latency_s for n in nodes), max(rails))
         types = problem.resources.by_name
         self._bandwidth = max(types[n.device].bandwidth / n.pace for n in nodes)
@@ -85,7 +85,7 @@ class Bounds:
         if zero >= 3:
             gathered = all_gather(gathers, program.gathered_bytes * elements, layers)
             traffic += (1 - program.overlap) * (3 if halves else 2) * gathered
-        if program.sums_kept:
+        if program.adds_in_tree(zero):
             traffic += SUM_BYTES * elements / self._bandwidth
         acts = self._pace * program.act_s * (3 if halves else 2)
         once = work.total + traffic + acts * pipeline * stages_per_rank  # a micro-batch on all ranks, one after the other

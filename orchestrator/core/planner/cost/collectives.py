@@ -55,16 +55,6 @@ def all_reduce(ring: Ring, numbytes: float, messages: int = 1) -> float:
     return min(2 * all_gather(ring, numbytes, messages), tree)
 
 
-def broadcast(ring: Ring, numbytes: float) -> float:
-    """Seconds from one to all: the better of a binomial tree and of scatter and all-gather (4.2)."""
-    n = ring.size
-    if n == 1:
-        return 0.0
-    steps = (n - 1).bit_length()
-    tree = steps * (ring.latency_s + numbytes / ring.bandwidth)
-    return min(tree, (steps + n - 1) * ring.latency_s + 2 * (n - 1) / n * numbytes / ring.bandwidth)
-
-
 def send(link: Ring, numbytes: float) -> float:
     """Seconds from one to another."""
     return 0.0 if link.size == 1 else link.latency_s + numbytes / link.bandwidth
@@ -83,35 +73,47 @@ class Network:
         self._uplink, self._uplink_total = resources.uplink, resources.uplink_total
         kinds: dict[tuple[Link, Link, float], int] = {}
         self._kind_of = [kinds.setdefault((n.inside, n.network, n.network_total), len(kinds)) for n in resources.nodes]
+        self._insides = [inside for inside, _, _ in kinds]  # link of each kind
 
     def inside(self, nodes: Iterable[int], size: int) -> Ring:
         """A ring no faster than those of groups that each lie on one of these nodes."""
-        alike = {self._kind_of[n]: self._nodes[n].inside for n in nodes}
-        return _slowest([Ring(size, link.latency_s, link.bandwidth) for link in alike.values()])
+        return _slowest(self._within({(self._kind_of[n], size) for n in nodes}))
+
+    def _within(self, groups: Iterable[tuple[int, int]]) -> list[Ring]:
+        """Rings inside nodes, from their kind and the group's size."""
+        return [Ring(size, self._insides[kind].latency_s, self._insides[kind].bandwidth) for kind, size in groups]
 
     def rings(self, columns: Sequence[Iterable[tuple[Sequence[int], int]]]) -> list[Ring]:
         """For each column of groups a ring no faster than any of them; all groups of all columns run at once.
 
         A group is named by the node of each member, and comes with the number of groups like it.
         """
-        folded: list[Counter[tuple[int, ...]]] = []
+        folded: list[dict[tuple[int, ...], int]] = []  # groups that leave a node
+        within: list[set[tuple[int, int]]] = []  # kind of node and size of those that do not
         for groups in columns:
-            column: Counter[tuple[int, ...]] = Counter()
+            column: dict[tuple[int, ...], int] = {}
+            insides: set[tuple[int, int]] = set()
             for group, times in groups:
-                column[tuple(sorted(group))] += times
+                nodes = tuple(sorted(group))
+                if nodes[0] == nodes[-1]:
+                    insides.add((self._kind_of[nodes[0]], len(nodes)))
+                else:
+                    column[nodes] = column.get(nodes, 0) + times
             folded.append(column)
-        counts = {nodes: Counter(nodes) for column in folded for nodes in column if nodes[0] != nodes[-1]}
-        out: Counter[int] = Counter()  # groups that leave a node
+            within.append(insides)
+        out = [0] * len(self._nodes)  # groups that leave a node
         up: Counter[int] = Counter()  # and a rack
         for column in folded:
             for nodes, times in column.items():
-                if nodes[0] != nodes[-1]:
-                    for n, members in counts[nodes].items():
-                        out[n] += times * (members if self._straight else 1)
-                    for rack in self._racks(counts[nodes]):
-                        up[rack] += times
-        known = {nodes: self._ring(count, out, up) for nodes, count in counts.items()}
-        return [_slowest([known.get(nodes) or self.inside(nodes[:1], len(nodes)) for nodes in column]) for column in folded]
+                for n in nodes if self._straight else set(nodes):
+                    out[n] += times
+                for rack in self._racks(nodes):
+                    up[rack] += times
+        links: dict[tuple[int, int, int], tuple[float, float]] = {}
+        return [
+            _slowest([*self._within(insides), *(self._ring(nodes, out, up, links) for nodes in column)])
+            for column, insides in zip(folded, within, strict=True)
+        ]
 
     def links(self, columns: Sequence[tuple[Iterable[tuple[int, int]], int]]) -> list[Ring]:
         """For each column of pairs of nodes (sender's, receiver's) a link no faster than any of theirs; all send at once.
@@ -119,7 +121,8 @@ class Network:
         A column comes with the number of pairs like each.
         """
         folded = [Counter(pairs) for pairs, _ in columns]
-        out, into, up, down = (Counter[int]() for _ in range(4))
+        out, into = [0] * len(self._nodes), [0] * len(self._nodes)
+        up, down = Counter[int](), Counter[int]()
         for column, (_, alike) in zip(folded, columns, strict=True):
             for (a, b), pairs in column.items():
                 times = pairs * alike
@@ -132,7 +135,7 @@ class Network:
         return [_slowest(self._links(column, out, into, up, down)) for column in folded]
 
     def _links(
-        self, pairs: Iterable[tuple[int, int]], out: Counter[int], into: Counter[int], up: Counter[int], down: Counter[int]
+        self, pairs: Iterable[tuple[int, int]], out: Sequence[int], into: Sequence[int], up: Counter[int], down: Counter[int]
     ) -> list[Ring]:
         """The different links among these pairs of nodes."""
         kinds, racks = self._kind_of, self._rack_of
@@ -153,25 +156,35 @@ class Network:
             found[key] = Ring(2, latency, bandwidth)
         return list(found.values())
 
-    def _racks(self, count: Counter[int]) -> set[int]:
+    def _racks(self, nodes: Iterable[int]) -> set[int]:
         """The racks of a group that leaves its rack; none where it does not."""
-        racks = {self._rack_of[n] for n in count}
+        racks = {self._rack_of[n] for n in nodes}
         return racks if len(racks) > 1 else set()
 
-    def _ring(self, count: Counter[int], out: Counter[int], up: Counter[int]) -> Ring:
+    def _ring(
+        self, nodes: Sequence[int], out: Sequence[int], up: Counter[int], links: dict[tuple[int, int, int], tuple[float, float]]
+    ) -> Ring:
+        """Of a group on several nodes. `links` remembers what `_link` finds: by kind of node, members, groups that leave."""
         latency, bandwidth = 0.0, INFINITE
-        for n, members in count.items():
-            node = self._nodes[n]
-            if members > 1:
-                latency, bandwidth = max(latency, node.inside.latency_s), min(bandwidth, node.inside.bandwidth)
-            if len(count) > 1:
-                latency = max(latency, node.network.latency_s)
-                rails = 1 if self._straight else members
-                bandwidth = min(bandwidth, rails * node.network.bandwidth, node.network_total / out[n])
-        racks = self._racks(count)
+        different = set(nodes)
+        for n in different:
+            key = self._kind_of[n], 1 if len(different) == len(nodes) else nodes.count(n), out[n]
+            if key not in links:
+                links[key] = self._link(n, key[1], out[n])
+            latency, bandwidth = max(latency, links[key][0]), min(bandwidth, links[key][1])
+        racks = self._racks(different)
         if racks:
             latency, bandwidth = self._between(latency, bandwidth, max(up[rack] for rack in racks))
-        return Ring(count.total(), latency, bandwidth)
+        return Ring(len(nodes), latency, bandwidth)
+
+    def _link(self, n: int, members: int, groups: int) -> tuple[float, float]:
+        """(latency, bandwidth) of what a group passes on a node with so many of its members, as one of so many that leave it."""
+        node = self._nodes[n]
+        rails = 1 if self._straight else members
+        latency, bandwidth = node.network.latency_s, min(rails * node.network.bandwidth, node.network_total / groups)
+        if members > 1:
+            latency, bandwidth = max(latency, node.inside.latency_s), min(bandwidth, node.inside.bandwidth)
+        return latency, bandwidth
 
     def _between(self, latency: float, bandwidth: float, flows: int) -> tuple[float, float]:
         """What is left of a link where it leaves a rack as one of so many flows."""

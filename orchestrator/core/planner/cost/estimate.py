@@ -16,9 +16,9 @@ from orchestrator.core.plan.plan import PipelineSchedule
 from orchestrator.core.planner.cost.bound import Bounds
 from orchestrator.core.planner.cost.collectives import all_gather, all_reduce, reduce_scatter, send
 from orchestrator.core.planner.cost.goodput import Losses, all_lost_per_s, checkpoint_every, goodput
-from orchestrator.core.planner.cost.memory import Copied, Sums, rank_memory, sets_in_flight, stage_bytes, sums_of
+from orchestrator.core.planner.cost.memory import Copied, Sums, rank_memory, state_bytes, sums_of
 from orchestrator.core.planner.cost.mesh import Holders, Meshes, MeshOnDevices, Place
-from orchestrator.core.planner.cost.programs import SUM_BYTES, scattered, straight
+from orchestrator.core.planner.cost.programs import SUM_BYTES
 from orchestrator.core.planner.cost.stages import Tables
 from orchestrator.core.planner.cost.timeline import StageTimes, ends
 from orchestrator.core.planner.strategy import Estimate, Memory, Problem, Strategy, Term
@@ -69,10 +69,9 @@ class Costing:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.tables = Tables(problem.costs, problem.resources)
-        self.bounds = Bounds(problem, self.tables)
-        self.bound = self.bounds.effective_s
+        self.bound = Bounds(problem, self.tables).effective_s
         self._memories: dict[tuple[object, ...], tuple[Memory, ...]] = {}
-        self._meshes = Meshes(problem.resources, straight=straight(problem.program))
+        self._meshes = Meshes(problem.resources, straight=problem.program.straight)
 
     # -------------------------------------------------------------------------------------------------------- questions
 
@@ -126,58 +125,15 @@ class Costing:
         shares = [s.share(r) for r in range(s.data)]
         return max(self._replicas(s, self._meshes.of(s), self._meshes.holders(s), shares), key=lambda r: max(r.ends)).times
 
-    def layer_seconds(
-        self, layer: int, *, device: str, pace: float, tensor: int, units: int, recompute: bool
-    ) -> tuple[float, float]:
-        """(forward, backward with recomputation where asked) of one layer and micro-batch, without any traffic."""
-        passes = self.tables.speeds(device, tensor).passes(layer, layer + 1, units)
-        again = passes.forward_s if recompute else 0.0
-        return pace * passes.forward_s, pace * (passes.backward_s + again)
+    def element_bytes(self, *, pipeline: int, tensor: int, zero: int, shard: int, shares: Sequence[int]) -> float:
+        """Bytes of lasting state per element of a rank's stages, one stage on each pipeline rank: weights, gradients, optimizer.
 
-    def stage_bytes(
-        self,
-        first: int,
-        last: int,
-        *,
-        tensor: int,
-        data: int,
-        zero: int,
-        shard: int,
-        units: int,
-        micro_batches: int,
-        in_flight: int,
-        recompute: bool,
-    ) -> float:
-        """What a rank needs that has layers [first, last) only, without copies and buffers; grows with the layers.
-
-        `micro_batches` are those of the step, shared evenly by the replicas; `in_flight`: see `in_flight`.
+        `shares`: micro-batches of each replica.
         """
-        shares = tuple(micro_batches * (r + 1) // data - micro_batches * r // data for r in range(data))
-        return stage_bytes(
-            self.problem.program,
-            self.tables.runs(tensor),
-            first,
-            last,
-            data=data,
-            zero=zero,
-            shard=shard,
-            units=units,
-            in_flight=in_flight,
-            recompute=recompute,
-            sums=sums_of(
-                self.problem.program,
-                zero=zero,
-                micro_batches=micro_batches,
-                shares=shares,
-                pipeline=1 if last - first == len(self.problem.costs.order) else 2,
-                tensor=tensor,
-            ),
-        )
-
-    @staticmethod
-    def in_flight(schedule: PipelineSchedule, *, pipeline: int, micro_batches: int) -> tuple[int, ...]:
-        """Micro-batches in flight at most on each rank of a pipeline with one stage each."""
-        return sets_in_flight(schedule, pipeline=pipeline, micro_batches=micro_batches)
+        program, m = self.problem.program, sum(shares)
+        sums = sums_of(program, zero=zero, micro_batches=m, shares=shares, pipeline=pipeline, tensor=tensor)
+        state = state_bytes(program, 1.0, zero=zero, shard=shard, data=len(shares), sums=sums)
+        return state.weights + state.gradients + state.optimizer
 
     # --------------------------------------------------------------------------------------------------------- pipeline
 
@@ -226,13 +182,13 @@ class Costing:
             returned=self._crossing(s, mesh, pipe, pipe, s.units * runs.boundary_bytes(b)) if b < runs.layers else 0.0,
             scattered=reduce_scatter(mesh.datas[pipe], program.exchanged_bytes * elements, layers) if s.zero >= 2 else 0.0,
             gathered=all_gather(holders.gathers[pipe], program.gathered_bytes * elements, layers) if s.zero >= 3 else 0.0,
-            added=SUM_BYTES * elements / mesh.bandwidths[pipe] if program.sums_kept else 0.0,
+            added=SUM_BYTES * elements / mesh.bandwidths[pipe] if program.adds_in_tree(s.zero) else 0.0,
         )
 
     def _crossing(self, s: Strategy, mesh: MeshOnDevices, receiver: int, boundary: int, numbytes: float) -> float:
         """Seconds that a rank waits for what comes over the boundary after pipeline rank `boundary`, in either direction."""
         link = mesh.boundaries[boundary]
-        if link.size == 1 or s.tensor == 1 or not scattered(self.problem.program):
+        if link.size == 1 or s.tensor == 1 or not self.problem.program.scattered:
             return send(link, numbytes)
         ring = mesh.tensors[receiver]
         return min(send(link, numbytes), send(link, numbytes / ring.size) + all_gather(ring, numbytes))
@@ -275,7 +231,7 @@ class Costing:
         program, ring = self.problem.program, mesh.datas[pipe]
         numbytes = program.exchanged_bytes * elements
         traffic = 0.0
-        if s.zero == 0 and not program.sums_kept:
+        if s.zero == 0 and not program.straight:
             traffic = all_reduce(ring, numbytes)
         elif s.zero < 2:
             traffic = reduce_scatter(ring, sums.sent * numbytes) + (all_gather(ring, numbytes) if s.zero == 0 else 0.0)
@@ -340,7 +296,8 @@ class Costing:
         """(goodput, steps between checkpoints, what one node's loss costs in seconds).
 
         A loss costs detection, forming groups, the fullest rank's state over the network, and half a step. With a spare the new
-        ranks receive it; without one the survivors share it out among them, which is taken to last as long.
+        ranks receive it; without one the survivors share it out among them, which is taken to last as long. That the run then
+        goes on with fewer ranks, until the node is back, is not counted.
         """
         r, program, nodes = self.problem.reliability, self.problem.program, len(mesh.nodes)
         held = max(elements)

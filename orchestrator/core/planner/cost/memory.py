@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 from orchestrator.core.plan.plan import PipelineSchedule
 from orchestrator.core.planner.cost.stages import Runs
@@ -47,15 +48,13 @@ def sums_of(
     Our ranks take memory for some sums beforehand, the reduced gradient's included, where they run the whole model
     (engine/rank_state.py prefault); those with several stages were measured to keep one more of each stage's size.
     """
-    if not program.sums_kept:
+    if not program.straight:
         return Sums(1, 0, 1) if zero < 2 else Sums(0, 1, 1)
     if zero >= 2:
         return Sums(0, streamed_sums(micro_batches, len(shares)), 1)
-    runs, at = [], 0
-    for share in shares:
-        runs.append((at, at + share))
-        at += share
-    alive, sent = tree_sums(tuple(runs), micro_batches)
+    alive, sent = 1, 1
+    if program.sums_kept:
+        alive, sent = tree_sums(tuple(pairwise(accumulate(shares, initial=0))), micro_batches)
     if stages_per_rank > 1:
         return Sums(alive, 0, sent, 1)
     taken = max(shares).bit_length() + (1 if zero else 0) if pipeline * tensor == 1 else 0
@@ -74,8 +73,8 @@ class StateBytes:
 def state_bytes(program: Program, elements: float, *, zero: int, shard: int, data: int, sums: Sums) -> StateBytes:
     """Of a rank whose stages have so many elements. Sums in tree order go into memory of their own (engine/optim.py Reduced)."""
     held = elements / shard
-    gradients = (sums.whole + sums.spare) * elements + sums.own * elements / (data if program.sums_kept else shard)
-    if program.sums_kept:
+    gradients = (sums.whole + sums.spare) * elements + sums.own * elements / (data if program.straight else shard)
+    if program.straight:
         gradients += held
     return StateBytes(
         weights=program.weight_bytes * (held if zero >= 3 else elements),
@@ -90,33 +89,12 @@ def passing_bytes(program: Program, runs: Runs, first: int, last: int, *, zero: 
     if zero < 2:
         return work
     layer = runs.layer_elements(first, last)
-    if program.sums_kept:  # free buffers are kept by size (engine/buffers.py)
+    if program.straight:  # free buffers are kept by size (engine/buffers.py)
         sizes = runs.distinct_elements(first, last)
         work += program.gradient_bytes * max(STREAMED * layer, 2 * sizes)
         return work + (program.weight_bytes * sizes if zero >= 3 else 0.0)
     work += program.gradient_bytes * min(layer, LIVE_MAX)
     return work + (program.weight_bytes * min(2 * layer, LIVE_MAX) if zero >= 3 else 0.0)  # they fetch ahead
-
-
-def stage_bytes(
-    program: Program,
-    runs: Runs,
-    first: int,
-    last: int,
-    *,
-    data: int,
-    zero: int,
-    shard: int,
-    units: int,
-    in_flight: int,
-    recompute: bool,
-    sums: Sums,
-) -> float:
-    """Of a rank that has this stage only, without copies and buffers. Grows with the layers."""
-    state = state_bytes(program, runs.elements(first, last), zero=zero, shard=shard, data=data, sums=sums)
-    kept = in_flight * units * runs.kept_bytes(first, last, recompute=recompute)
-    passing = passing_bytes(program, runs, first, last, zero=zero, units=units, recompute=recompute)
-    return state.weights + state.gradients + state.optimizer + kept + passing + program.rank_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,12 +132,12 @@ def rank_memory(
     state = state_bytes(program, elements, zero=s.zero, shard=s.shard, data=s.data, sums=sums)
     sets = live(s.schedule, s.pipeline, len(bounds), micro_batches)[pipe]
     per_copy = program.optimizer_bytes + (0 if copied.weights else program.weight_bytes)
-    per_copy += program.gradient_bytes if program.sums_kept else 0
+    per_copy += program.gradient_bytes if program.straight else 0
     if len(kept) == 1:
         activations = sets[0][0] * kept[0]
     else:
         activations = max(sum(n * k for n, k in zip(counts, kept, strict=True)) for counts in sets)
-    if program.sums_kept and pipe and s.schedule is PipelineSchedule.ZERO_BUBBLE:
+    if program.straight and pipe and s.schedule is PipelineSchedule.ZERO_BUBBLE:
         (a, b), again = bounds[pipe], s.recompute[pipe]
         whole = s.units * runs.kept_bytes(a, b, recompute=False)
         activations += min(micro_batches, pipe + 1) * (ARRIVED * whole + (whole if again else 0.0))
@@ -181,15 +159,10 @@ def rank_memory(
 
 def _reduction_bytes(s: Strategy, program: Program, *, elements: float, sums: Sums) -> float:
     """Buffers of the reduction: a bucket; or two rounds of everybody's pieces, beyond memory that is there for sums anyway."""
-    if s.data == 1 or (s.zero >= 2 and program.sums_kept):  # streamed gradients are counted as work
+    if s.data == 1 or (s.zero >= 2 and program.straight):  # streamed gradients are counted as work
         return 0.0
-    if not program.sums_kept:
+    if not program.straight:
         return min(float(program.bucket_bytes), program.exchanged_bytes * elements)
     piece = min(PIECE_BYTES, program.exchanged_bytes * elements / s.data)
     scratch = min(float(program.bucket_bytes), 2 * sums.sent * (s.data - 1) * piece)
     return max(0.0, scratch - program.gradient_bytes * sums.spare * elements)
-
-
-def sets_in_flight(schedule: PipelineSchedule, *, pipeline: int, micro_batches: int) -> tuple[int, ...]:
-    """Micro-batches in flight on each rank of a pipeline with one stage each."""
-    return tuple(max(counts[0] for counts in sets) for sets in live(schedule, pipeline, pipeline, micro_batches))

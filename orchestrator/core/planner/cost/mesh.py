@@ -46,6 +46,15 @@ class MeshOnDevices:
     spans: bool  # whether replicas lie on several nodes
 
 
+@dataclass(frozen=True, slots=True)
+class _Heads:
+    """Ranks that stand for all of a pipeline rank."""
+
+    nodes: list[int]  # of each, replica by replica
+    step: int  # of them in a replica
+    alike: int  # ranks that each stands for
+
+
 class Meshes:
     """Makes and remembers them; `straight` as for a Network."""
 
@@ -81,6 +90,7 @@ class Meshes:
     def _look(self, s: Strategy) -> MeshOnDevices:
         resources, data = self._resources, s.data
         nodes = self._nodes(s)
+        heads = [_heads(mine, t) for mine, t in zip(nodes, s.tensors, strict=True)]
         used = Counter(chain.from_iterable(nodes))
         alone = tuple([ALONE] * s.pipeline)
         rates = sum(resources.nodes[n].failures_per_hour for n in sorted(used)) / 3600.0
@@ -92,9 +102,9 @@ class Meshes:
         here = [{(resources.nodes[n].device, resources.nodes[n].pace) for n in set(mine)} for mine in nodes]
         types = resources.by_name
         return MeshOnDevices(
-            tensors=alone if s.tensor == 1 else self._tensor_rings(nodes, s.tensors),
-            datas=alone if data == 1 else self._data_rings(nodes, s.tensors, data),
-            boundaries=alone if s.pipeline == 1 else self._boundaries(nodes, s),
+            tensors=alone if s.tensor == 1 else self._tensor_rings(nodes, heads, s.tensors),
+            datas=alone if data == 1 else self._data_rings(heads, data),
+            boundaries=alone if s.pipeline == 1 else self._boundaries(nodes, heads, s),
             places=tuple(rows),
             replicas=tuple(tuple(r) for r in rows.values()),
             limits=tuple(min(types[name].memory_bytes for name, _ in speeds) for speeds in here),
@@ -103,7 +113,7 @@ class Meshes:
             nodes=tuple(sorted(used)),
             failures_per_s=rates,
             crowding=max(count / left if left else float("inf") for count, left in zip(used.values(), rest, strict=True)),
-            spans=any(len(set(mine[c::t])) > 1 for mine, t in zip(nodes, s.tensors, strict=True) for c in range(t)),
+            spans=any(len(set(h.nodes[c :: h.step])) > 1 for h in heads for c in range(h.step)),
         )
 
     def _leaving(self, used: Counter[int]) -> Ring:
@@ -129,37 +139,38 @@ class Meshes:
         nodes = [node_of[d] for d in s.devices]
         return [nodes[first : first + t * s.data] for first, t in zip(s.first_rank, s.tensors, strict=True)]
 
-    def _tensor_rings(self, nodes: list[list[int]], tensors: tuple[int, ...]) -> tuple[Ring, ...]:
-        near = [_together(b, t) for b, t in zip(nodes, tensors, strict=True)]
+    def _tensor_rings(self, nodes: list[list[int]], heads: list[_Heads], tensors: tuple[int, ...]) -> tuple[Ring, ...]:
         rings = self._network.rings(
             [
-                [] if inside else [(b[i : i + t], 1) for i in range(0, len(b), t)]
-                for b, t, inside in zip(nodes, tensors, near, strict=True)
+                [] if h.step == 1 else [(b[i : i + t], 1) for i in range(0, len(b), t)]
+                for b, h, t in zip(nodes, heads, tensors, strict=True)
             ]
         )
         return tuple(
-            (ALONE if t == 1 else self._network.inside(set(b), t)) if inside else ring
-            for b, t, inside, ring in zip(nodes, tensors, near, rings, strict=True)
+            (ALONE if t == 1 else self._network.inside(set(h.nodes), t)) if h.step == 1 else ring
+            for h, t, ring in zip(heads, tensors, rings, strict=True)
         )
 
-    def _data_rings(self, nodes: list[list[int]], tensors: tuple[int, ...], size: int) -> tuple[Ring, ...]:
+    def _data_rings(self, heads: list[_Heads], size: int) -> tuple[Ring, ...]:
         """Rings over the data axis, each of so many replicas in a row."""
         columns: list[list[tuple[list[int], int]]] = []
-        for b, t in zip(nodes, tensors, strict=True):
-            alike = t if _together(b, t) else 1
-            starts = [first + c for first in range(0, len(b), size * t) for c in range(0, t, alike)]
-            columns.append([(b[k : k + (size - 1) * t + 1 : t], alike) for k in starts])
+        for h in heads:
+            starts = [first + c for first in range(0, len(h.nodes), size * h.step) for c in range(h.step)]
+            columns.append([(h.nodes[k : k + (size - 1) * h.step + 1 : h.step], h.alike) for k in starts])
         return tuple(self._network.rings(columns))
 
-    def _boundaries(self, nodes: list[list[int]], s: Strategy) -> tuple[Ring, ...]:
+    def _boundaries(self, nodes: list[list[int]], heads: list[_Heads], s: Strategy) -> tuple[Ring, ...]:
         columns: list[tuple[list[tuple[int, int]], int]] = []
         for pipe, (mine, t) in enumerate(zip(nodes, s.tensors, strict=True)):
             theirs, u = nodes[(pipe + 1) % s.pipeline], s.tensors[(pipe + 1) % s.pipeline]
             if pipe == s.pipeline - 1 and s.stages_per_rank == 1:
                 columns.append(([], 1))
             elif t == u:
-                alike = t if _together(mine, t) and _together(theirs, t) else 1
-                columns.append((list(zip(mine[::alike], theirs[::alike], strict=True)), alike))
+                ours, others = heads[pipe], heads[(pipe + 1) % s.pipeline]
+                if ours.step == others.step == 1:
+                    columns.append((list(zip(ours.nodes, others.nodes, strict=True)), t))
+                else:
+                    columns.append((list(zip(mine, theirs, strict=True)), 1))
             else:
                 wide = max(t, u)
                 columns.append(([(mine[k * t // wide], theirs[k * u // wide]) for k in range(s.data * wide)], 1))
@@ -168,15 +179,15 @@ class Meshes:
     def _hold(self, s: Strategy) -> Holders:
         if s.shard == s.data:
             return Holders(self.of(s).datas, tuple([True] * s.pipeline), 1)
-        nodes = self._nodes(s)
-        spread = [
-            [len(set(mine[p * t + c :: s.shard * t])) for p in range(s.shard) for c in range(t)]
-            for mine, t in zip(nodes, s.tensors, strict=True)
-        ]
-        gathers = self._data_rings(nodes, s.tensors, s.shard) if s.shard > 1 else tuple([ALONE] * s.pipeline)
+        heads = [_heads(mine, t) for mine, t in zip(self._nodes(s), s.tensors, strict=True)]
+        spread = [[len(set(h.nodes[k :: s.shard * h.step])) for k in range(s.shard * h.step)] for h in heads]
+        gathers = self._data_rings(heads, s.shard) if s.shard > 1 else tuple([ALONE] * s.pipeline)
         return Holders(gathers, tuple(min(mine) == 1 for mine in spread), min(map(min, spread)))
 
 
-def _together(nodes: list[int], tensor: int) -> bool:
-    """Whether each tensor group sits on one node."""
-    return all(nodes[c::tensor] == nodes[::tensor] for c in range(1, tensor))
+def _heads(nodes: list[int], tensor: int) -> _Heads:
+    """Of a pipeline rank: one rank for each tensor group where every group sits on one node, else all of them."""
+    first = nodes[::tensor]
+    if all(nodes[c::tensor] == first for c in range(1, tensor)):
+        return _Heads(first, step=1, alike=tensor)
+    return _Heads(nodes, step=tensor, alike=1)

@@ -1,26 +1,18 @@
 """How the training programs behave whose plans we cost: ours, and those of the published figures we hold the model against.
 
 Bytes are per parameter. The constants of OURS are read off the engine, module by module; `act_s`, `step_s` and `rank_bytes` are
-of a CPU worker and are to be replaced by what is measured where that is known. Those of others are from their papers.
+of a CPU worker and are to be replaced by what is measured where that is known. Those of others are from their papers where one is
+named; what is marked as assumed has no source but plausibility.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from orchestrator.core.planner.strategy import Program
 
 MIB = 1 << 20
 SUM_BYTES = 8  # memory traffic per element and micro-batch of the canonical tree: half of the leaves are zeroed, half are added
-
-
-def straight(program: Program) -> bool:
-    """Whether ranks send gradients to their owners one by one, as the canonical sums need it, and not round a ring."""
-    return program.sums_kept
-
-
-def scattered(program: Program) -> bool:
-    """Whether tensor ranks send a boundary in parts and gather it on the other side (arXiv 2104.04473 section 4.1)."""
-    return not program.sums_kept
-
 
 OURS = Program(
     name="ours",
@@ -30,14 +22,19 @@ OURS = Program(
     exchanged_bytes=4,  # engine/reduce.py sends fp32, every partial sum of a rank
     gathered_bytes=4,  # engine/training.py _gather, engine/weights.py _gather
     overlap=0.0,  # engine/training.py: reduces after the last micro-batch, updates, gathers, in turn
-    act_s=2e-4,  # seeding, phases, a gloo header
-    step_s=3e-3,  # the commit exchange and the report of a step
+    act_s=2e-4,  # assumed: seeding, phases, a gloo header
+    step_s=3e-3,  # assumed: the commit exchange and the report of a step
     update_bytes=40.0,  # fold, norm, clip and AdamW: what 6.4 M parameters took on a CPU, in bytes at its bandwidth
     rank_bytes=320 * MIB,  # a process that has imported torch and trains next to nothing, measured
     bucket_bytes=64 * MIB,  # engine/reduce.py SCRATCH_BYTES
     peer_reads=True,  # engine/training.py: copies are sent the reduced gradient and make the same update
     sums_kept=True,  # engine/accumulate.py
+    straight=True,  # engine/reduce.py, engine/weights.py
+    scattered=False,  # engine/pipeline.py: each coordinate sends all of its boundary
 )
+
+# Under `consistency: fast` a rank has one sum (engine/accumulate.py); from ZeRO-2 on it streams as OURS does (engine/weights.py).
+FAST = replace(OURS, name="ours, fast", sums_kept=False)
 
 MEGATRON = Program(
     name="megatron",  # mixed precision as in arXiv 2104.04473 section 5; memory as in arXiv 1910.02054 section 3.1
@@ -47,13 +44,15 @@ MEGATRON = Program(
     exchanged_bytes=4,
     gathered_bytes=2,
     overlap=0.0,  # arXiv 2104.04473: gradients are all-reduced after the pipeline flush
-    act_s=0.0,  # hidden: kernels are queued ahead
-    step_s=0.0,
+    act_s=0.0,  # assumed: hidden, for kernels are queued ahead
+    step_s=0.0,  # assumed: as little
     update_bytes=36.0,  # fused Adam: gradient 4, weights and moments read and written 24, half weights 2, norm 4, zeroing 2
-    rank_bytes=2 * 1024 * MIB,  # CUDA context and library buffers
-    bucket_bytes=512 * MIB,
+    rank_bytes=2 * 1024 * MIB,  # assumed: CUDA context and library buffers
+    bucket_bytes=512 * MIB,  # assumed
     peer_reads=False,
     sums_kept=False,
+    straight=False,
+    scattered=True,
 )
 
 DEEPSPEED = Program(
@@ -63,12 +62,14 @@ DEEPSPEED = Program(
     optimizer_bytes=12,
     exchanged_bytes=2,
     gathered_bytes=2,
-    overlap=0.8,  # section 5.2: buckets are reduced during the backward pass; the last one is not hidden
-    act_s=0.0,
+    overlap=0.8,  # assumed; section 5.2: buckets are reduced during the backward pass; the last one is not hidden
+    act_s=0.0,  # assumed, as above
     step_s=0.0,
-    update_bytes=34.0,
-    rank_bytes=2 * 1024 * MIB,
+    update_bytes=34.0,  # as above with gradients of two bytes
+    rank_bytes=2 * 1024 * MIB,  # assumed, as above
     bucket_bytes=1024 * MIB,  # reduce and gather buckets of 5e8 bytes, its default
     peer_reads=False,
     sums_kept=False,
+    straight=False,
+    scattered=True,
 )

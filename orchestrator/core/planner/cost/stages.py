@@ -103,10 +103,6 @@ class Speeds:
             (b[last] - b[first]) * units + c[last] - c[first],
         )
 
-    def layer(self, index: int, units: int) -> Passes:
-        """Of one layer."""
-        return self.passes(index, index + 1, units)
-
 
 def _line(kind: LayerCost, device: DeviceType, tensor: int) -> tuple[float, float, float, float]:
     """Seconds of a layer: (forward per unit, forward fixed, backward per unit, backward fixed)."""

@@ -38,9 +38,10 @@ class Ground:
             self.orders = [tuple(racks)]
         self._whole = len(self.orders)  # those of which the slowest nodes stay idle; of the others the last ones do
         self.orders = list(dict.fromkeys((*self.orders, *self._from_each_kind(fast))))
+        self._largest = max((nodes[n].devices for n in self.usable), default=0)
         self.listed = 0  # words of assignments so far, for those who count effort
         self._assignments: dict[tuple[int, tuple[int, ...], bool], list[Devices] | None] = {}
-        self._cut_up: dict[tuple[int, int], tuple[list[Devices], list[Devices]]] = {}
+        self._cut_up: dict[tuple[int, int], list[Devices]] = {}
 
     def _kinds(self) -> list[int]:
         """A number for each node, the same for nodes that could change places unnoticed."""
@@ -64,7 +65,8 @@ class Ground:
             if blocks is not None:
                 for inner in self._inners(mesh, blocks, groups):
                     out[_lay(mesh, blocks, inner)] = None
-        if len({n for devices in out for n in self.nodes_of(devices)}) == 1 < len(self.usable):
+        small = len(self.usable) > 1 and mesh.ranks <= self._largest
+        if small and len({n for devices in out for n in self.nodes_of(devices)}) == 1:
             blocks = self._spread(mesh)
             out |= {_lay(mesh, blocks, mesh.data): None} if blocks is not None else {}
         return list(out)
@@ -122,39 +124,44 @@ class Ground:
         if len(set(mesh.tensors)) > 1:
             return self._unlike(order, mesh)
         need = mesh.data * len(mesh.tensors)
-        inside, across = self._cut(order, mesh.tensors[0])
-        blocks = inside if len(inside) >= need else across
+        blocks = self._inside(order, mesh.tensors[0])
+        if len(blocks) < need:
+            blocks = self._across(order, mesh.tensors[0])
         if len(blocks) <= need:
             return blocks if len(blocks) == need else None
-        if order >= self._whole:
+        if order >= self._whole or not self.unlike_speeds:
             return blocks[:need]
         node_of = self.resources.node_of
         pace = [min(self.speeds[node_of[d]] for d in b) for b in blocks]
         keep = sorted(sorted(range(len(blocks)), key=lambda k: -pace[k])[:need])
         return [blocks[k] for k in keep]
 
-    def _cut(self, order: int, degree: int) -> tuple[list[Devices], list[Devices]]:
-        """Blocks of a degree: those that lie within nodes, and as many as there are if they may span nodes."""
-        if (order, degree) not in self._cut_up:
-            inside: list[Devices] = []
-            flat: list[int] = []
-            for n in self.orders[order]:
-                first, end = self.starts[n], self.starts[n] + self.resources.nodes[n].devices
-                flat.extend(range(first, end))
-                inside.extend(tuple(range(d, d + degree)) for d in range(first, end - degree + 1, degree))
-            across = [tuple(flat[k : k + degree]) for k in range(0, len(flat) - degree + 1, degree)]
-            self._cut_up[order, degree] = inside, across
-        return self._cut_up[order, degree]
+    def _inside(self, order: int, degree: int) -> list[Devices]:
+        """Blocks of a degree that lie within nodes."""
+        found = self._cut_up.get((order, degree))
+        if found is None:
+            rows = [self.devices_of(n) for n in self.orders[order]]
+            found = [tuple(row[k : k + degree]) for row in rows for k in range(0, len(row) - degree + 1, degree)]
+            self._cut_up[order, degree] = found
+        return found
+
+    def _across(self, order: int, degree: int) -> list[Devices]:
+        """Blocks of a degree, as many as there are if they may span nodes."""
+        flat = [d for n in self.orders[order] for d in self.devices_of(n)]
+        return [tuple(flat[k : k + degree]) for k in range(0, len(flat) - degree + 1, degree)]
 
     def _spread(self, mesh: Mesh) -> list[Devices] | None:
         """Blocks of two nodes in turn, for what would have room on one."""
         if len(set(mesh.tensors)) > 1:
             return None
         t, need = mesh.tensors[0], mesh.data * len(mesh.tensors)
-        inside, across = self._cut(0, t)
+        inside = self._inside(0, t)
         rows = [[b for b in inside if self.resources.node_of[b[0]] == n] for n in self.orders[0]]
         turns = [row[k] for k in range(need) for row in rows[:2] if k < len(row)]
-        return sorted(turns[:need]) if len(turns) >= need > 1 else across[-need:] if len(across) >= need else None
+        if len(turns) >= need > 1:
+            return sorted(turns[:need])
+        across = self._across(0, t)
+        return across[-need:] if len(across) >= need else None
 
     def _unlike(self, order: int, mesh: Mesh) -> list[Devices] | None:
         """Blocks of unlike degrees, pipeline rank by pipeline rank, each within a node."""

@@ -85,7 +85,8 @@ class _Search:
             raise PlanError(f"no strategy fits: {self._ledger.shortest()}")
         least = self._scale.least
         bound = min([rest, *(b for b, _ in self._open if self._scale.floor(b) < least), best.estimate.effective_s])
-        proven = self._complete and self._scale.floor(bound) >= min(least, self._scale.floor(best.estimate.effective_s))
+        complete = self._complete and not self._problem.space.mixed_tensors  # of unlike degrees only some are listed
+        proven = complete and self._scale.floor(bound) >= min(least, self._scale.floor(best.estimate.effective_s))
         for b, shape in self._open:
             self._ledger.bounded(shape, self._scale.floor(b))
         for option in self._scale.options.values():
@@ -209,21 +210,20 @@ class _Search:
     # ----------------------------------------------------------------------------------------------------------- details
 
     def _bound(self, shape: Shape) -> float:
-        """Effective seconds at least of any strategy of a shape; with unlike degrees those of the better one throughout."""
+        """Effective seconds at least of any strategy of a shape; for unlike degrees nothing beyond the mesh's floor is shown."""
         mesh = shape.mesh
-        return min(
-            self._scale.costing.bounds.effective_s(
-                tensor=t,
-                pipeline=len(mesh.tensors),
-                data=mesh.data,
-                zero=shape.zero,
-                shard=shape.shard,
-                units=mesh.units,
-                schedule=shape.schedule,
-                stages_per_rank=shape.stages_per_rank,
-                recompute=False not in self._problem.space.recompute,
-            )
-            for t in mesh.degrees
+        if len(mesh.degrees) > 1:
+            return 0.0
+        return self._scale.costing.bound(
+            tensor=mesh.tensors[0],
+            pipeline=len(mesh.tensors),
+            data=mesh.data,
+            zero=shape.zero,
+            shard=shape.shard,
+            units=mesh.units,
+            schedule=shape.schedule,
+            stages_per_rank=shape.stages_per_rank,
+            recompute=False not in self._problem.space.recompute,
         )
 
     def _lacks(self, shape: Shape) -> bool:

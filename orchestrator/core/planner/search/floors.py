@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 from orchestrator.core.plan.plan import PipelineSchedule
 from orchestrator.core.planner.cost.estimate import Costing
-from orchestrator.core.planner.search.shapes import Mesh, Shape
+from orchestrator.core.planner.search.shapes import Mesh, Shape, usable
 from orchestrator.core.planner.strategy import Problem
 
+_ROUNDING = 1.0 - 1e-9  # sums in another order
 Speed = tuple[str, float]  # device type, pace
 
 
@@ -22,14 +23,15 @@ class Floors:
     def __init__(self, problem: Problem, costing: Costing) -> None:
         self._problem, self._costing = problem, costing
         nodes, node_of = problem.resources.nodes, problem.resources.node_of
-        self._speeds = [(nodes[n].device, nodes[n].pace) for n in node_of]
+        by_node = [(n.device, n.pace) for n in nodes]
+        self._speeds = [by_node[n] for n in node_of]
         self._sums: dict[tuple[str, float, int, int], tuple[list[float], list[float]]] = {}
         self.layers = len(problem.costs.order)
-        here = sorted({s for s, n in zip(self._speeds, node_of, strict=True) if nodes[n].healthy})
+        here = sorted({(n.device, n.pace) for n in usable(problem.resources)})
         self._here = here
         self.memory_max = max(problem.resources.by_name[name].memory_bytes for name, _ in here)
         self._rows: dict[object, tuple[tuple[tuple[Speed, ...], ...], ...]] = {}
-        self._whole: dict[tuple[int, int], float] = {}
+        self._whole: dict[tuple[tuple[int, ...], int], float] = {}
 
     def sums(self, speed: Speed, tensor: int, units: int) -> tuple[list[float], list[float]]:
         """Seconds of the first n layers, n = 0 .. layers, for one micro-batch: forward, backward."""
@@ -41,13 +43,14 @@ class Floors:
         return self._sums[key]
 
     def mesh_s(self, mesh: Mesh) -> float:
-        """Seconds of a step at least of any strategy of a mesh: its fullest replica on the fastest devices."""
-        for t in mesh.degrees:
-            key = t, mesh.units
-            if key not in self._whole:
-                sums = [self.sums(speed, t, mesh.units) for speed in self._here]
-                self._whole[key] = min(f[-1] + b[-1] for f, b in sums)
-        once = min(self._whole[t, mesh.units] for t in mesh.degrees)
+        """Seconds of a step at least of any strategy of a mesh: its fullest replica, each layer on the device best for it."""
+        key = mesh.degrees, mesh.units
+        once = self._whole.get(key)
+        if once is None:
+            both = [self.sums(speed, t, mesh.units) for speed in self._here for t in mesh.degrees]
+            layers = range(self.layers)
+            once = sum(min(f[n + 1] - f[n] + b[n + 1] - b[n] for f, b in both) for n in layers) * _ROUNDING
+            self._whole[key] = once
         program = self._problem.program
         rounds = -(-mesh.micro_batches // mesh.data)
         return rounds * once / len(mesh.tensors) + program.step_s

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations, pairwise
 from math import comb
 
-from orchestrator.core.planner.cost.memory import passing_bytes
 from orchestrator.core.planner.cost.timeline import live
 from orchestrator.core.planner.search.arrange import Devices, Ground
 from orchestrator.core.planner.search.cuts import Cut, Way, best_cut, even_cut
@@ -41,7 +40,7 @@ class Leaves:
         self._ways_known: dict[object, tuple[Way, ...]] = {}
         self._seconds_known: dict[object, list[float]] = {}
         self._bytes_known: dict[object, list[float]] = {}
-        self._per_element: dict[tuple[int, int, int, int, int, bool], float] = {}
+        self._per_element: dict[tuple[int, int, int, int, int, int], float] = {}
 
     def guess(self, shape: Shape) -> None:
         """Weigh one strategy, or a few, for each canonical arrangement while there is effort left."""
@@ -195,28 +194,16 @@ class Leaves:
 
     def element_bytes(self, shape: Shape) -> float:
         """Bytes of state per element of a rank's stages."""
-        mesh, zero, shard, t = shape.mesh, shape.zero, shape.shard, max(shape.mesh.degrees)
-        whole = len(mesh.tensors) == 1
-        costing, program = self._scale.costing, self._scale.problem.program
-        data, micro_batches = (mesh.data, mesh.micro_batches) if program.sums_kept else (1, 1)  # else they do not matter
-        key = data, micro_batches, zero, shard, t, whole
-        if key not in self._per_element:
-            runs, n = costing.tables.runs(t), self._floors.layers - (not whole)
-            several = costing.stage_bytes(
-                0,
-                n,
-                tensor=t,
-                data=data,
-                zero=zero,
-                shard=shard,
-                units=0,
-                micro_batches=micro_batches,
-                in_flight=0,
-                recompute=False,
-            )
-            passing = passing_bytes(program, runs, 0, n, zero=zero, units=0, recompute=False)
-            self._per_element[key] = (several - passing - program.rank_bytes) / (runs.elements(0, n) or 1.0)
-        return self._per_element[key]
+        mesh, costing = shape.mesh, self._scale.costing
+        pipeline, t = min(len(mesh.tensors), 2), max(mesh.degrees)  # whether there is one rank or more is all that matters
+        data, micro_batches = (mesh.data, mesh.micro_batches) if self._scale.problem.program.straight else (1, 1)
+        key = data, micro_batches, shape.zero, shape.shard, t, pipeline
+        found = self._per_element.get(key)
+        if found is None:
+            shares = mesh.even if data > 1 else (micro_batches,)
+            found = costing.element_bytes(pipeline=pipeline, tensor=t, zero=shape.zero, shard=shape.shard, shares=shares)
+            self._per_element[key] = found
+        return found
 
     def _seconds(self, units: int, speeds: Sequence[Speed], tensor: int, recompute: bool) -> list[float]:
         """Of the first n layers on the slowest of these devices: a forward pass more where they recompute."""

@@ -39,11 +39,17 @@ class Ledger:
         self._classes: dict[tuple[str, str], _Class] = {}
         self.count = 0
 
+    def _class(self, key: tuple[str, str]) -> _Class:
+        found = self._classes.get(key)
+        if found is None:
+            found = self._classes[key] = _Class()
+        return found
+
     def bounded(self, what: Mesh | Shape, bound: float, count: int = 1) -> None:
         """So many strategies of a mesh or a shape are worth no less than this."""
         self.count += count
         for key in _keys(what):
-            kept = self._classes.setdefault(key, _Class())
+            kept = self._class(key)
             kept.count += count
             kept.bound = min(kept.bound, bound)
 
@@ -52,7 +58,7 @@ class Ledger:
         self.count += 1
         fullest = max(option.estimate.memory, key=lambda m: m.total / m.limit)
         for key in _keys(shape_of(option.strategy)):
-            kept = self._classes.setdefault(key, _Class())
+            kept = self._class(key)
             kept.count += 1
             kept.value = min(kept.value, value)
             if not option.estimate.fits:
@@ -62,7 +68,7 @@ class Ledger:
         """No strategy of a shape fits: some rank needs at least so many bytes, and no device has more than `room`."""
         self.count += 1
         for key in _keys(shape):
-            kept = self._classes.setdefault(key, _Class())
+            kept = self._class(key)
             kept.count += 1
             kept.lacks(need, room)
 
@@ -85,8 +91,11 @@ class Ledger:
 
 def _keys(what: Mesh | Shape) -> list[tuple[str, str]]:
     mesh = what if isinstance(what, Mesh) else what.mesh
-    tensor = "+".join(str(t) for t in dict.fromkeys(mesh.tensors))
-    out = [("tensor parallel", tensor), ("pipeline", str(len(mesh.tensors))), ("replicas:", str(mesh.data))]
+    out = [
+        ("tensor parallel", "+".join(map(str, mesh.degrees))),
+        ("pipeline", str(len(mesh.tensors))),
+        ("replicas:", str(mesh.data)),
+    ]
     out.append(("units per micro-batch:", str(mesh.units)))
     if isinstance(what, Shape):
         local = f", {what.stages_per_rank} stages per rank" if what.stages_per_rank > 1 else ""

@@ -7,7 +7,7 @@ replicas are all there is room for, or fewer by halves, because a replica less o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -160,9 +160,9 @@ def _replicas(problem: Problem, tensors: tuple[int, ...], most: int, units: int)
     space, micro_batches = problem.space, problem.batch // units
     most = min(most, micro_batches)
     if space.datas:
-        found = [d for d in sorted(set(space.datas)) if d <= most]
+        found: Iterable[int] = [d for d in sorted(set(space.datas)) if d <= most]
     elif most * sum(tensors) <= SMALL:
-        found = list(range(1, most + 1))
+        found = range(1, most + 1)
     else:
         found = _halves(most, micro_batches)
     for data in found:
@@ -171,7 +171,8 @@ def _replicas(problem: Problem, tensors: tuple[int, ...], most: int, units: int)
             yield mesh
 
 
-def _halves(most: int, micro_batches: int) -> list[int]:
+@lru_cache(maxsize=4096)
+def _halves(most: int, micro_batches: int) -> tuple[int, ...]:
     """`most` and its halves, each also as the fewest replicas with as few micro-batches, and as the next divisor below."""
     out: set[int] = set()
     while most:
@@ -179,7 +180,7 @@ def _halves(most: int, micro_batches: int) -> list[int]:
         out |= {most, -(-micro_batches // rounds)}
         out.add(next(d for d in range(most, 0, -1) if micro_batches % d == 0))
         most //= 2
-    return sorted(out)
+    return tuple(sorted(out))
 
 
 def _mixed(problem: Problem, nodes: Sequence[NodeResources], layers: int, units: Sequence[int]) -> Iterator[Mesh]:
@@ -199,7 +200,7 @@ def _split(
     problem: Problem, degrees: tuple[int, int], blocks: tuple[int, int], layers: int, units: Sequence[int]
 ) -> Iterator[Mesh]:
     room = min(blocks)
-    datas = range(1, room + 1) if sum(blocks) <= SMALL else _halves(room, problem.batch)
+    datas: Iterable[int] = range(1, room + 1) if sum(blocks) <= SMALL else _halves(room, problem.batch)
     for data in datas if room else ():
         p, q = (min(b // data, layers - 1) for b in blocks)
         sizes = {(p, min(q, layers - p)), (min(p, layers - q), q)}

@@ -31,7 +31,7 @@ class _Whole:
     elements: float
     kept: float
     kept_again: float  # under recomputation
-    boundary: float
+    crossing: float  # sending one activation and its gradient over the network
 
 
 class Sketches:
@@ -48,6 +48,11 @@ class Sketches:
         self._network = Link(min(n.network.bandwidth for n in nodes), max(n.network.latency_s for n in nodes))
         self._total = min(n.network_total for n in nodes)
         self._known: dict[tuple[int, int], _Whole] = {}
+        self._rings: dict[tuple[int, int], Ring] = {}
+        space = self._problem.space
+        self._likely_zero = next((z for z in (1, 2, 3, 0) if z in space.zeros), 0)
+        likely = (PipelineSchedule.ZERO_BUBBLE, PipelineSchedule.ONE_F_ONE_B)
+        self._likely_schedule = next((s for s in likely if s in space.schedules), PipelineSchedule.ONE_F_ONE_B)
 
     def mesh_s(self, mesh: Mesh) -> float:
         """Of its likeliest shape."""
@@ -55,11 +60,8 @@ class Sketches:
 
     def _likely(self, mesh: Mesh) -> Shape:
         """Optimizer state is sharded where there are replicas."""
-        zero = next((z for z in (1, 2, 3, 0) if z in self._problem.space.zeros), 0) if mesh.data > 1 else 0
-        schedules = self._problem.space.schedules
-        likely = (PipelineSchedule.ZERO_BUBBLE, PipelineSchedule.ONE_F_ONE_B)
-        schedule = next((s for s in likely if s in schedules), PipelineSchedule.ONE_F_ONE_B)
-        return Shape(mesh, schedule, 1, zero, mesh.data if zero else 1, 0)
+        zero = self._likely_zero if mesh.data > 1 else 0
+        return Shape(mesh, self._likely_schedule, 1, zero, mesh.data if zero else 1, 0)
 
     def has_room(self, mesh: Mesh) -> bool:
         """Whether that has room, with recomputation where it is allowed."""
@@ -84,7 +86,7 @@ class Sketches:
         if not fits and True in self._problem.space.recompute:
             backward += forward
             fits = in_flight * part * whole.kept_again <= room
-        crossing = 2 * local * send(Ring(2, self._network.latency_s, self._network.bandwidth), whole.boundary) * (pipeline > 1)
+        crossing = local * whole.crossing if pipeline > 1 else 0.0
         data, gathers = self._ring(mesh.data, t), self._ring(shape.shard, t)
         numbytes = program.exchanged_bytes * part * whole.elements
         held = program.gathered_bytes * part * whole.elements
@@ -93,12 +95,8 @@ class Sketches:
             busy += (1 - program.overlap) * reduce_scatter(data, numbytes, round(part * self._floors.layers))
         if shape.zero >= 3:
             busy += 2 * (1 - program.overlap) * all_gather(gathers, held, round(part * self._floors.layers))
-        lead = {
-            PipelineSchedule.ONE_F_ONE_B: busy,
-            PipelineSchedule.ZERO_BUBBLE: forward,
-            PipelineSchedule.INTERLEAVED: busy / local,
-        }
-        step = m * busy + (pipeline - 1) * lead[shape.schedule]
+        lead = forward if shape.schedule is PipelineSchedule.ZERO_BUBBLE else busy / local
+        step = m * busy + (pipeline - 1) * lead
         if shape.zero < 2:
             step += (1 - program.overlap) * (reduce_scatter if shape.zero else all_reduce)(data, numbytes)
         if shape.zero in (1, 2):
@@ -109,9 +107,14 @@ class Sketches:
         """Replicas side by side: a node's links carry one ring for each tensor coordinate."""
         if size == 1:
             return ALONE
-        if size * tensor <= self._devices:
-            return Ring(size, self._inside.latency_s, self._inside.bandwidth)
-        return Ring(size, self._network.latency_s, min(self._network.bandwidth, self._total / tensor))
+        found = self._rings.get((size, tensor))
+        if found is None:
+            if size * tensor <= self._devices:
+                found = Ring(size, self._inside.latency_s, self._inside.bandwidth)
+            else:
+                found = Ring(size, self._network.latency_s, min(self._network.bandwidth, self._total / tensor))
+            self._rings[size, tensor] = found
+        return found
 
     def _whole(self, tensor: int, units: int) -> _Whole:
         key = tensor, units
@@ -127,6 +130,7 @@ class Sketches:
             inside = self._inside if tensor <= self._devices else self._network
             reduced, calls = runs.reduced(0, layers)
             ring = Ring(tensor, inside.latency_s, inside.bandwidth) if tensor > 1 else ALONE
+            network = Ring(2, self._network.latency_s, self._network.bandwidth)
             self._known[key] = _Whole(
                 forward=scale * f[-1],
                 backward=scale * b[-1],
@@ -135,6 +139,6 @@ class Sketches:
                 elements=runs.elements(0, layers),
                 kept=units * runs.kept_bytes(0, layers, recompute=False),
                 kept_again=units * runs.kept_bytes(0, layers, recompute=True),
-                boundary=units * runs.boundary_bytes(layers // 2 or 1),
+                crossing=2 * send(network, units * runs.boundary_bytes(layers // 2 or 1)),
             )
         return self._known[key]

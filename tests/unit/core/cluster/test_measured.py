@@ -62,10 +62,10 @@ def test_a_node_behind_its_type_gets_a_pace() -> None:
     assert got.types[0].bandwidth == 10e9, "what a healthy one reaches"
 
 
-def test_what_was_seen_in_training_counts_too_and_the_worse_of_both() -> None:
+def test_what_was_seen_in_training_comes_on_top_of_what_was_measured() -> None:
     rates = {"wa": 50e9, "wb": 20e9, "wc": 50e9, "wd": 50e9}
     got = made({w: WorkerMeasure(device(f)) for w, f in rates.items()}, pace={"wa": 3.0, "wb": 2.0})
-    assert [n.pace for n in got.nodes] == [3.0, 2.5, 1.0, 1.0]
+    assert [n.pace for n in got.nodes] == [3.0, 5.0, 1.0, 1.0]
 
 
 def test_models_are_types_and_a_rank_may_use_what_all_nodes_of_it_have() -> None:

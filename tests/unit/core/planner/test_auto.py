@@ -101,7 +101,9 @@ def test_a_given_job_leaves_nothing_open() -> None:
 
 @pytest.mark.parametrize("consistency", list(Consistency))
 def test_only_exact_sums_are_kept(consistency: Consistency) -> None:
-    assert problem(make_job(consistency=consistency)).program.sums_kept == (consistency is Consistency.EXACT)
+    found = problem(make_job(consistency=consistency)).program
+    assert found.sums_kept == (consistency is Consistency.EXACT)
+    assert found.straight
 
 
 def test_of_several_measurings_the_median_counts() -> None:

@@ -45,6 +45,8 @@ PROGRAM = Program(
     bucket_bytes=0,
     peer_reads=True,
     sums_kept=False,
+    straight=False,
+    scattered=True,
 )
 
 
@@ -56,7 +58,7 @@ def problem(nodes: int = 2, devices: int = 2) -> Problem:
         program=PROGRAM,
         batch=8,
         space=Space(),
-        reliability=Reliability(1.0, 1.0, 0, 1.0, 1.0),
+        reliability=Reliability(1.0, 1.0, 1.0, 1.0),
     )
 
 
@@ -126,7 +128,7 @@ def test_replicas_exchange_their_gradients_and_weights() -> None:
 def test_a_rank_that_keeps_several_partial_sums_sends_them_all() -> None:
     """Six micro-batches over two replicas: neither half is a whole subtree, so each sends two."""
     p = problem()
-    kept = replace(p, program=replace(PROGRAM, sums_kept=True))
+    kept = replace(p, program=replace(PROGRAM, sums_kept=True, straight=True))
     s = replace(strategy(data=2, zero=1, shard=2), micro_batches=6)
     (one,), (two,) = traffic_of(p, s).flows, traffic_of(kept, s).flows
     assert two[2] - one[2] == 2 * 4 * 4000 / 2

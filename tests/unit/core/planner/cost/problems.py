@@ -47,7 +47,7 @@ def cluster(nodes: int, devices: int, *, network: float = 1e9, pace: float = 1.0
     return Resources("cluster", (kind,), tuple(made))
 
 
-RELIABILITY = Reliability(detect_s=2.0, restart_s=5.0, spares=1, checkpoint_s=10.0, load_s=60.0)
+RELIABILITY = Reliability(detect_s=2.0, restart_s=5.0, checkpoint_s=10.0, load_s=60.0)
 
 
 def problem(costs: ModelCosts, resources: Resources, *, batch: int = 8, program: str = "ours") -> Problem:

@@ -14,7 +14,6 @@ from orchestrator.core.planner.cost.collectives import (
     Ring,
     all_gather,
     all_reduce,
-    broadcast,
     reduce_scatter,
     send,
 )
@@ -30,17 +29,15 @@ def test_formulas_give_what_is_worked_out_by_hand() -> None:
     assert all_reduce(RING, 4e6) == pytest.approx(6e-3 + 6.0)
     assert all_reduce(RING, 4e6, 10) == pytest.approx(60e-3 + 6.0)
     assert all_reduce(RING, 4.0) == pytest.approx(4 * (1e-3 + 4e-6))  # small ones go up and down a tree of two levels
-    assert broadcast(RING, 4.0) == pytest.approx(2 * (1e-3 + 4e-6))
-    assert broadcast(RING, 4e6) == pytest.approx(5e-3 + 6.0)  # scattered, then gathered
     assert send(RING, 1e6) == pytest.approx(1.001)
 
 
 def test_one_alone_waits_for_nobody() -> None:
-    assert [f(ALONE, 1e9) for f in (all_gather, reduce_scatter, all_reduce, broadcast, send)] == [0.0] * 5
+    assert [f(ALONE, 1e9) for f in (all_gather, reduce_scatter, all_reduce, send)] == [0.0] * 4
 
 
 def test_more_ranks_or_bytes_or_a_slower_link_never_take_less() -> None:
-    for of in (all_gather, reduce_scatter, all_reduce, broadcast):
+    for of in (all_gather, reduce_scatter, all_reduce):
         for numbytes in (1.0, 1e3, 1e6, 1e9):
             times = [of(replace(RING, size=n), numbytes) for n in range(1, 40)]
             assert all(a <= b for a, b in pairwise(times)), of

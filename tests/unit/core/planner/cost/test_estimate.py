@@ -161,15 +161,15 @@ def test_what_was_estimated_before_changes_nothing(seed: int) -> None:
         assert costing.estimate(s) == estimate(p, s)
 
 
-def test_layer_seconds_and_stage_times_are_the_estimates_own() -> None:
+def test_stage_times_are_what_layers_and_passes_take() -> None:
     p = problem(model(layer(), layer()), cluster(2, 1))
     costing = Costing(p)
     s = strategy(tensors=(1, 1), cuts=(1, 1), micro_batches=8, recompute=(True, False))
     times = costing.stage_times(s)
-    forward, backward = costing.layer_seconds(0, device="a", pace=1.0, tensor=1, units=1, recompute=True)
-    assert times.forward[0] == pytest.approx(forward + OURS.act_s)
+    passes = costing.tables.speeds("a", 1).passes(0, 1, 1)
+    assert times.forward[0] == pytest.approx(passes.forward_s + OURS.act_s)
     assert times.backward[1] > times.forward[1]
-    assert backward == pytest.approx(6e9 / 1e12)
+    assert passes.backward_s == pytest.approx(4e9 / 1e12)
 
 
 def test_zero_bubble_halves_wait_less_than_1f1b() -> None:

@@ -6,8 +6,8 @@ import pytest
 
 from orchestrator.core.plan.plan import PipelineSchedule
 from orchestrator.core.planner.cost.estimate import Costing
-from orchestrator.core.planner.cost.memory import ARRIVED
-from orchestrator.core.planner.cost.programs import MEGATRON, OURS
+from orchestrator.core.planner.cost.memory import ARRIVED, sums_of
+from orchestrator.core.planner.cost.programs import FAST, MEGATRON, OURS
 from orchestrator.core.planner.strategy import Memory
 from tests.unit.core.planner.cost.problems import cluster, layer, model, problem, strategy
 
@@ -102,24 +102,25 @@ def test_copies_are_kept_where_a_part_has_one_holder_only() -> None:
     assert [m.copies for m in pipeline] == [(4 + 8 + 4) * E / 2] * 2  # and weights, of the other stage
 
 
-def test_the_bytes_of_a_stage_are_those_of_the_rank_but_for_buffers() -> None:
+def test_the_lasting_state_grows_by_the_bytes_of_an_element() -> None:
     p = problem(TWO, cluster(2, 2))
     costing = Costing(p)
     for zero in range(4):
         shard = 2 if zero else 1
-        s = strategy(data=2, tensors=(1, 1), cuts=(1, 1), micro_batches=8, zero=zero, shard=shard, recompute=(True, False))
-        flights = costing.in_flight(s.schedule, pipeline=2, micro_batches=4)
-        for pipe, m in enumerate(costing.memory(s)):
-            alone = costing.stage_bytes(
-                pipe,
-                pipe + 1,
-                tensor=1,
-                data=2,
-                zero=zero,
-                shard=shard,
-                units=1,
-                micro_batches=8,
-                in_flight=flights[pipe],
-                recompute=s.recompute[pipe],
-            )
-            assert alone == pytest.approx(m.total - m.buffers)
+        s = strategy(data=2, tensors=(1, 1), cuts=(1, 1), micro_batches=8, zero=zero, shard=shard)
+        each = costing.element_bytes(pipeline=2, tensor=1, zero=zero, shard=shard, shares=(4, 4))
+        for m in costing.memory(s):
+            assert each * E / 2 == pytest.approx(m.weights + m.gradients + m.optimizer)
+
+
+def test_fast_sums_need_one_gradient_and_stream_as_exact_ones_do() -> None:
+    shares = (3, 3)
+    for zero in (0, 1):
+        fast = sums_of(FAST, zero=zero, micro_batches=6, shares=shares, pipeline=2, tensor=1)
+        assert (fast.whole, fast.own, fast.sent, fast.spare) == (1, 0, 1, 0)
+        assert sums_of(OURS, zero=zero, micro_batches=6, shares=shares, pipeline=2, tensor=1).sent == 2
+        alone = sums_of(FAST, zero=zero, micro_batches=6, shares=shares, pipeline=1, tensor=1)
+        assert alone.whole + alone.spare == 2 + zero, "what is taken beforehand does not depend on the consistency"
+    for zero in (2, 3):
+        fast, exact = (sums_of(p, zero=zero, micro_batches=6, shares=shares, pipeline=2, tensor=1) for p in (FAST, OURS))
+        assert fast == exact

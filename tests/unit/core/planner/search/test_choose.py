@@ -86,6 +86,7 @@ def test_unlike_tensor_degrees_on_request() -> None:
     same = choose(problem(costs, resources, batch=32, ranks_min=3))
     mixed = choose(problem(costs, resources, batch=32, ranks_min=3, mixed_tensors=True))
     assert mixed.best.estimate.effective_s <= same.best.estimate.effective_s
+    assert not mixed.proven, "only some of them are listed"
 
 
 def test_never_worse_than_a_seed_and_seeds_of_another_space_do_not_count() -> None:

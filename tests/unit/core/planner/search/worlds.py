@@ -39,4 +39,4 @@ def cluster(*nodes: NodeResources, memory: int = 8 * GIB) -> Resources:
 
 def problem(costs: ModelCosts, resources: Resources, *, batch: int = 8, **space: object) -> Problem:
     """Nothing fails, so that effective seconds are those of a step."""
-    return Problem(costs, resources, PROGRAM, batch, Space(**space), Reliability(1.0, 1.0, 0, 1.0, 10.0))  # type: ignore[arg-type]
+    return Problem(costs, resources, PROGRAM, batch, Space(**space), Reliability(1.0, 1.0, 1.0, 10.0))  # type: ignore[arg-type]
