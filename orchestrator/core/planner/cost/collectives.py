@@ -169,9 +169,13 @@ class Network:
         different = set(nodes)
         for n in different:
             key = self._kind_of[n], 1 if len(different) == len(nodes) else nodes.count(n), out[n]
-            if key not in links:
-                links[key] = self._link(n, key[1], out[n])
-            latency, bandwidth = max(latency, links[key][0]), min(bandwidth, links[key][1])
+            found = links.get(key)
+            if found is None:
+                found = links[key] = self._link(n, key[1], out[n])
+            if found[0] > latency:
+                latency = found[0]
+            if found[1] < bandwidth:
+                bandwidth = found[1]
         racks = self._racks(different)
         if racks:
             latency, bandwidth = self._between(latency, bandwidth, max(up[rack] for rack in racks))

@@ -1,19 +1,17 @@
 """The best way to split a model over a cluster, or the best found within a fixed effort, with what is known about the rest.
 
-First what people would do and what is near to the plan that runs. Then meshes and shapes in the order of their lower bounds,
-each with the strategies that a dynamic programme over its cuts suggests, until no bound is below the best. The best shapes are
+First what people would do and what is near to the plan that runs. Then meshes and shapes in the order of a quick sketch, each
+with the strategies that the best cuts suggest, without those whose lower bound is not below the best. The best shapes are
 improved by small moves, and what is left open is gone through in full where that is few enough strategies.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from heapq import heapify, heappop, heappush
 
 from orchestrator.core.planner.errors import PlanError
-from orchestrator.core.planner.placement import place
-from orchestrator.core.planner.placement_traffic import apart_of, traffic_of
+from orchestrator.core.planner.placement_traffic import placed
 from orchestrator.core.planner.search.arrange import Ground
 from orchestrator.core.planner.search.floors import Floors
 from orchestrator.core.planner.search.leaves import Leaves
@@ -148,10 +146,8 @@ class _Search:
         """The best strategy's ranks placed by their traffic."""
         best = self._scale.best
         if best is not None and self._parent is None and self._problem.space.uneven and SMALL < best.strategy.ranks <= _PLACED:
-            traffic, apart = traffic_of(self._problem, best.strategy), apart_of(best.strategy)
             devices = [d for n in self._ground.usable for d in self._ground.devices_of(n)]
-            placed = place(traffic, self._problem.resources, devices, apart=apart)
-            self._scale.settle(replace(best.strategy, devices=placed))
+            self._scale.settle(placed(self._problem, best.strategy, devices))
 
     def _improve(self, starts: Sequence[Option], reserve: float) -> None:
         """Small moves from some strategies while more than `reserve` of the effort is left."""
@@ -192,7 +188,7 @@ class _Search:
             self._scale.effort -= _LEAF * len(leaves)
             for n, (floor, (devices, cuts, shares)) in enumerate(leaves):
                 if self._scale.floor(floor) >= self._scale.least:
-                    self._ledger.bounded(shape, floor, len(leaves) - n)
+                    self._ledger.bounded(shape, self._scale.floor(floor), len(leaves) - n)
                     break
                 if self._scale.effort < 0:
                     still.append((max(bound, floor), shape))
