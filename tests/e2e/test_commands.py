@@ -58,7 +58,7 @@ def digests(run: Facts) -> dict[int, str]:
     return {r.event.step: r.event.digest for r in run.records if isinstance(r.event, DigestReported)}
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 async def test_a_job_is_saved_scaled_moved_and_exported_while_it_trains(tmp_path: Path, calm: Calm) -> None:
     home, checkpoints = tmp_path / "home", tmp_path / "checkpoints"
     job = tiny_job("told", zero=1, nodes=3, spares=1, steps=STEPS, pace_ms=PACE_MS, checkpoint=checkpoints, checkpoint_every=0)
