@@ -15,16 +15,7 @@ from orchestrator.core.graph.costs import ModelCosts
 from orchestrator.core.graph.view import GraphView
 from orchestrator.core.job import Job
 from orchestrator.core.plan.lint import lint
-from orchestrator.core.planner.auto import (
-    COPY_BANDWIDTH,
-    LOAD_S,
-    READ_BANDWIDTH,
-    RESTART_S,
-    STATE_BYTES,
-    job_for,
-    problem_of,
-    strategy_of,
-)
+from orchestrator.core.planner.auto import job_for, problem_of, reliability, strategy_of
 from orchestrator.core.planner.cost.estimate import Costing, estimate
 from orchestrator.core.planner.cost.timeline import Timed, trace
 from orchestrator.core.planner.errors import PlanError
@@ -32,7 +23,7 @@ from orchestrator.core.planner.planner import first_plan
 from orchestrator.core.planner.search.choose import choose
 from orchestrator.core.planner.seating import seats_from
 from orchestrator.core.planner.seats import Worker
-from orchestrator.core.planner.strategy import Choice, Option, Problem, Program, Reliability, Space
+from orchestrator.core.planner.strategy import Choice, Option, Problem, Program, Space
 
 ACTS_MAX = 1500  # in the picture of one step, about
 SEATS_MAX = 512  # ranks; a larger job is shown without a Plan, whose layouts would take long to make
@@ -75,14 +66,8 @@ def preview_job(
 def preview_model(costs: ModelCosts, resources: Resources, *, batch: int, program: Program, runners: int = RUNNERS) -> Preview:
     """The best plan of a described model with `batch` units in a step, and so many runners-up at most. Raises PlanError."""
     space = Space(units=tuple(u for u in (1 << n for n in range(UNITS_MAX.bit_length())) if batch % u == 0 and u <= UNITS_MAX))
-    share = STATE_BYTES * costs.params / resources.size
-    reliability = Reliability(
-        detect_s=DETECT_S,
-        restart_s=RESTART_S,
-        checkpoint_s=share / COPY_BANDWIDTH,
-        load_s=LOAD_S + share / READ_BANDWIDTH,
-    )
-    problem = Problem(costs, resources, program, batch, space, reliability)
+    failing = reliability(params=costs.params, ranks=resources.size, detect_s=DETECT_S)
+    problem = Problem(costs, resources, program, batch, space, failing)
     found = choose(problem, runners=runners)
     return Preview(name=costs.name, problem=problem, fixed=False, shown=found.best, choice=found)
 

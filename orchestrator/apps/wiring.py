@@ -232,7 +232,7 @@ def local_resources(job: Job) -> Resources:
 
 def _supervisor(place: Home, cluster: str, ray_address: str, *, loopback: bool) -> tuple[str, str]:
     from orchestrator.adapters.ray.supervisor_actor import ensure_supervisor
-    from orchestrator.apps.ray_main import SUPERVISOR_MAIN
+    from orchestrator.apps.ray_supervisor import SUPERVISOR_MAIN
 
     token = ensure_token(place.token_file(cluster))
     settings = {

@@ -26,7 +26,7 @@ from orchestrator.runtime.replay import replay, story
 from orchestrator.runtime.status_types import JobStatus
 from tests.world.facts import Facts, Wanted
 
-LIMIT_S = 180.0  # for what must happen; how fast is asserted where it was promised
+LIMIT_S = 90.0  # for what must happen; how fast is asserted where it was promised
 POLL_S = 0.05
 
 

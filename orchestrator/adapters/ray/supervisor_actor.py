@@ -32,6 +32,7 @@ SupervisorMain = Callable[[dict[str, str], Ready], Coroutine[Any, Any, None]]
 _POLL_S: Final = 0.02
 _CRASH_PAUSE_S: Final = 1.0  # a supervisor that crashes at once is started again about every two seconds, not faster
 _HEAD_SHARE: Final = 0.01
+_LOOPBACK: Final = "127.0.0.1"
 
 
 class SupervisorUnavailableError(RuntimeError):
@@ -74,6 +75,11 @@ class SupervisorActor:
             time.sleep(_CRASH_PAUSE_S)
             os._exit(1)
         ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
+
+
+def bind_host(*, loopback: bool) -> str:
+    """Where an actor of ours listens: loopback, or this node's own address where the cluster has more than one machine."""
+    return _LOOPBACK if loopback else str(ray.util.get_node_ip_address())
 
 
 def ensure_supervisor(supervisor_main: str, settings: dict[str, str], *, timeout_ms: int) -> tuple[str, dict[str, str]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,3 +52,9 @@ def test_a_journal_of_another_version_is_put_aside_with_a_word(tmp_path: Path, k
     assert not folder.exists()
     assert (home.jobs / ".past" / "j.1" / FILE_NAME).is_file()
     assert "journal format 1" in told[0]
+
+
+def test_the_supervisors_main_does_not_load_torch() -> None:
+    # Seconds of the time in which a supervisor that was killed is away.
+    look = "import sys, orchestrator.apps.ray_supervisor; assert 'ray' in sys.modules; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", look], check=True, timeout=60)

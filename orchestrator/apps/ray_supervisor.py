@@ -1,4 +1,7 @@
-"""What Ray's processes run: the mains of the supervisor's and the workers' actors, named by dotted path to the Ray adapter."""
+"""The main of the supervisor's Ray actor, named by dotted path to the Ray adapter.
+
+Nothing here imports torch: a supervisor that was killed is back seconds earlier without it.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +10,16 @@ import logging
 import os
 from pathlib import Path
 
-import ray
-
 from orchestrator.adapters.files.home import Home
 from orchestrator.adapters.ray.fleet import RayFleet
-from orchestrator.adapters.ray.supervisor_actor import EndpointResolver, Ready
+from orchestrator.adapters.ray.supervisor_actor import Ready, bind_host
 from orchestrator.apps.supervisor import Supervisor, WorkerSettings
-from orchestrator.apps.worker_main import live
 from orchestrator.core.job import Job
 from orchestrator.core.timeouts import derive
 from orchestrator.runtime.ports import Clock, Fleet
 
-SUPERVISOR_MAIN = "orchestrator.apps.ray_main:supervise"
-WORKER_MAIN = "orchestrator.apps.ray_main:work"
-LOOPBACK = "127.0.0.1"
-RESOLVE_MS = 1_000
+SUPERVISOR_MAIN = "orchestrator.apps.ray_supervisor:supervise"
+WORKER_MAIN = "orchestrator.apps.ray_worker:work"
 
 
 async def supervise(settings: dict[str, str], ready: Ready) -> None:
@@ -37,7 +35,7 @@ async def supervise(settings: dict[str, str], ready: Ready) -> None:
         ray_address=settings["ray_address"],
         token=settings["token"],
         make_fleet=_fleet,
-        host=_host(settings),
+        host=bind_host(loopback=settings["loopback"] == "1"),
         on_failure=_crash,
     )
     gc.collect()
@@ -51,17 +49,6 @@ def _crash(job: str, error: BaseException) -> None:
     logging.getLogger(__name__).critical("the supervisor ends for job %s: %s", job, error)
     logging.shutdown()
     os._exit(1)
-
-
-def work(settings: dict[str, str]) -> None:
-    """A worker's actor; does not return."""
-    resolver = EndpointResolver()
-    live({**settings, "bind_host": _host(settings)}, lambda: resolver.resolve(RESOLVE_MS))
-
-
-def _host(settings: dict[str, str]) -> str:
-    """Loopback, or this node's own address where the cluster has more machines than this one."""
-    return LOOPBACK if settings["loopback"] == "1" else str(ray.util.get_node_ip_address())
 
 
 def _fleet(job: Job, settings: WorkerSettings, clock: Clock) -> Fleet:
