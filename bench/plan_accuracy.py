@@ -1,9 +1,9 @@
 """`make bench-plan-accuracy`: the planner's predictions beside plans that are really run here.
 
-First this machine is probed and every kind of layer profiled, with one core busy and with both; from that and the traced models
-every plan's step time and memory are predicted, and printed, before any of them runs. Then each runs, one process per rank and a
-core per process, a few steps at a time, round after round, because the same step varies twofold on a shared machine; the low
-percentile of a plan's steps counts.
+This machine is probed and every kind of layer profiled, with one core busy and with both; from that and the traced models every
+plan's step time and memory are predicted, and printed, before any of them runs. Then each runs, one process per rank and a core
+per process, a few steps at a time. The same step varies twofold on a shared machine, so all of it is done round after round: the
+lowest timings of a layer make the prediction that counts, the low percentile of a plan's steps what it is held against.
 
 Memory is the highest resident set of each rank's process over those steps, less that of a process which trains a model of next to
 nothing, against the predicted total less the program's own share; every pipeline rank's counts. Plans of more ranks than there
@@ -53,6 +53,11 @@ def machine(busy: int, found: Sequence[Speed], link: LinkSpeed) -> Resources:
     return Resources("here", (device(f"core-of-{busy}", found),), (node,))
 
 
+def quicker(a: Speed, b: Speed) -> Speed:
+    """Of two measurements of a core what was less disturbed."""
+    return Speed(max(a.flops, b.flops), min(a.half_flops, b.half_flops), max(a.bandwidth, b.bandwidth))
+
+
 def fastest(a: ModelCosts, b: ModelCosts) -> ModelCosts:
     """Of two profiles of one model the lower timings."""
 
@@ -79,40 +84,47 @@ def together(measured: Sequence[ModelCosts]) -> ModelCosts:
 
 
 class Predictor:
-    """Everything that is known before a plan runs."""
+    """Everything that is known of this machine and the models without running a plan; better known after each `learn`."""
 
-    def __init__(self, places: Sequence[Place], *, profile_s: float, passes: int) -> None:
-        self._places, self._profile_s, self._passes = places, profile_s, passes
-        self._speeds = {busy: speeds(places[:busy]) for busy in (1, 2)}
-        link = link_speed(places)
-        self._resources = {busy: machine(busy, found, link) for busy, found in self._speeds.items()}
+    def __init__(self, models: Sequence[Model], places: Sequence[Place], *, profile_s: float) -> None:
+        self._places, self._profile_s = places, profile_s
+        self._traced = {model.name: (model.job(), trace(model.job(), say=say)) for model in models}
+        self._speeds: dict[int, list[Speed]] = {}
+        self._links: list[LinkSpeed] = []
+        self._costs: dict[tuple[str, int], ModelCosts] = {}
+
+    def learn(self) -> None:
+        """Probe and profile."""
+        self._links.append(link_speed(self._places))
+        for busy in (1, 2):
+            found = speeds(self._places[:busy])
+            self._speeds[busy] = [quicker(*pair) for pair in zip(found, self._speeds.get(busy, found), strict=True)]
+            for name, (job, traced) in self._traced.items():
+                measured = profile(job, traced, places=self._places[:busy], device=f"core-of-{busy}", limit_s=self._profile_s)
+                costs, before = together(measured), self._costs.get((name, busy))
+                self._costs[name, busy] = costs if before is None else fastest(costs, before)
+
+    @property
+    def _link(self) -> LinkSpeed:
+        return LinkSpeed(max(x.bandwidth for x in self._links), min(x.latency_s for x in self._links))
+
+    def predict(self, case: Case) -> Estimate:
+        """By what is known now."""
+        resources = machine(case.ranks, self._speeds[case.ranks], self._link)
+        return predict(case, self._costs[case.model.name, case.ranks], resources, self._places)
+
+    def __str__(self) -> str:
+        lines = []
         for busy, found in self._speeds.items():
             shown = ", ".join(
                 f"{s.flops / 1e9:.1f} GFLOP/s (half of it at {s.half_flops / 1e6:.2f} MFLOP), {s.bandwidth / 1e9:.1f} GB/s"
                 for s in found
             )
-            say(f"probe, {busy} busy: {shown}")
-        say(f"probe, link: {link.bandwidth / 1e9:.2f} GB/s each way at once, {link.latency_s * 1e6:.0f} us")
-        self._costs: dict[tuple[str, int], ModelCosts] = {}
-
-    def learn(self, models: Sequence[Model]) -> None:
-        """Trace and profile; passes are interleaved."""
-        for _ in range(self._passes):
-            for model in models:
-                job = model.job()
-                traced = trace(job, say=say)
-                for busy, resources in self._resources.items():
-                    name = resources.types[0].name
-                    found = together(profile(job, traced, places=self._places[:busy], device=name, limit_s=self._profile_s))
-                    before = self._costs.get((model.name, busy))
-                    self._costs[model.name, busy] = found if before is None else fastest(found, before)
+            lines.append(f"probe, {busy} busy: {shown}")
+        lines.append(f"probe, link: {self._link.bandwidth / 1e9:.2f} GB/s each way at once, {self._link.latency_s * 1e6:.0f} us")
         for (name, busy), costs in self._costs.items():
-            say(f"profile, {name}, {busy} busy: " + "; ".join(words(k) for k in costs.kinds))
-
-    def predict(self, case: Case) -> Estimate:
-        """Before it runs."""
-        costs, resources = self._costs[case.model.name, case.ranks], self._resources[case.ranks]
-        return predict(case, costs, resources, self._places)
+            lines.append(f"profile, {name}, {busy} busy: " + "; ".join(words(k) for k in costs.kinds))
+        return "\n".join(lines)
 
 
 def words(kind: LayerCost) -> str:
@@ -143,18 +155,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     places = [Place(core) for core in cores]
     began = time.monotonic()
     wanted = [c for c in cases(quick=arguments.quick) if arguments.only in f"{c.model.name} {c.words}"]
-    predictor = Predictor(places, profile_s=arguments.profile_s, passes=1 if arguments.quick else 2)
     models = {c.model.name: c.model for c in wanted}
-    predictor.learn(list(models.values()))
-    outcomes = [Outcome(c, predictor.predict(c)) for c in wanted]
-    say("predicted: " + "; ".join(f"{o.case.model.name} {o.case.words} {o.predicted.step_s * 1e3:.1f} ms" for o in outcomes))
+    predictor = Predictor(list(models.values()), places, profile_s=arguments.profile_s)
     bases = {name: empty_process(model, places) for name, model in models.items()}
     say("a process that trains next to nothing: " + ", ".join(f"{n} {b / MIB:.0f} MiB" for n, b in bases.items()))
     rounds = 1 if arguments.quick else arguments.rounds
+    outcomes: list[Outcome] = []
     for number in range(rounds):
+        predictor.learn()
+        if not outcomes:
+            outcomes = [Outcome(c, predictor.predict(c)) for c in wanted]
+            say("predicted before any runs, in ms: " + "; ".join(f"{o.name} {o.predicted.step_s * 1e3:.0f}" for o in outcomes))
         for outcome in outcomes if number % 2 == 0 else reversed(outcomes):
             measure(outcome, places, bases[outcome.case.model.name])
         say(f"round {number + 1} of {rounds} after {time.monotonic() - began:.0f} s")
+    for outcome in outcomes:
+        outcome.predicted = predictor.predict(outcome.case)
+    say(str(predictor))
     print(table(outcomes, detail=arguments.detail))
     found = summary(outcomes)
     beside = (

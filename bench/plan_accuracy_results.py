@@ -49,6 +49,11 @@ class Outcome:
     base: int = 0  # bytes of a process that trains next to nothing
 
     @property
+    def name(self) -> str:
+        """Of the model and of the plan."""
+        return f"{self.case.model.name} {self.case.words}"
+
+    @property
     def measured_s(self) -> float:
         """Seconds of an undisturbed step."""
         return percentile(self.step_s, LOW)

@@ -138,8 +138,7 @@ class TorchEngine:
         task = load_task(job.task)
         body = Body(job=job, task=task, device=torch.device(job.cluster.device.value))
         self._throw_away(body)
-        if job.planner.auto or job.parallel.pipeline > 1 or any(job.parallel.recompute):
-            give_back()  # a whole model's activations were there once, more than a step will need
+        give_back()  # a whole model's activations were there once, more than a step will need
         body.prefault()
         if job.planner.auto:
             self._costs = trace(job, task=task)
@@ -211,7 +210,7 @@ class TorchEngine:
             body.graph = replace(body.graph, fingerprint=hashlib.sha256(first_loss.encode()).hexdigest())
         body.adds_once = max(added.values(), default=0) <= 1
         state.restore_all_buffers(layers)
-        body.pool.give(buffer)
+        body.module.zero_grad(set_to_none=True)  # the buffer ends with this
 
     # ---------------------------------------------------------------------------------------------------------- epoch
 

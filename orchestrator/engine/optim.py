@@ -138,6 +138,7 @@ class ShardedOptimizer:
     ) -> None:
         self.regions = Regions(intervals)
         self.moments = moments
+        self._task, self._settings = task, settings
         self._state = state
         self._shards = state.shards(_stretches(self.regions.intervals, moments.values()))
         self._params_only = intersect(self.regions.intervals, state.params_only)
@@ -159,10 +160,12 @@ class ShardedOptimizer:
                 reduced.view(i.start, i.stop).mul_(scale)
         if self._optimizer is not None:
             self._bind(reduced)
-            for group in self._optimizer.param_groups:
-                group["lr"] = lr
-            self._optimizer.step()
-            self._adopt()
+            if self._adopted:
+                _step(self._optimizer, lr)
+                for at, shard in enumerate(self._shards):
+                    self._adopt(at, self._optimizer.state[shard.param])
+            else:
+                self._begin(self._optimizer, lr)
         changes = [(i.start, reduced.view(i.start, i.stop)) for i in self._buffers_only]
         for _, change in changes:
             change.mul_(1.0 / micro_batches)
@@ -174,22 +177,26 @@ class ShardedOptimizer:
                 shard.param.grad = reduced.view(shard.start, shard.stop)
             self._grad = reduced.tensor
 
-    def _adopt(self) -> None:
-        """After a step: move the state that the optimizer has made into our memory.
-
-        That is all of it after the first one, and later what it has replaced instead of changing it in place.
-        """
-        assert self._optimizer is not None
+    def _begin(self, optimizer: torch.optim.Optimizer, lr: float) -> None:
+        """The first step, shard by shard: state made for all of them at once would lie beside our memory for it."""
         for at, shard in enumerate(self._shards):
-            kept = self._optimizer.state[shard.param]
-            for key, extents in self.moments.items():
-                value, ours = kept.get(key), self._views.get((at, key))
-                if value is None or value is ours:
-                    continue
-                view = extents.view(shard.start, shard.stop)
-                view.copy_(value)
-                kept[key] = self._views[at, key] = view
+            alone = self._task.build_optimizer([shard], self._settings)
+            _step(alone, lr)
+            kept = alone.state[shard.param]
+            self._adopt(at, kept)
+            optimizer.state[shard.param] = kept
         self._adopted = True
+
+    def _adopt(self, at: int, kept: dict[str, Any]) -> None:
+        """After a step: move a shard's state that the optimizer has made, or has replaced, into our memory."""
+        shard = self._shards[at]
+        for key, extents in self.moments.items():
+            value, ours = kept.get(key), self._views.get((at, key))
+            if value is None or value is ours:
+                continue
+            view = extents.view(shard.start, shard.stop)
+            view.copy_(value)
+            kept[key] = self._views[at, key] = view
 
     def scalars(self) -> Scalars:
         """Scalar state by parameter name and key, JSON-able; empty before the first step."""
@@ -219,6 +226,12 @@ class ShardedOptimizer:
     def shards(self) -> Sequence[NamedShard]:
         """The parameters' parts that are updated here."""
         return self._shards
+
+
+def _step(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
 
 
 def _stretches(intervals: Intervals, memory: Iterable[Extents]) -> list[Interval]:

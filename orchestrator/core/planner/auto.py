@@ -32,18 +32,22 @@ def problem_of(job: Job, *, costs: ModelCosts, resources: Resources) -> Problem:
         program=OURS if job.train.consistency is Consistency.EXACT else FAST,
         batch=job.train.micro_batches,
         space=job.planner.space if job.planner.auto else pinned(job.parallel),
-        reliability=reliability_of(job, params=costs.params),
+        reliability=reliability(
+            params=costs.params,
+            ranks=max(1, job.planner.space.ranks_max or job.parallel.ranks),
+            detect_s=job.resilience.detect_within_ms / 1000,
+        ),
     )
 
 
-def reliability_of(job: Job, *, params: int) -> Reliability:
-    """What failures cost a job of so many parameters, before any has happened.
+def reliability(*, params: int, ranks: int, detect_s: float) -> Reliability:
+    """What failures cost so many parameters on so many ranks, before any has happened.
 
     A checkpoint is written beside the training: it costs the run only the copy of its state.
     """
-    share = STATE_BYTES * params / max(1, job.planner.space.ranks_max or job.parallel.ranks)
+    share = STATE_BYTES * params / ranks
     return Reliability(
-        detect_s=job.resilience.detect_within_ms / 1000,
+        detect_s=detect_s,
         restart_s=RESTART_S,
         checkpoint_s=share / COPY_BANDWIDTH,
         load_s=LOAD_S + share / READ_BANDWIDTH,

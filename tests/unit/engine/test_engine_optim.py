@@ -187,6 +187,28 @@ def test_state_that_is_replaced_moves_like_state_that_is_changed() -> None:
         assert torch.equal(expected[1]["momentum_buffer"], got[1]["momentum_buffer"])
 
 
+def test_the_state_of_all_parameters_is_never_there_twice() -> None:
+    # An optimizer makes its state in the first step; what it has made for one parameter is ours before it makes the next.
+    made: list[int] = []
+
+    class Watched(Plain):
+        def build_optimizer(self, params: Sequence[NamedShard], settings: OptimizerSettings) -> torch.optim.Optimizer:
+            optimizer = super().build_optimizer(params, settings)
+            optimizer.register_step_post_hook(lambda o, *_: made.append(sum(len(s) for s in o.state.values())))
+            return optimizer
+
+    state = FlatState(Plain().build_model())
+    keys = probe_keys(Plain(), SETTINGS, state)
+    whole: Intervals = (Interval(0, state.space.numel),)
+    part = ShardedOptimizer(
+        task=Watched(), settings=SETTINGS, state=state, intervals=whole, moments=_memory(keys, whole), scalars=None
+    )
+    for _ in range(2):
+        part.update(Reduced(Regions(whole), torch.ones(state.space.numel)), lr=0.1, scale=1.0, micro_batches=1)
+    each = len(keys.elementwise) + 1  # and the number of steps
+    assert made == [each] * len(part.shards) + [each * len(part.shards)]
+
+
 def test_scalars_are_there_from_the_first_step_on() -> None:
     state = FlatState(Plain().build_model())
     keys = probe_keys(Plain(), SETTINGS, state)
