@@ -18,11 +18,20 @@ from orchestrator.core.codec import from_json
 from orchestrator.core.job import Job
 from orchestrator.core.supervisor.events import WorkerHello
 from orchestrator.core.timeouts import derive
-from orchestrator.engine.engine import TorchEngine
 from orchestrator.runtime.cutoff import CutOff
 from orchestrator.runtime.ports import Beat, WorkerCommand
 from orchestrator.runtime.tee import LineTee
 from orchestrator.runtime.worker import Link, WorkerShell, end_process
+
+_collects = gc.isenabled()
+gc.disable()  # most of what torch makes while it is loaded stays: looking through it hundreds of times takes half a second
+try:
+    import torch._dynamo  # noqa: F401  torch.optim loads it at its first step, in any case
+
+    from orchestrator.engine.engine import TorchEngine
+finally:
+    if _collects:
+        gc.enable()
 
 
 def live(settings: Mapping[str, str], resolve: Callable[[], str | None]) -> None:

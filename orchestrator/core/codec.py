@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any
 
 Json = Any
+_SCALARS = frozenset({type(None), bool, int, float, str})
 
 
 def to_json(value: object) -> Json:
@@ -22,7 +23,7 @@ def to_json(value: object) -> Json:
 
     A mapping keeps its order: a state that was read back must go through its workers as the one that was written does.
     """
-    if value is None or (isinstance(value, bool | int | float | str) and not isinstance(value, Enum)):
+    if type(value) in _SCALARS:
         return value
     if isinstance(value, Enum):
         return value.value
@@ -31,10 +32,7 @@ def to_json(value: object) -> Json:
     if isinstance(value, Mapping):
         return {_key(k): to_json(v) for k, v in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        out: dict[str, Json] = {"type": type(value).__name__}
-        for f in dataclasses.fields(value):
-            out[f.name] = to_json(getattr(value, f.name))
-        return out
+        return {"type": type(value).__name__} | {name: to_json(getattr(value, name)) for name in _hints(type(value))}
     raise TypeError(f"no JSON form for {type(value).__name__}")
 
 
@@ -43,6 +41,8 @@ def from_json(cls: Any, data: Json) -> Any:
 
     Raises TypeError or ValueError when the data does not fit the type.
     """
+    if cls in _SCALARS and type(data) is cls:
+        return data
     origin = typing.get_origin(cls)
     if origin in (typing.Union, types.UnionType):
         return _from_union(typing.get_args(cls), data)
@@ -66,17 +66,12 @@ def from_json(cls: Any, data: Json) -> Any:
         if not isinstance(data, dict) or data.get("type", cls.__name__) != cls.__name__:
             raise TypeError(f"expected a {cls.__name__}, got {data!r}")
         hints = _hints(cls)
-        names = {f.name for f in dataclasses.fields(cls)}
-        unknown = set(data) - names - {"type"}
+        unknown = data.keys() - hints.keys() - {"type"}
         if unknown:
             raise ValueError(f"{cls.__name__} has no field {sorted(unknown)}")
-        return cls(**{n: from_json(hints[n], data[n]) for n in names if n in data})
+        return cls(**{name: from_json(hint, data[name]) for name, hint in hints.items() if name in data})
     if cls is float and isinstance(data, int) and not isinstance(data, bool):
         return float(data)
-    if cls in (int, float, str, bool) and type(data) is cls:
-        return data
-    if cls is type(None) and data is None:
-        return None
     raise TypeError(f"expected {cls}, got {data!r}")
 
 
@@ -94,7 +89,9 @@ def _from_union(args: tuple[Any, ...], data: Json) -> Any:
 
 @cache
 def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+    """Of the fields, in their order."""
+    hints = typing.get_type_hints(cls)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
 
 
 def _key(k: object) -> str:

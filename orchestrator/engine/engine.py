@@ -210,7 +210,7 @@ class TorchEngine:
             body.graph = replace(body.graph, fingerprint=hashlib.sha256(first_loss.encode()).hexdigest())
         body.adds_once = max(added.values(), default=0) <= 1
         state.restore_all_buffers(layers)
-        body.module.zero_grad(set_to_none=True)  # the buffer ends with this
+        state.drop_grads()  # the buffer ends with this
 
     # ---------------------------------------------------------------------------------------------------------- epoch
 

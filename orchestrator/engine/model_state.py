@@ -364,6 +364,12 @@ class FlatState:
         for n in wanted:
             self._bound[n] = (start, buffer)
 
+    def drop_grads(self) -> None:
+        """Bound to nothing any more: the buffers may end."""
+        for slot in self._slots:
+            slot.param.grad = None
+        self._bound.clear()
+
     def check_grads(self, layers: Iterable[int]) -> None:
         """Raises TaskError if some `.grad` is no longer the view that `bind_grads` set: its gradient would be lost silently."""
         places = {(n, e.name): e for n in layers for e in self.of_layer(n)}

@@ -181,6 +181,8 @@ class Driver:
         self._arrived.set()
         if len(self._queue) >= EVENTS_MAX:
             self._overflowed = True
+            if answer is not None:
+                answer.set_exception(DriverStopped(f"the driver of job {self._state.job.name} has more to do than it can"))
             return
         event = replace(event, at_ms=self._clock.now_ms())
         if isinstance(event, ClusterChanged):
@@ -223,9 +225,10 @@ class Driver:
             if self._overflowed:
                 raise SupervisorBug(f"more than {EVENTS_MAX} events wait; the story so far:\n{story(self._recent)}")
             if self._queue:
-                event, answer = self._queue.popleft()
+                event, answer = self._queue[0]  # until it is handled: whoever asked is answered also when that fails
                 before = self._state
                 record = self._handle(event)
+                self._queue.popleft()
                 if answer is not None and not answer.done():
                     answer.set_result(Answer(record, before, self._state))
                 await asyncio.sleep(0)  # streams and commands get their turn between any two events

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -205,10 +206,19 @@ def test_a_copy_is_on_another_node() -> None:
 
 @pytest.mark.parametrize("narrow", [{"schedules": (PipelineSchedule.ONE_F_ONE_B,)}, {"zeros": (0,)}, {"recompute": (False,)}])
 def test_more_to_choose_from_is_never_a_worse_choice(narrow: dict[str, Any]) -> None:
+    assert chosen_of_all() <= seconds_within(**narrow) * (1 + 1e-9)
+
+
+@functools.cache
+def chosen_of_all() -> float:
+    """With nothing ruled out."""
+    return seconds_within()
+
+
+def seconds_within(**space: Any) -> float:
+    """Of a step that counts, by the best choice in this space."""
     costs = model([layer("embedding", gflops=0.01)] + [layer(tensor=True)] * 10 + [layer("head", gflops=0.05)], tensor_max=2)
-    on = machines(3, devices=3, network=SLOW)
-    wide, some = (choose(problem(costs, on, **space)).best.estimate.effective_s for space in ({}, narrow))
-    assert wide <= some * (1 + 1e-9)
+    return choose(problem(costs, machines(3, devices=3, network=SLOW), **space)).best.estimate.effective_s
 
 
 def after_a_loss(*, steps_left: int, tensors: tuple[int, ...] = ()) -> tuple[Problem, Strategy, Choice]:

@@ -7,8 +7,8 @@ seconds.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 from orchestrator.adapters.files.home import Home
@@ -24,6 +24,8 @@ from tests.world.facts import Facts
 from tests.world.machines import LOOPBACK, Machine, Machines
 from tests.world.relay import Relay
 from tests.world.spawning import WorkerProcess
+
+WAIT_S = 100.0  # for one record or the end; less than a test's limit
 
 
 class ProcessFleet:
@@ -249,8 +251,9 @@ class System:
             await self.supervisor.service.inject(job.name, fault=fault, who="test")
 
     async def finish(self, job: Job) -> Facts:
-        """Wait for the end."""
-        state = await self.supervisor.service.finished(job.name)
+        """Wait for the end; AssertionError with the story when it does not come."""
+        async with self._limited(job.name, "the end"):
+            state = await self.supervisor.service.finished(job.name)
         return Facts(await self.records(job.name), state)
 
     async def run(self, job: Job, *faults: Fault) -> Facts:
@@ -263,14 +266,25 @@ class System:
         return [r async for r in self.supervisor.service.watch_events(name, after_seq=0, follow=False)]
 
     async def until(self, job: Job, wanted: Callable[[Record], bool], *, after: int = 0) -> Record:
-        """The first such record, past or to come; AssertionError when the job ends without one."""
+        """The first such record, past or to come; AssertionError when the job ends without one, or when none comes."""
         seen: list[Record] = []
-        async with aclosing(self.supervisor.service.watch_events(job.name, after_seq=after, follow=True)) as records:
+        watched = self.supervisor.service.watch_events(job.name, after_seq=after, follow=True)
+        async with self._limited(job.name, "a record"), aclosing(watched) as records:
             async for record in records:
                 if wanted(record):
                     return record
                 seen.append(record)
         raise AssertionError(f"{job.name} ended without the record that was waited for:\n{story(seen)}")
+
+    @asynccontextmanager
+    async def _limited(self, name: str, what: str) -> AsyncIterator[None]:
+        """Nothing is waited for until the test's own limit, which could not tell the story."""
+        try:
+            async with asyncio.timeout(WAIT_S):
+                yield
+        except TimeoutError:
+            records = await self.records(name)
+            raise AssertionError(f"{name}: {what} did not come within {WAIT_S:.0f} s; so far:\n{story(records)}") from None
 
     async def log(self, job: Job) -> str:
         """What the workers' logs hold now."""

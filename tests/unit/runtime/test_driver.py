@@ -305,6 +305,28 @@ def test_ask_returns_the_record_of_its_decision() -> None:
     assert world.closed
 
 
+def test_whoever_asked_for_what_the_core_fails_at_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, journal = World(job()), MemoryJournal()
+
+    def buggy(state: Any, event: Any) -> Any:
+        if isinstance(event, CancelRequested):
+            raise AssertionError("no such thing")
+        return step(state, event)
+
+    monkeypatch.setattr("orchestrator.runtime.driver.step", buggy)
+
+    async def main() -> None:
+        driver = world.start(journal, LoopClock())
+        running = asyncio.create_task(driver.run())
+        await world.until(lambda s: s.phase is JobPhase.RUNNING)
+        with pytest.raises(DriverStopped):
+            await driver.ask(CancelRequested(0, "me"))
+        with pytest.raises(SupervisorBug):
+            await running
+
+    virtually(main)
+
+
 def test_changed_wakes_at_the_next_record_and_at_the_end() -> None:
     world, journal = World(job()), MemoryJournal()
 

@@ -8,6 +8,7 @@ reliable ones. Every term is at most the one that `estimate` finds (the tests ho
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -125,8 +126,7 @@ class Bounds:
     def _failing(self, ranks: int) -> float:
         """Wall seconds per second of work that at least go by."""
         r = self._problem.reliability
-        nodes = next((k for k, devices in enumerate(self._capacities) if devices >= ranks), len(self._nodes))
-        return 1.0 + self._rates[nodes] * (r.detect_s + min(r.restart_s, r.load_s))
+        return 1.0 + self._rates[bisect_left(self._capacities, ranks)] * (r.detect_s + min(r.restart_s, r.load_s))
 
     def _work(self, tensor: int, units: int, recompute: bool) -> _Work:
         key = tensor, units, recompute
@@ -155,7 +155,7 @@ class Bounds:
             speed: max((least[k] / t if t else 1.0 for k, t in zip(kinds, mine, strict=True)), default=1.0)
             for speed, mine in total.items()
         }
-        devices = sorted((speeds[n.device, n.pace] for n in self._nodes for _ in range(n.devices)), reverse=True)
+        devices = sorted(((speeds[n.device, n.pace], n.devices) for n in self._nodes), reverse=True)
         layers = [least[k] for k in costs.order]
         return _Work(
             forward=_cheapest([least_forward[k] for k in costs.order]),
@@ -163,7 +163,7 @@ class Bounds:
             way=sum(least_half[k] for k in costs.order),
             least=_cheapest(layers),
             largest=max(layers),
-            speeds=tuple(accumulate(devices, initial=0.0)),
+            speeds=tuple(accumulate((speed for speed, count in devices for _ in range(count)), initial=0.0)),
         )
 
 

@@ -9,8 +9,9 @@ a ring is optimal in bandwidth: Patarasuk and Yuan 2009.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import repeat
 
 from orchestrator.core.cluster.resources import Link, Resources
 
@@ -60,6 +61,16 @@ def send(link: Ring, numbytes: float) -> float:
     return 0.0 if link.size == 1 else link.latency_s + numbytes / link.bandwidth
 
 
+@dataclass(slots=True)
+class _Column:
+    """What the groups of a column meet."""
+
+    insides: set[tuple[int, int]] = field(default_factory=set)  # kind of node and size of groups that do not leave a node
+    size: int = 1  # of the largest of the others
+    members: set[tuple[int, int]] = field(default_factory=set)  # nodes, each with how many members a group has there
+    racks: set[int] = field(default_factory=set)  # that groups leave
+
+
 class Network:
     """Makes rings of groups of devices, with what those that run at the same time share. Equal groups are folded.
 
@@ -69,51 +80,63 @@ class Network:
     def __init__(self, resources: Resources, *, straight: bool) -> None:
         self._nodes, self._straight = resources.nodes, straight
         racks = {rack: k for k, rack in enumerate(dict.fromkeys(n.rack for n in resources.nodes))}
-        self._rack_of = [racks[n.rack] for n in resources.nodes]
+        self._rack_of, self._racks = [racks[n.rack] for n in resources.nodes], len(racks)
         self._uplink, self._uplink_total = resources.uplink, resources.uplink_total
-        kinds: dict[tuple[Link, Link, float], int] = {}
-        self._kind_of = [kinds.setdefault((n.inside, n.network, n.network_total), len(kinds)) for n in resources.nodes]
-        self._insides = [inside for inside, _, _ in kinds]  # link of each kind
+        links = [(*_numbers(n.inside), *_numbers(n.network), n.network_total) for n in resources.nodes]
+        kinds: dict[tuple[float, ...], int] = {}
+        self._kind_of = [kinds.setdefault(numbers, len(kinds)) for numbers in links]
+        nodes = dict(zip(reversed(self._kind_of), reversed(resources.nodes), strict=True))
+        self._kinds = [(nodes[k].inside, nodes[k].network, nodes[k].network_total) for k in range(len(kinds))]
 
     def inside(self, nodes: Iterable[int], size: int) -> Ring:
         """A ring no faster than those of groups that each lie on one of these nodes."""
         return _slowest(self._within({(self._kind_of[n], size) for n in nodes}))
 
+    def leaving(self, ranks: Mapping[int, int]) -> Ring:
+        """From a node to another, when so many ranks of each of them send."""
+        latency, bandwidth = 0.0, INFINITE
+        for kind, count in {(self._kind_of[n], count) for n, count in ranks.items()}:
+            _, network, total = self._kinds[kind]
+            latency, bandwidth = max(latency, network.latency_s), min(bandwidth, network.bandwidth, total / count)
+        return Ring(2, latency, bandwidth)
+
     def _within(self, groups: Iterable[tuple[int, int]]) -> list[Ring]:
         """Rings inside nodes, from their kind and the group's size."""
-        return [Ring(size, self._insides[kind].latency_s, self._insides[kind].bandwidth) for kind, size in groups]
+        return [Ring(size, self._kinds[kind][0].latency_s, self._kinds[kind][0].bandwidth) for kind, size in groups]
 
     def rings(self, columns: Sequence[Iterable[tuple[Sequence[int], int]]]) -> list[Ring]:
         """For each column of groups a ring no faster than any of them; all groups of all columns run at once.
 
         A group is named by the node of each member, and comes with the number of groups like it.
         """
-        folded: list[dict[tuple[int, ...], int]] = []  # groups that leave a node
-        within: list[set[tuple[int, int]]] = []  # kind of node and size of those that do not
-        for groups in columns:
-            column: dict[tuple[int, ...], int] = {}
-            insides: set[tuple[int, int]] = set()
-            for group, times in groups:
-                nodes = tuple(sorted(group))
-                if nodes[0] == nodes[-1]:
-                    insides.add((self._kind_of[nodes[0]], len(nodes)))
-                else:
-                    column[nodes] = column.get(nodes, 0) + times
-            folded.append(column)
-            within.append(insides)
-        out = [0] * len(self._nodes)  # groups that leave a node
-        up: Counter[int] = Counter()  # and a rack
-        for column in folded:
-            for nodes, times in column.items():
-                for n in nodes if self._straight else set(nodes):
-                    out[n] += times
-                for rack in self._racks(nodes):
+        out, up = [0] * len(self._nodes), [0] * self._racks  # groups that leave a node, and a rack
+        found = [self._column(groups, out, up) for groups in columns]
+        return [self._ring(column, out, up) for column in found]
+
+    def _column(self, groups: Iterable[tuple[Sequence[int], int]], out: list[int], up: list[int]) -> _Column:
+        """What these groups meet; they are added to those that leave each node and each rack."""
+        column, rack_of = _Column(), self._rack_of
+        alone: set[int] = set()  # nodes with one member of a group
+        for nodes, times in groups:
+            different = set(nodes)
+            if len(different) == 1:
+                column.insides.add((self._kind_of[nodes[0]], len(nodes)))
+                continue
+            if len(nodes) > column.size:
+                column.size = len(nodes)
+            if len(different) == len(nodes):
+                alone |= different
+            else:
+                column.members.update(Counter(nodes).items())
+            for n in nodes if self._straight else different:
+                out[n] += times
+            racks = {rack_of[n] for n in different}
+            if len(racks) > 1:
+                column.racks |= racks
+                for rack in racks:
                     up[rack] += times
-        links: dict[tuple[int, int, int], tuple[float, float]] = {}
-        return [
-            _slowest([*self._within(insides), *(self._ring(nodes, out, up, links) for nodes in column)])
-            for column, insides in zip(folded, within, strict=True)
-        ]
+        column.members.update(zip(alone, repeat(1)))
+        return column
 
     def links(self, columns: Sequence[tuple[Iterable[tuple[int, int]], int]]) -> list[Ring]:
         """For each column of pairs of nodes (sender's, receiver's) a link no faster than any of theirs; all send at once.
@@ -122,72 +145,51 @@ class Network:
         """
         folded = [Counter(pairs) for pairs, _ in columns]
         out, into = [0] * len(self._nodes), [0] * len(self._nodes)
-        up, down = Counter[int](), Counter[int]()
+        up, down = [0] * self._racks, [0] * self._racks
+        rack_of, crossings = self._rack_of, list[set[tuple[int, int]]]()
         for column, (_, alike) in zip(folded, columns, strict=True):
+            crossed: set[tuple[int, int]] = set()
             for (a, b), pairs in column.items():
-                times = pairs * alike
                 if a != b:
+                    times, rack, other = pairs * alike, rack_of[a], rack_of[b]
                     out[a] += times
                     into[b] += times
-                    if self._rack_of[a] != self._rack_of[b]:
-                        up[self._rack_of[a]] += times
-                        down[self._rack_of[b]] += times
-        return [_slowest(self._links(column, out, into, up, down)) for column in folded]
+                    if rack != other:
+                        up[rack] += times
+                        down[other] += times
+                        crossed.add((rack, other))
+            crossings.append(crossed)
+        flows = [max((max(up[a], down[b]) for a, b in crossed), default=0) for crossed in crossings]
+        return [_slowest(self._links(column, out, into, most)) for column, most in zip(folded, flows, strict=True)]
 
-    def _links(
-        self, pairs: Iterable[tuple[int, int]], out: Sequence[int], into: Sequence[int], up: Counter[int], down: Counter[int]
-    ) -> list[Ring]:
-        """The different links among these pairs of nodes."""
-        kinds, racks = self._kind_of, self._rack_of
-        found: dict[tuple[int, ...], Ring] = {}
-        for a, b in pairs:
-            flows = max(up[racks[a]], down[racks[b]]) if racks[a] != racks[b] else 0
-            key = (kinds[a], kinds[b], out[a], into[b], flows) if a != b else (kinds[a],)
-            if key in found:
-                continue
-            x, y = self._nodes[a], self._nodes[b]
-            if a == b:
-                found[key] = Ring(2, x.inside.latency_s, x.inside.bandwidth)
-                continue
-            latency = max(x.network.latency_s, y.network.latency_s)
-            bandwidth = min(x.network.bandwidth, y.network.bandwidth, x.network_total / out[a], y.network_total / into[b])
-            if flows:
-                latency, bandwidth = self._between(latency, bandwidth, flows)
-            found[key] = Ring(2, latency, bandwidth)
-        return list(found.values())
+    def _links(self, pairs: Iterable[tuple[int, int]], out: Sequence[int], into: Sequence[int], flows: int) -> list[Ring]:
+        """Of these pairs of nodes; at most so many `flows` share a rack's uplink with one of theirs, 0: none leaves a rack."""
+        kinds = self._kind_of
+        found = self._within({(kinds[a], 2) for a, b in pairs if a == b})
+        for x, y, leave, enter in {(kinds[a], kinds[b], out[a], into[b]) for a, b in pairs if a != b}:
+            (_, mine, total), (_, theirs, their_total) = self._kinds[x], self._kinds[y]
+            bandwidth = min(mine.bandwidth, theirs.bandwidth, total / leave, their_total / enter)
+            found.append(Ring(2, max(mine.latency_s, theirs.latency_s), bandwidth))
+        return [*found, Ring(2, *self._between(0.0, INFINITE, flows))] if flows else found
 
-    def _racks(self, nodes: Iterable[int]) -> set[int]:
-        """The racks of a group that leaves its rack; none where it does not."""
-        racks = {self._rack_of[n] for n in nodes}
-        return racks if len(racks) > 1 else set()
+    def _ring(self, column: _Column, out: Sequence[int], up: Sequence[int]) -> Ring:
+        """No faster than any group of a column."""
+        rings = self._within(column.insides)
+        if column.members:
+            links = [self._link(*key) for key in {(self._kind_of[n], members, out[n]) for n, members in column.members}]
+            latency, bandwidth = max(latency for latency, _ in links), min(bandwidth for _, bandwidth in links)
+            if column.racks:
+                latency, bandwidth = self._between(latency, bandwidth, max(up[rack] for rack in column.racks))
+            rings.append(Ring(column.size, latency, bandwidth))
+        return _slowest(rings)
 
-    def _ring(
-        self, nodes: Sequence[int], out: Sequence[int], up: Counter[int], links: dict[tuple[int, int, int], tuple[float, float]]
-    ) -> Ring:
-        """Of a group on several nodes. `links` remembers what `_link` finds: by kind of node, members, groups that leave."""
-        latency, bandwidth = 0.0, INFINITE
-        different = set(nodes)
-        for n in different:
-            key = self._kind_of[n], 1 if len(different) == len(nodes) else nodes.count(n), out[n]
-            found = links.get(key)
-            if found is None:
-                found = links[key] = self._link(n, key[1], out[n])
-            if found[0] > latency:
-                latency = found[0]
-            if found[1] < bandwidth:
-                bandwidth = found[1]
-        racks = self._racks(different)
-        if racks:
-            latency, bandwidth = self._between(latency, bandwidth, max(up[rack] for rack in racks))
-        return Ring(len(nodes), latency, bandwidth)
-
-    def _link(self, n: int, members: int, groups: int) -> tuple[float, float]:
+    def _link(self, kind: int, members: int, groups: int) -> tuple[float, float]:
         """(latency, bandwidth) of what a group passes on a node with so many of its members, as one of so many that leave it."""
-        node = self._nodes[n]
+        inside, network, total = self._kinds[kind]
         rails = 1 if self._straight else members
-        latency, bandwidth = node.network.latency_s, min(rails * node.network.bandwidth, node.network_total / groups)
+        latency, bandwidth = network.latency_s, min(rails * network.bandwidth, total / groups)
         if members > 1:
-            latency, bandwidth = max(latency, node.inside.latency_s), min(bandwidth, node.inside.bandwidth)
+            latency, bandwidth = max(latency, inside.latency_s), min(bandwidth, inside.bandwidth)
         return latency, bandwidth
 
     def _between(self, latency: float, bandwidth: float, flows: int) -> tuple[float, float]:
@@ -197,6 +199,10 @@ class Network:
         if self._uplink_total:
             bandwidth = min(bandwidth, self._uplink_total / flows)
         return latency, bandwidth
+
+
+def _numbers(link: Link) -> tuple[float, float]:
+    return link.bandwidth, link.latency_s
 
 
 def _slowest(rings: Iterable[Ring]) -> Ring:

@@ -7,6 +7,7 @@ Replicas that sit on equal devices are folded into one.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -47,10 +48,19 @@ class MeshOnDevices:
 
 
 @dataclass(frozen=True, slots=True)
+class _Laid:
+    """The nodes of a strategy's ranks, by pipeline rank."""
+
+    nodes: list[tuple[int, ...]]
+    different: list[set[int]]
+    heads: list[_Heads]
+
+
+@dataclass(frozen=True, slots=True)
 class _Heads:
     """Ranks that stand for all of a pipeline rank."""
 
-    nodes: list[int]  # of each, replica by replica
+    nodes: tuple[int, ...]  # of each, replica by replica
     step: int  # of them in a replica
     alike: int  # ranks that each stands for
 
@@ -65,6 +75,7 @@ class Meshes:
         self._ranks = 0  # of all that are remembered
         self._known: dict[tuple[int, tuple[int, ...], tuple[int, ...], bool], MeshOnDevices] = {}
         self._held: dict[tuple[int, tuple[int, ...], tuple[int, ...], int], Holders] = {}
+        self._last: tuple[tuple[int, tuple[int, ...], tuple[int, ...]], _Laid] | None = None  # asked for twice in a row
 
     def of(self, s: Strategy) -> MeshOnDevices:
         """The mesh of a strategy. Raises IndexError for a device that is not there."""
@@ -88,78 +99,81 @@ class Meshes:
         return found
 
     def _look(self, s: Strategy) -> MeshOnDevices:
-        resources, data = self._resources, s.data
-        nodes = self._nodes(s)
-        heads = [_heads(mine, t) for mine, t in zip(nodes, s.tensors, strict=True)]
-        used = Counter(chain.from_iterable(nodes))
+        resources, data, laid = self._resources, s.data, self._laid(s)
+        nodes, heads = laid.nodes, laid.heads
+        ranks = Counter(chain.from_iterable(nodes))
+        used, most = tuple(sorted(ranks)), max(ranks.values())
         alone = tuple([ALONE] * s.pipeline)
-        rates = sum(resources.nodes[n].failures_per_hour for n in sorted(used)) / 3600.0
-        rest = [len(s.devices) - count for count in used.values()]
-        rows: dict[tuple[Place, ...], list[int]] = {}
-        columns = [self._places(mine, t, data) for mine, t in zip(nodes, s.tensors, strict=True)]
-        for replica, row in enumerate(zip(*columns, strict=True)):
-            rows.setdefault(row, []).append(replica)
-        here = [{(resources.nodes[n].device, resources.nodes[n].pace) for n in set(mine)} for mine in nodes]
+        speeds = [{self._speeds[n] for n in different} for different in laid.different]
+        rows = self._rows(nodes, speeds, s)
         types = resources.by_name
         return MeshOnDevices(
-            tensors=alone if s.tensor == 1 else self._tensor_rings(nodes, heads, s.tensors),
+            tensors=alone if s.tensor == 1 else self._tensor_rings(laid, s.tensors),
             datas=alone if data == 1 else self._data_rings(heads, data),
             boundaries=alone if s.pipeline == 1 else self._boundaries(nodes, heads, s),
             places=tuple(rows),
             replicas=tuple(tuple(r) for r in rows.values()),
-            limits=tuple(min(types[name].memory_bytes for name, _ in speeds) for speeds in here),
-            bandwidths=tuple(min(types[name].bandwidth / pace for name, pace in speeds) for speeds in here),
-            network=self._leaving(used),
-            nodes=tuple(sorted(used)),
-            failures_per_s=rates,
-            crowding=max(count / left if left else float("inf") for count, left in zip(used.values(), rest, strict=True)),
+            limits=tuple(min(types[name].memory_bytes for name, _ in here) for here in speeds),
+            bandwidths=tuple(min(types[name].bandwidth / pace for name, pace in here) for here in speeds),
+            network=self._network.leaving(ranks),
+            nodes=used,
+            failures_per_s=sum(resources.nodes[n].failures_per_hour for n in used) / 3600.0,
+            crowding=most / (len(s.devices) - most) if most < len(s.devices) else float("inf"),
             spans=any(len(set(h.nodes[c :: h.step])) > 1 for h in heads for c in range(h.step)),
         )
 
-    def _leaving(self, used: Counter[int]) -> Ring:
-        nodes = self._resources.nodes
-        return Ring(
-            2,
-            max(nodes[n].network.latency_s for n in used),
-            min(min(nodes[n].network.bandwidth, nodes[n].network_total / ranks) for n, ranks in used.items()),
-        )
+    def _rows(
+        self, nodes: list[tuple[int, ...]], speeds: list[set[Speed]], s: Strategy
+    ) -> Mapping[tuple[Place, ...], Sequence[int]]:
+        """The replicas that have each row of places."""
+        if all(len(here) == 1 for here in speeds):
+            return {tuple(tuple(here) for here in speeds): range(s.data)}
+        rows: dict[tuple[Place, ...], list[int]] = {}
+        columns = [self._places(mine, here, t, s.data) for mine, here, t in zip(nodes, speeds, s.tensors, strict=True)]
+        for replica, row in enumerate(zip(*columns, strict=True)):
+            rows.setdefault(row, []).append(replica)
+        return rows
 
-    def _places(self, nodes: list[int], tensor: int, data: int) -> list[Place]:
+    def _places(self, nodes: tuple[int, ...], here: set[Speed], tensor: int, data: int) -> list[Place]:
         speeds = self._speeds
-        everywhere = {speeds[n] for n in set(nodes)}
-        if len(everywhere) == 1:
-            return [tuple(everywhere)] * data
+        if len(here) == 1:
+            return [tuple(here)] * data
         return [tuple(sorted({speeds[n] for n in nodes[r * tensor : (r + 1) * tensor]})) for r in range(data)]
 
-    def _nodes(self, s: Strategy) -> list[list[int]]:
-        """The node of each rank, by pipeline rank."""
-        if min(s.devices) < 0:
-            raise IndexError(f"the strategy uses a device that is lost: {s.devices}")
-        node_of = self._resources.node_of
-        nodes = [node_of[d] for d in s.devices]
-        return [nodes[first : first + t * s.data] for first, t in zip(s.first_rank, s.tensors, strict=True)]
+    def _laid(self, s: Strategy) -> _Laid:
+        """Where a strategy's ranks are. Raises IndexError for a device that is not there."""
+        key = s.data, s.tensors, s.devices
+        if self._last is None or self._last[0] != key:
+            if min(s.devices) < 0:
+                raise IndexError(f"the strategy uses a device that is lost: {s.devices}")
+            node_of = self._resources.node_of
+            every = tuple(map(node_of.__getitem__, s.devices))
+            nodes = [every[first : first + t * s.data] for first, t in zip(s.first_rank, s.tensors, strict=True)]
+            heads = [_heads(mine, t) for mine, t in zip(nodes, s.tensors, strict=True)]
+            self._last = key, _Laid(nodes, [set(h.nodes) for h in heads], heads)
+        return self._last[1]
 
-    def _tensor_rings(self, nodes: list[list[int]], heads: list[_Heads], tensors: tuple[int, ...]) -> tuple[Ring, ...]:
-        rings = self._network.rings(
-            [
-                [] if h.step == 1 else [(b[i : i + t], 1) for i in range(0, len(b), t)]
-                for b, h, t in zip(nodes, heads, tensors, strict=True)
-            ]
-        )
+    def _tensor_rings(self, laid: _Laid, tensors: tuple[int, ...]) -> tuple[Ring, ...]:
+        columns = [
+            [] if h.step == 1 else [(b[i : i + t], 1) for i in range(0, len(b), t)]
+            for b, h, t in zip(laid.nodes, laid.heads, tensors, strict=True)
+        ]
+        rings = self._network.rings(columns)
         return tuple(
-            (ALONE if t == 1 else self._network.inside(set(h.nodes), t)) if h.step == 1 else ring
-            for h, t, ring in zip(heads, tensors, rings, strict=True)
+            (ALONE if t == 1 else self._network.inside(here, t)) if h.step == 1 else ring
+            for here, h, t, ring in zip(laid.different, laid.heads, tensors, rings, strict=True)
         )
 
     def _data_rings(self, heads: list[_Heads], size: int) -> tuple[Ring, ...]:
         """Rings over the data axis, each of so many replicas in a row."""
-        columns: list[list[tuple[list[int], int]]] = []
+        columns: list[list[tuple[tuple[int, ...], int]]] = []
         for h in heads:
             starts = [first + c for first in range(0, len(h.nodes), size * h.step) for c in range(h.step)]
-            columns.append([(h.nodes[k : k + (size - 1) * h.step + 1 : h.step], h.alike) for k in starts])
+            groups = Counter([h.nodes[k : k + (size - 1) * h.step + 1 : h.step] for k in starts])
+            columns.append([(group, h.alike * times) for group, times in groups.items()])
         return tuple(self._network.rings(columns))
 
-    def _boundaries(self, nodes: list[list[int]], heads: list[_Heads], s: Strategy) -> tuple[Ring, ...]:
+    def _boundaries(self, nodes: list[tuple[int, ...]], heads: list[_Heads], s: Strategy) -> tuple[Ring, ...]:
         columns: list[tuple[list[tuple[int, int]], int]] = []
         for pipe, (mine, t) in enumerate(zip(nodes, s.tensors, strict=True)):
             theirs, u = nodes[(pipe + 1) % s.pipeline], s.tensors[(pipe + 1) % s.pipeline]
@@ -179,13 +193,13 @@ class Meshes:
     def _hold(self, s: Strategy) -> Holders:
         if s.shard == s.data:
             return Holders(self.of(s).datas, tuple([True] * s.pipeline), 1)
-        heads = [_heads(mine, t) for mine, t in zip(self._nodes(s), s.tensors, strict=True)]
+        heads = self._laid(s).heads
         spread = [[len(set(h.nodes[k :: s.shard * h.step])) for k in range(s.shard * h.step)] for h in heads]
         gathers = self._data_rings(heads, s.shard) if s.shard > 1 else tuple([ALONE] * s.pipeline)
         return Holders(gathers, tuple(min(mine) == 1 for mine in spread), min(map(min, spread)))
 
 
-def _heads(nodes: list[int], tensor: int) -> _Heads:
+def _heads(nodes: tuple[int, ...], tensor: int) -> _Heads:
     """Of a pipeline rank: one rank for each tensor group where every group sits on one node, else all of them."""
     first = nodes[::tensor]
     if all(nodes[c::tensor] == first for c in range(1, tensor)):

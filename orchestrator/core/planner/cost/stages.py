@@ -103,6 +103,11 @@ class Speeds:
             (b[last] - b[first]) * units + c[last] - c[first],
         )
 
+    def sums(self, units: int) -> list[tuple[float, float]]:
+        """Seconds of the passes over the first n layers, n from 0 on: forward, backward."""
+        columns = zip(self._forward, self._forward_fixed, self._backward, self._backward_fixed, strict=True)
+        return [(f * units + g, b * units + c) for f, g, b, c in columns]
+
 
 def _line(kind: LayerCost, device: DeviceType, tensor: int) -> tuple[float, float, float, float]:
     """Seconds of a layer: (forward per unit, forward fixed, backward per unit, backward fixed)."""

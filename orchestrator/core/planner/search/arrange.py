@@ -9,7 +9,7 @@ assignments exist, all are listed, one of each set that differs by interchangeab
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, combinations_with_replacement, islice
+from itertools import accumulate, chain, combinations_with_replacement, islice
 
 from orchestrator.core.cluster.resources import Resources
 from orchestrator.core.planner.search.shapes import Mesh
@@ -235,14 +235,9 @@ def _lay(mesh: Mesh, blocks: Sequence[Devices], inner: int) -> Devices:
     """Devices by rank, where `inner` replicas lie side by side inside the pipeline."""
     data, pipeline = mesh.data, len(mesh.tensors)
     if inner == data:
-        return tuple(d for b in blocks for d in b)
-    return tuple(
-        d
-        for pipe in range(pipeline)
-        for outer in range(data // inner)
-        for b in blocks[(outer * pipeline + pipe) * inner : (outer * pipeline + pipe + 1) * inner]
-        for d in b
-    )
+        return tuple(chain.from_iterable(blocks))
+    firsts = [(outer * pipeline + pipe) * inner for pipe in range(pipeline) for outer in range(data // inner)]
+    return tuple(chain.from_iterable(b for first in firsts for b in blocks[first : first + inner]))
 
 
 def _in_order(mesh: Mesh, word: Word) -> bool:

@@ -114,21 +114,26 @@ class _Search:
     def _descend(self) -> float:
         """Go through meshes and shapes, the likeliest first; returns the least bound of the meshes not gone through."""
         scale, sketches = self._scale, self._sketches
-        queue: list[tuple[float, int, float, Mesh | Shape]] = [
-            (sketches.mesh_s(mesh), n, self._floors.mesh_s(mesh), mesh) for n, mesh in enumerate(self._meshes)
-        ]
+        count, queue = len(self._meshes), list[tuple[float, int, float, Mesh | Shape]]()
+        for n, mesh in enumerate(self._meshes):  # one below 0 waits under its bound, and is sketched only when its turn comes
+            bound = self._floors.mesh_s(mesh)
+            queue.append((bound, n - count, bound, mesh))
         heapify(queue)
         # numbers of replicas that are not looked at are smaller than the most of their pipeline, and their bound is no lower
-        count, rest = len(queue), INFINITE if self._complete else min((entry[2] for entry in queue), default=INFINITE)
+        rest = INFINITE if self._complete else min((entry[2] for entry in queue), default=INFINITE)
         while queue:
-            guess, _, bound, what = heappop(queue)
-            if scale.floor(bound) >= scale.least:
-                self._ledger.bounded(what, scale.floor(bound))
+            guess, n, bound, what = heappop(queue)
+            floor = scale.floor(bound)
+            if floor >= scale.least:
+                self._ledger.bounded(what, floor)
+                continue
+            if n < 0 and isinstance(what, Mesh):
+                heappush(queue, (sketches.mesh_s(what), n + len(self._meshes), bound, what))
                 continue
             later = scale.effort < self._effort * _MOVES_FROM or scale.floor(guess) > _UNLIKELY * scale.least
             if isinstance(what, Mesh) and later and not self._complete:
                 rest = min(rest, bound)
-                self._ledger.bounded(what, scale.floor(bound))
+                self._ledger.bounded(what, floor)
             elif isinstance(what, Mesh):
                 for shape in shapes(self._problem, what):
                     if not self._lacks(shape):

@@ -37,9 +37,8 @@ class Floors:
         """Seconds of the first n layers, n = 0 .. layers, for one micro-batch: forward, backward."""
         key = (*speed, tensor, units)
         if key not in self._sums:
-            table = self._costing.tables.speeds(speed[0], tensor)
-            passes = [table.passes(0, n, units) for n in range(self.layers + 1)]
-            self._sums[key] = [speed[1] * p.forward_s for p in passes], [speed[1] * p.backward_s for p in passes]
+            passes = self._costing.tables.speeds(speed[0], tensor).sums(units)
+            self._sums[key] = [speed[1] * forward for forward, _ in passes], [speed[1] * backward for _, backward in passes]
         return self._sums[key]
 
     def mesh_s(self, mesh: Mesh) -> float:

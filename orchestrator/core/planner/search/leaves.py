@@ -242,6 +242,8 @@ class Leaves:
 
 def _work(rows: Sequence[Row], shares: Sequence[int]) -> dict[Row, int]:
     """Micro-batches of the replica that has most, for each row of speeds."""
+    if all(row is rows[0] for row in rows):
+        return {rows[0]: max(shares)}
     out: dict[Row, int] = {}
     for row, share in zip(rows, shares, strict=True):
         if share > out.get(row, 0):

@@ -12,6 +12,7 @@ from orchestrator.core.planner.search.shapes import Mesh, Shape, shape_of
 from orchestrator.core.planner.strategy import Option, Rejected, Strategy
 
 _GIB = float(1 << 30)
+_Key = tuple[str, *tuple[int | str, ...]]  # axis and value of a class
 
 
 @dataclass(slots=True)
@@ -36,10 +37,10 @@ class Ledger:
     """Counts strategies and shapes by class."""
 
     def __init__(self) -> None:
-        self._classes: dict[tuple[str, str], _Class] = {}
+        self._classes: dict[_Key, _Class] = {}
         self.count = 0
 
-    def _class(self, key: tuple[str, str]) -> _Class:
+    def _class(self, key: _Key) -> _Class:
         found = self._classes.get(key)
         if found is None:
             found = self._classes[key] = _Class()
@@ -51,7 +52,8 @@ class Ledger:
         for key in _keys(what):
             kept = self._class(key)
             kept.count += count
-            kept.bound = min(kept.bound, bound)
+            if bound < kept.bound:
+                kept.bound = bound
 
     def weighed(self, option: Option, value: float) -> None:
         """One strategy was weighed."""
@@ -85,25 +87,37 @@ class Ledger:
         for key, kept in self._classes.items():
             if key not in own:
                 least = min(kept.bound, kept.value)
-                found.append((least, key, Rejected(f"{key[0]} {key[1]}".strip(), _why(kept, value), kept.count)))
+                name = _named(key)
+                found.append((least, name, Rejected(" ".join(name).strip(), _why(kept, value), kept.count)))
         return tuple(r for _, _, r in sorted(found, key=lambda f: (f[0], f[1])))
 
 
-def _keys(what: Mesh | Shape) -> list[tuple[str, str]]:
+def _keys(what: Mesh | Shape) -> list[_Key]:
     mesh = what if isinstance(what, Mesh) else what.mesh
-    out = [
-        ("tensor parallel", "+".join(map(str, mesh.degrees))),
-        ("pipeline", str(len(mesh.tensors))),
-        ("replicas:", str(mesh.data)),
+    out: list[_Key] = [
+        ("tensor parallel", *mesh.degrees),
+        ("pipeline", len(mesh.tensors)),
+        ("replicas:", mesh.data),
+        ("units per micro-batch:", mesh.units),
     ]
-    out.append(("units per micro-batch:", str(mesh.units)))
     if isinstance(what, Shape):
-        local = f", {what.stages_per_rank} stages per rank" if what.stages_per_rank > 1 else ""
-        out.append(("schedule", f"{what.schedule}{local}"))
         whole = what.zero == 0 or what.shard == mesh.data
-        out.append(("", f"ZeRO-{what.zero}" if whole else f"ZeRO-{what.zero} in groups of {what.shard}"))
-        out.append(("copies:", str(what.copies)))
+        out += [
+            ("schedule", what.schedule, what.stages_per_rank),
+            ("", what.zero, 0 if whole else what.shard),
+            ("copies:", what.copies),
+        ]
     return out
+
+
+def _named(key: _Key) -> tuple[str, str]:
+    """The axis, and the value in words."""
+    axis, *value = key
+    if axis == "schedule":
+        return axis, f"{value[0]}, {value[1]} stages per rank" if value[1] != 1 else f"{value[0]}"
+    if axis:
+        return axis, "+".join(map(str, value))
+    return axis, f"ZeRO-{value[0]} in groups of {value[1]}" if value[1] else f"ZeRO-{value[0]}"
 
 
 def _why(kept: _Class, best: float) -> str:

@@ -7,7 +7,8 @@ replicas are all there is room for, or fewer by halves, because a replica less o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -98,10 +99,10 @@ def usable(resources: Resources) -> tuple[NodeResources, ...]:
     return tuple(n for n in resources.nodes if n.healthy and n.devices)
 
 
-def blocks_of(nodes: Sequence[NodeResources], degree: int) -> int:
-    """Tensor groups of a degree that fit: inside nodes where one of them is as large, else over all devices."""
-    inside = sum(n.devices // degree for n in nodes)
-    return inside or sum(n.devices for n in nodes) // degree
+def blocks_of(sizes: Mapping[int, int], degree: int) -> int:
+    """Tensor groups of a degree that fit on nodes, so many of each size: inside them where one is as large, else over all."""
+    inside = sum(devices // degree * nodes for devices, nodes in sizes.items())
+    return inside or sum(devices * nodes for devices, nodes in sizes.items()) // degree
 
 
 def meshes(problem: Problem) -> Iterator[Mesh]:
@@ -109,8 +110,9 @@ def meshes(problem: Problem) -> Iterator[Mesh]:
     space, nodes = problem.space, usable(problem.resources)
     layers = len(problem.costs.order) if problem.costs.splits else 1
     units = sorted({u for u in space.units if u >= 1 and problem.batch % u == 0})
+    sizes = Counter(n.devices for n in nodes)
     for degree in tensor_degrees(problem):
-        blocks = _room(problem, nodes, degree)
+        blocks = _room(problem, sizes, degree)
         for pipeline in range(1, min(layers, blocks) + 1):
             if not _asked(space.pipelines, pipeline):
                 continue
@@ -149,26 +151,25 @@ def _asked(axis: tuple[int, ...], value: int) -> bool:
     return not axis or value in axis
 
 
-def _room(problem: Problem, nodes: Sequence[NodeResources], degree: int) -> int:
+def _room(problem: Problem, sizes: Mapping[int, int], degree: int) -> int:
     """Tensor groups that fit, at most as many as the space has ranks for."""
-    devices = sum(n.devices for n in nodes)
-    blocks = devices // degree if devices <= SMALL else blocks_of(nodes, degree)
+    devices = sum(size * nodes for size, nodes in sizes.items())
+    blocks = devices // degree if devices <= SMALL else blocks_of(sizes, degree)
     return min(blocks, problem.space.ranks_max // degree) if problem.space.ranks_max else blocks
 
 
 def _replicas(problem: Problem, tensors: tuple[int, ...], most: int, units: int) -> Iterator[Mesh]:
-    space, micro_batches = problem.space, problem.batch // units
+    space, micro_batches, width = problem.space, problem.batch // units, sum(tensors)
     most = min(most, micro_batches)
     if space.datas:
         found: Iterable[int] = [d for d in sorted(set(space.datas)) if d <= most]
-    elif most * sum(tensors) <= SMALL:
+    elif most * width <= SMALL:
         found = range(1, most + 1)
     else:
         found = _halves(most, micro_batches)
     for data in found:
-        mesh = Mesh(data, tensors, units, micro_batches)
-        if mesh.ranks >= space.ranks_min and (space.uneven or micro_batches % data == 0):
-            yield mesh
+        if data * width >= space.ranks_min and (space.uneven or micro_batches % data == 0):
+            yield Mesh(data, tensors, units, micro_batches)
 
 
 @lru_cache(maxsize=4096)
@@ -189,7 +190,7 @@ def _mixed(problem: Problem, nodes: Sequence[NodeResources], layers: int, units:
     degrees = tensor_degrees(problem)
     for a in types:
         for b in types:
-            ours, theirs = [n for n in nodes if n.device == a], [n for n in nodes if n.device == b]
+            ours, theirs = (Counter(n.devices for n in nodes if n.device == kind) for kind in (a, b))
             for s in degrees:
                 for t in degrees:
                     if a != b and s != t:
@@ -237,15 +238,8 @@ def _shards(problem: Problem, mesh: Mesh) -> list[tuple[int, int]]:
     zeros = sorted(z for z in set(space.zeros) if z < 3 or problem.costs.splits)
     if data == 1:
         return [(zeros[0], 1)] if zeros else []
-    out: list[tuple[int, int]] = []
-    for zero in zeros:
-        if zero == 0:
-            out.append((0, 1))
-        elif not space.groups:
-            out.append((zero, data))
-        else:
-            out += [(zero, s) for s in _groups(problem, mesh)]
-    return out
+    shards = _groups(problem, mesh) if space.groups else [data]
+    return [(zero, shard) for zero in zeros for shard in (shards if zero else [1])]
 
 
 def _groups(problem: Problem, mesh: Mesh) -> list[int]:
