@@ -5,9 +5,9 @@ plan's step time and memory are predicted, and printed, before any of them runs.
 per process, a few steps at a time. The same step varies twofold on a shared machine, so all of it is done round after round: the
 lowest timings of a layer make the prediction that counts, the low percentile of a plan's steps what it is held against.
 
-Memory is the highest resident set of each rank's process over those steps, less that of a process which trains a model of next to
-nothing, against the predicted total less the program's own share; every pipeline rank's counts. Plans of more ranks than there
-are cores run apart: their layers sleep, and their links are throttled (bench/plan_accuracy_wide.py).
+Memory is the highest resident set of a rank's process over those steps against the predicted total, which is what a plan must fit
+into; every pipeline rank's counts. `memory_beside_error_median` is the same beside a process that trains next to nothing: the part
+that grows with the model. Plans of more ranks than there are cores run apart: their layers sleep, and their links are throttled (bench/plan_accuracy_wide.py).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dataclasses import replace
 
 from bench.harness import figures, say
 from bench.plan_accuracy_models import GPT, Case, Model, cases
-from bench.plan_accuracy_results import MIB, Outcome, measure, predict, summary, table
+from bench.plan_accuracy_results import MIB, Outcome, measure, predict, summary, table, together
 from bench.plan_accuracy_wide import wide
 from bench.plan_accuracy_world import COUNTED_FROM, LinkSpeed, Place, Speed, link_speed, profile, run, speeds
 from orchestrator.core.cluster.resources import DeviceType, Link, NodeResources, Resources
@@ -69,20 +69,6 @@ def fastest(a: ModelCosts, b: ModelCosts) -> ModelCosts:
     return replace(a, kinds=tuple(of(x, y) for x, y in zip(a.kinds, b.kinds, strict=True)))
 
 
-def together(measured: Sequence[ModelCosts]) -> ModelCosts:
-    """Of the same model on several cores at once the mean."""
-    kinds = []
-    for same in zip(*(m.kinds for m in measured), strict=True):
-        timings = [k.timings[-1] for k in same]
-        mean = Timing(
-            timings[0].device,
-            statistics.fmean(t.forward_s for t in timings),
-            statistics.fmean(t.backward_s for t in timings),
-        )
-        kinds.append(replace(same[0], timings=(mean,)))
-    return replace(measured[0], kinds=tuple(kinds))
-
-
 class Predictor:
     """Everything that is known of this machine and the models without running a plan; better known after each `learn`."""
 
@@ -106,7 +92,7 @@ class Predictor:
 
     @property
     def _link(self) -> LinkSpeed:
-        return LinkSpeed(max(x.bandwidth for x in self._links), min(x.latency_s for x in self._links))
+        return LinkSpeed(max(x.bandwidth for x in self._links), statistics.median(x.latency_s for x in self._links))
 
     def predict(self, case: Case) -> Estimate:
         """By what is known now."""
@@ -152,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cores = sorted(os.sched_getaffinity(0))[:2]
     if len(cores) < 2:
         raise SystemExit("this bench needs two cores")
-    places = [Place(core) for core in cores]
+    places = [Place(-1) for _ in cores]  # as workers run: a scheduler places their threads
     began = time.monotonic()
     wanted = [c for c in cases(quick=arguments.quick) if arguments.only in f"{c.model.name} {c.words}"]
     models = {c.model.name: c.model for c in wanted}

@@ -10,7 +10,7 @@ from functools import cache
 from bench.plan_accuracy_models import Case
 from bench.plan_accuracy_world import COUNTED_FROM, Place, RankRun, plan_of, run, seats
 from orchestrator.core.cluster.resources import Resources
-from orchestrator.core.graph.costs import ModelCosts
+from orchestrator.core.graph.costs import ModelCosts, Timing
 from orchestrator.core.graph.view import GraphView
 from orchestrator.core.job import Job, TrainSettings
 from orchestrator.core.planner.auto import problem_of, strategy_of
@@ -35,6 +35,20 @@ def predict(case: Case, costs: ModelCosts, resources: Resources, places: Sequenc
     job = case.job
     plan = plan_of(job, graph_of(case.model.job()), places)
     return estimate(problem_of(job, costs=costs, resources=resources), strategy_of(plan, seats(plan)))
+
+
+def together(measured: Sequence[ModelCosts]) -> ModelCosts:
+    """Of the same model on several cores at once the mean."""
+    kinds = []
+    for same in zip(*(m.kinds for m in measured), strict=True):
+        timings = [k.timings[-1] for k in same]
+        mean = Timing(
+            timings[0].device,
+            statistics.fmean(t.forward_s for t in timings),
+            statistics.fmean(t.backward_s for t in timings),
+        )
+        kinds.append(replace(same[0], timings=(mean,)))
+    return replace(measured[0], kinds=tuple(kinds))
 
 
 @dataclass
@@ -65,13 +79,12 @@ class Outcome:
 
     @property
     def fullest(self) -> tuple[tuple[float, float], ...]:
-        """Predicted and measured bytes of state and work, of each pipeline rank: on the fullest of its ranks."""
+        """Predicted and measured bytes of each pipeline rank's process at its peak: of the fullest of its ranks."""
         per_pipe = self.case.job.parallel.data * self.case.job.parallel.tensor
         out = []
         for pipe, memory in enumerate(self.predicted.memory):
             ranks = range(pipe * per_pipe, (pipe + 1) * per_pipe)
-            measured = max(statistics.median(m[r] for m in self.memory) for r in ranks)
-            out.append((memory.total - memory.other, measured))
+            out.append((memory.total, max(statistics.median(m[r] for m in self.memory) for r in ranks)))
         return tuple(out)
 
     @property
@@ -80,10 +93,9 @@ class Outcome:
         return tuple(measured / predicted - 1 for predicted, measured in self.fullest)
 
     @property
-    def total_errors(self) -> tuple[float, ...]:
-        """The same with the process itself on both sides: what a planner's limit is about."""
-        pairs = zip(self.predicted.memory, self.fullest, strict=True)
-        return tuple((measured + self.base) / memory.total - 1 for memory, (_, measured) in pairs)
+    def beside_errors(self) -> tuple[float, ...]:
+        """The same for what there is beside a process that trains next to nothing."""
+        return tuple((measured - self.base) / (predicted - self.base) - 1 for predicted, measured in self.fullest)
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -109,7 +121,7 @@ def measure(outcome: Outcome, places: Sequence[Place], base: int) -> None:
     runs: list[RankRun] = run(replace(job, train=train), places)
     outcome.base = base
     outcome.step_s += runs[0].step_s
-    outcome.memory.append(tuple(r.peak_bytes - base for r in runs))
+    outcome.memory.append(tuple(r.peak_bytes for r in runs))
     for phase, seconds in runs[0].phases.items():
         per_step = seconds / len(runs[0].step_s)
         outcome.phases[phase] = min(per_step, outcome.phases.get(phase, per_step))
@@ -148,8 +160,7 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, float]:
         "rank_correlation": round(rank_correlation([o.predicted.step_s for o in outcomes], [o.measured_s for o in outcomes]), 4),
         "memory_error_median": round(statistics.median(map(abs, memory)), 4),
         "memory_under_max": round(max(0.0, *memory), 4),
-        "memory_total_error_median": round(statistics.median(abs(e) for o in outcomes for e in o.total_errors), 4),
-        "memory_total_under_max": round(max(0.0, *(e for o in outcomes for e in o.total_errors)), 4),
+        "memory_beside_error_median": round(statistics.median(abs(e) for o in outcomes for e in o.beside_errors), 4),
         "plans": len(outcomes),
         "models": len({o.case.model.name for o in outcomes}),
     }

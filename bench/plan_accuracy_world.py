@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import multiprocessing
 import os
+import statistics
 import threading
 import time
 from collections.abc import Sequence
@@ -276,6 +277,7 @@ def speeds(places: Sequence[Place]) -> list[Speed]:
 
 
 _SMALL, _LARGE = 256, 4 << 20  # elements; a large message is what gradients travel in
+_COMPUTE_S = 0.003  # before a small message, as in engine/probe_links.py
 
 
 def _link_main(link: Connection, place: Place, rank: int) -> None:
@@ -300,16 +302,23 @@ def _link_main(link: Connection, place: Place, rank: int) -> None:
         deadline_s=LIMIT_S,
         cancelled=threading.Event(),
     )
+    matrix = torch.ones(128, 128)
     took: dict[int, list[float]] = {_SMALL: [], _LARGE: []}
-    for numel, repeats in ((_SMALL, 300), (_LARGE, 25)):
+    for numel, repeats in ((_SMALL, 200), (_LARGE, 25)):
         out, into = torch.ones(numel), torch.ones(numel)
         for _ in range(repeats):
-            group.barrier()
+            if numel == _LARGE:
+                group.barrier()
+            else:
+                until = time.perf_counter() + _COMPUTE_S
+                while time.perf_counter() < until:
+                    torch.mm(matrix, matrix)
             began = time.perf_counter()
             group.exchange([(out, 1 - rank)], [(into, 1 - rank)], tag=1).wait()  # both ways at once, as reductions do
             took[numel].append(time.perf_counter() - began)
-    latency, large = (sorted(t)[len(t) // 5] for t in took.values())
-    link.send(LinkSpeed(4 * _LARGE / (large - latency), latency))
+    large = sorted(took[_LARGE])[len(took[_LARGE]) // 5]
+    latency = statistics.fmean(sorted(took[_SMALL])[: len(took[_SMALL]) * 4 // 5])
+    link.send(LinkSpeed(4 * _LARGE / large, latency))
     with contextlib.suppress(EOFError):
         link.recv()
     os._exit(0)

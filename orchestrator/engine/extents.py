@@ -218,9 +218,9 @@ class Pages:
         self.free_bytes += slab.numel()
 
     def prefault(self, numel: int, dtype: torch.dtype) -> None:
-        """Touch the memory of [numel], in slabs of CHUNK_BYTES, as far as the pool takes it."""
+        """Touch the memory of [numel], in whole slabs of CHUNK_BYTES, as far as the pool takes it."""
         left = numel * dtype.itemsize
-        while left > 0 and self.free_bytes < self._free_bytes_max:
+        while left >= CHUNK_BYTES and self.free_bytes < self._free_bytes_max:
             slab = self._fresh(CHUNK_BYTES)
             slab.zero_()
             self.give(slab)

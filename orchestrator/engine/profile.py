@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from statistics import median
 from typing import Any
 
 import torch
@@ -25,7 +26,6 @@ from orchestrator.engine.task import Task, TaskError
 from orchestrator.engine.tasks.loading import load_task
 
 _ROUNDS_MAX = 40
-_PERCENTILE = 0.2
 
 
 def never() -> bool:
@@ -63,7 +63,7 @@ def with_timings(
         return costs
     kinds = []
     for kind, probe in zip(costs.kinds, rounds.probes, strict=True):
-        timing = Timing(device_name, _low(probe.forward_s), _low(probe.backward_s))
+        timing = Timing(device_name, median(probe.forward_s), median(probe.backward_s))
         kinds.append(replace(kind, timings=(*(t for t in kind.timings if t.device != device_name), timing)))
     return replace(costs, kinds=tuple(kinds))
 
@@ -152,7 +152,3 @@ def _untouched(module: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)
-
-
-def _low(seconds: list[float]) -> float:
-    return sorted(seconds)[int(_PERCENTILE * len(seconds))]

@@ -95,6 +95,7 @@ class Program:
     gathered_bytes: int  # per parameter, when sharded weights are gathered
     overlap: float  # share of the data axis' traffic hidden behind the backward pass, 0 to 1, never more than there is of it
     act_s: float  # overhead of each forward or backward pass of one stage and micro-batch
+    call_s: float  # overhead of each all-reduce over the tensor axis, beside its traffic
     step_s: float  # overhead of each step
     update_bytes: float  # memory traffic of the optimizer per parameter it updates
     rank_bytes: int  # memory of a process beside the model: runtime, context, library buffers

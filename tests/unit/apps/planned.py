@@ -25,7 +25,7 @@ from orchestrator.core.planner.strategy import (
 )
 
 GIB = 1 << 30
-PROGRAM = Program("ours", 4, 4, 8, 4, 4, 0.5, 1e-4, 1e-3, 28.0, 200 << 20, 25 << 20, True, True, True, False)
+PROGRAM = Program("ours", 4, 4, 8, 4, 4, 0.5, 1e-4, 0.0, 1e-3, 28.0, 200 << 20, 25 << 20, True, True, True, False)
 RELIABILITY = Reliability(detect_s=2.0, restart_s=5.0, checkpoint_s=3.0, load_s=10.0)
 
 

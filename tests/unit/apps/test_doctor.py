@@ -56,6 +56,7 @@ def test_a_bad_detect_within_is_bad_input(tmp_path: Path, quick: None, text: str
     assert "--detect-within" in result.stderr
 
 
+@pytest.mark.slow
 def test_the_libraries_are_found_by_a_process_of_their_own() -> None:
     checks = {c.name: c for c in measure.libraries()}
     assert {c.level for c in checks.values()} == {Level.OK}, checks

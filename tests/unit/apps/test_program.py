@@ -20,17 +20,31 @@ COMMANDS = (
 CHECKPOINT = ("now", "list", "verify", "export")
 MODEL, CLUSTER = (EXAMPLE.parents[1] / name for name in ("models/resnet-50.yaml", "clusters/laptop.yaml"))
 HEAVY = ("torch", "ray", "numpy")
+QUICK: tuple[tuple[tuple[str, ...], int], ...] = (
+    (("--help",), 0),
+    (("run", "--help"), 0),
+    (("checkpoint", "--help"), 0),
+    (("checkpoint", "list", "j", "--home", "."), 3),
+    (("validate", str(EXAMPLE)), 0),
+    (("validate", "none.yaml"), 2),
+    (("plan", "--model", str(MODEL), "--cluster", str(CLUSTER), "--batch", "8"), 0),
+    (("plan", "--model", str(MODEL), "--graph"), 0),
+    (("status", "--home", "."), 3),
+    (("events", "--home", "."), 3),
+)
 _RUN = """
 import json, sys
 from orchestrator.apps.cli.main import app
-code = 0
-try:
-    app(sys.argv[1:])
-except SystemExit as e:
-    code = e.code or 0
-finally:
-    heavy = [m for m in ("torch", "ray", "numpy") if m in sys.modules]
-    print(json.dumps({"code": code, "heavy": heavy}), file=sys.stderr)
+told = []
+typed, heavy = map(json.loads, sys.argv[1:])
+for arguments in typed:
+    code = 0
+    try:
+        app(arguments)
+    except SystemExit as e:
+        code = e.code or 0
+    told.append({"code": code, "heavy": [m for m in heavy if sys.modules.pop(m, None)]})
+print(json.dumps(told), file=sys.stderr)
 """
 
 
@@ -81,27 +95,21 @@ def test_usage_errors_are_bad_input(tmp_path: Path, arguments: tuple[str, ...]) 
     assert result.stdout == ""
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code"),
-    [
-        (("--help",), 0),
-        (("run", "--help"), 0),
-        (("checkpoint", "--help"), 0),
-        (("checkpoint", "list", "j", "--home", "."), 3),
-        (("validate", str(EXAMPLE)), 0),
-        (("validate", "none.yaml"), 2),
-        (("plan", "--model", str(MODEL), "--cluster", str(CLUSTER), "--batch", "8"), 0),
-        (("plan", "--model", str(MODEL), "--graph"), 0),
-        (("status", "--home", "."), 3),
-        (("events", "--home", "."), 3),
-    ],
-    ids=lambda a: a[0] if isinstance(a, tuple) else str(a),
-)
-def test_quick_commands_import_nothing_heavy(tmp_path: Path, arguments: tuple[str, ...], code: int) -> None:
-    done = subprocess.run([sys.executable, "-c", _RUN, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=100)
-    told = json.loads(done.stderr.strip().splitlines()[-1])
-    assert told == {"code": code, "heavy": []}, done.stderr
-    assert "Traceback" not in done.stderr
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], dict[str, object]]:
+    """What each of the quick commands returned and had imported, one after the other in a process of their own."""
+    typed = [arguments for arguments, _ in QUICK]
+    command = [sys.executable, "-c", _RUN, json.dumps(typed), json.dumps(HEAVY)]
+    done = subprocess.run(command, cwd=tmp_path_factory.mktemp("quick"), capture_output=True, text=True, timeout=100)
+    assert "Traceback" not in done.stderr, done.stderr
+    return dict(zip(typed, json.loads(done.stderr.strip().splitlines()[-1]), strict=True))
+
+
+@pytest.mark.parametrize(("arguments", "code"), QUICK, ids=lambda a: a[0] if isinstance(a, tuple) else str(a))
+def test_quick_commands_import_nothing_heavy(
+    quick: dict[tuple[str, ...], dict[str, object]], arguments: tuple[str, ...], code: int
+) -> None:
+    assert quick[arguments] == {"code": code, "heavy": []}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ on random nodes, so that the tests of layouts and of recovery see what really ru
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -39,6 +40,7 @@ def intervals(stop_max: int = 40) -> st.SearchStrategy[Interval]:
     )
 
 
+@functools.cache  # a strategy costs more to make than what it draws
 def of_hint(hint: Any) -> st.SearchStrategy[Any]:
     """Values of one type hint, legal by type alone."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)

@@ -7,6 +7,7 @@ itself when its training thread enters a phase of a step.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import multiprocessing
 import os
@@ -394,8 +395,12 @@ def world(the_job: Job) -> Iterator[World]:
 def undisturbed(the_job: Job) -> tuple[str, dict[int, tuple[float, float]]]:
     """Digest and (loss, gradient norm) by step of a run on one rank, in which nothing fails."""
     one = replace(the_job.parallel, data=1, zero_stage=0, shard=0, copies=0, tensor=1, pipeline=1, stages_per_rank=1)
-    alone = replace(the_job, parallel=replace(one, layers_per_stage=(), recompute=(False,), shares=()))
-    with world(alone) as w:
+    return _alone(replace(the_job, parallel=replace(one, layers_per_stage=(), recompute=(False,), shares=())))
+
+
+@functools.cache  # many tests compare with one run
+def _alone(the_job: Job) -> tuple[str, dict[int, tuple[float, float]]]:
+    with world(the_job) as w:
         w.spawn("alone")
         w.start("alone")
         (digest,) = w.finish()

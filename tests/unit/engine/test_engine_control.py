@@ -29,6 +29,8 @@ from orchestrator.engine.rank_state import aligned
 from orchestrator.runtime.ports import Failed, Left
 from tests.unit.engine.engine_world import Trap, job, undisturbed, world
 
+pytestmark = pytest.mark.slow  # all of it: engines in processes of their own
+
 
 def test_a_fence_interrupts_forming_and_the_epoch_stays_refused() -> None:
     with world(job(size=2)) as w:

@@ -9,6 +9,8 @@ import pytest
 from orchestrator.core.job import Consistency
 from tests.unit.engine.engine_world import Trap, curve, job, undisturbed, world
 
+pytestmark = pytest.mark.slow  # all of it: engines in processes of their own
+
 
 @cache
 def reference() -> tuple[str, dict[int, tuple[float, float]]]:

@@ -40,8 +40,10 @@ def swap_in_and_end(survivors: list[Child], spare: Child) -> None:
     assert [child.process.exitcode for child in ranks] == [0] * 4
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_killed_rank_in_a_collective() -> None:
-    with processes(5) as (zero, victim, two, three, spare):
+    with processes(5, how="spawn") as (zero, victim, two, three, spare):
         form_all([zero, victim, two, three], epoch=1, host_of_store=zero)
         survivors = [zero, two, three]
         start(survivors, "all_reduce")

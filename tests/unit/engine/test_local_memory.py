@@ -30,7 +30,8 @@ def _show(link: Connection, numel: int) -> None:
 @contextmanager
 def sender(numel: int) -> Iterator[tuple[list[int], int, Connection, multiprocessing.process.BaseProcess]]:
     """A process that shows `numel` floats, counting up."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["orchestrator.engine.engine", "numpy.random", "torch._dynamo"])
     here, there = context.Pipe()
     process = context.Process(target=_show, args=(there, numel), daemon=True)
     process.start()

@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 
+import pytest
+
 from orchestrator.core.plan.layout import merge
 from orchestrator.core.plan.plan import OPTIMIZER
 from orchestrator.core.reshard.recovery import Held, Resume, Source
 from orchestrator.runtime.ports import Failed, Left
 from tests.unit.engine.engine_world import Trap, job, undisturbed, world
+
+pytestmark = pytest.mark.slow  # all of it: engines in processes of their own
 
 
 @cache

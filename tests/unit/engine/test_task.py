@@ -131,6 +131,7 @@ def test_stable_seed_does_not_change_between_versions() -> None:
     assert all(0 <= stable_seed(i) < 2**63 for i in range(100))
 
 
+@pytest.mark.slow
 def test_importing_the_package_does_not_import_torch() -> None:
     code = (
         "import sys, orchestrator; assert 'torch' not in sys.modules; assert 'Task' in dir(orchestrator);"

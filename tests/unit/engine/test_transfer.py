@@ -382,7 +382,8 @@ def _rank_process(link: Connection, endpoint: str, rank: int, trap: bool) -> Non
 
 
 def _start(trap: bool) -> tuple[StoreServer, list[BaseProcess], list[Connection]]:
-    server, context = StoreServer(HOST), multiprocessing.get_context("spawn")
+    server, context = StoreServer(HOST), multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["orchestrator.engine.engine", "numpy.random", "torch._dynamo"])
     children: list[BaseProcess] = []
     links: list[Connection] = []
     for rank in range(2):

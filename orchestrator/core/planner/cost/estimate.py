@@ -14,7 +14,7 @@ from operator import le
 
 from orchestrator.core.plan.plan import PipelineSchedule
 from orchestrator.core.planner.cost.bound import Bounds
-from orchestrator.core.planner.cost.collectives import all_gather, all_reduce, reduce_scatter, send
+from orchestrator.core.planner.cost.collectives import all_gather, all_reduce, layer_by_layer, reduce_scatter, send
 from orchestrator.core.planner.cost.goodput import Losses, all_lost_per_s, checkpoint_every, goodput
 from orchestrator.core.planner.cost.memory import Copied, Sums, rank_memory, state_bytes, sums_of
 from orchestrator.core.planner.cost.mesh import Holders, Meshes, MeshOnDevices, Place
@@ -176,12 +176,13 @@ class Costing:
         runs = self.tables.runs(s.tensors[pipe])
         elements, layers = runs.elements(a, b), b - a
         numbytes, calls = runs.reduced(a, b)
+        streamed = layer_by_layer if program.straight else all_gather
         return _Traffic(
-            tensor=all_reduce(mesh.tensors[pipe], s.units * numbytes, calls),
+            tensor=all_reduce(mesh.tensors[pipe], s.units * numbytes, calls) + calls * program.call_s,
             received=self._crossing(s, mesh, pipe, pipe - 1, s.units * runs.boundary_bytes(a)) if stage else 0.0,
             returned=self._crossing(s, mesh, pipe, pipe, s.units * runs.boundary_bytes(b)) if b < runs.layers else 0.0,
-            scattered=reduce_scatter(mesh.datas[pipe], program.exchanged_bytes * elements, layers) if s.zero >= 2 else 0.0,
-            gathered=all_gather(holders.gathers[pipe], program.gathered_bytes * elements, layers) if s.zero >= 3 else 0.0,
+            scattered=streamed(mesh.datas[pipe], program.exchanged_bytes * elements, layers) if s.zero >= 2 else 0.0,
+            gathered=streamed(holders.gathers[pipe], program.gathered_bytes * elements, layers) if s.zero >= 3 else 0.0,
             added=SUM_BYTES * elements / mesh.bandwidths[pipe] if program.adds_in_tree(s.zero) else 0.0,
         )
 

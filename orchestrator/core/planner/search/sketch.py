@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from orchestrator.core.cluster.resources import Link
 from orchestrator.core.plan.plan import PipelineSchedule
-from orchestrator.core.planner.cost.collectives import ALONE, Ring, all_gather, all_reduce, reduce_scatter, send
+from orchestrator.core.planner.cost.collectives import ALONE, Ring, all_gather, all_reduce, layer_by_layer, reduce_scatter, send
 from orchestrator.core.planner.search.floors import Floors
 from orchestrator.core.planner.search.leaves import Leaves
 from orchestrator.core.planner.search.shapes import Mesh, Shape
@@ -91,10 +91,11 @@ class Sketches:
         numbytes = program.exchanged_bytes * part * whole.elements
         held = program.gathered_bytes * part * whole.elements
         busy = forward + backward + crossing + 2 * local * program.act_s
+        streamed = layer_by_layer if program.straight else all_gather
         if shape.zero >= 2:
-            busy += (1 - program.overlap) * reduce_scatter(data, numbytes, round(part * self._floors.layers))
+            busy += (1 - program.overlap) * streamed(data, numbytes, round(part * self._floors.layers))
         if shape.zero >= 3:
-            busy += 2 * (1 - program.overlap) * all_gather(gathers, held, round(part * self._floors.layers))
+            busy += 2 * (1 - program.overlap) * streamed(gathers, held, round(part * self._floors.layers))
         lead = forward if shape.schedule is PipelineSchedule.ZERO_BUBBLE else busy / local
         step = m * busy + (pipeline - 1) * lead
         if shape.zero < 2:

@@ -7,6 +7,7 @@ UTF-8 can carry.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 from enum import Enum
@@ -23,6 +24,7 @@ IDS = st.text(st.characters(categories=["L", "N"]), min_size=1, max_size=4)
 COUNTS = st.integers(0, 2**62)
 
 
+@functools.cache  # a strategy costs more to make than what it draws
 def values(cls: Any, **fixed: Any) -> st.SearchStrategy[Any]:
     """Instances of a dataclass, with the fields in `fixed` as given."""
     if cls is Interval:
@@ -43,6 +45,7 @@ def values(cls: Any, **fixed: Any) -> st.SearchStrategy[Any]:
     return st.builds(cls, **made)
 
 
+@functools.cache
 def of_hint(hint: Any) -> st.SearchStrategy[Any]:
     """Values of one type hint."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
@@ -52,7 +55,7 @@ def of_hint(hint: Any) -> st.SearchStrategy[Any]:
         return st.one_of(*(of_hint(a) for a in args))
     if hint is types.NoneType:
         return st.none()
-    if dataclasses.is_dataclass(hint):
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return values(hint)
     if issubclass(hint, Enum):
         return st.sampled_from(list(hint))

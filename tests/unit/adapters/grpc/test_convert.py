@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from google.protobuf.message import DecodeError
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.adapters.grpc import convert
@@ -115,6 +115,7 @@ def test_welcomes_survive(value: Welcome) -> None:
 
 
 @pytest.mark.parametrize("cls", EVENTS, ids=lambda c: c.__name__)
+@settings(max_examples=30)  # their parts are drawn by the hundred above
 @given(data=st.data())
 def test_records_of_every_event_survive(cls: type, data: st.DataObject) -> None:
     record = Record(7, 5, 6.5, data.draw(values(cls)), (), "why", "running", 2, 40)
@@ -122,6 +123,7 @@ def test_records_of_every_event_survive(cls: type, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("cls", ALL_COMMANDS, ids=lambda c: c.__name__)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_records_of_every_command_survive(cls: type, data: st.DataObject) -> None:
     record = Record(7, 5, 6.5, Tick(5, ()), (data.draw(values(cls)),), "why", "running", 2, 40)

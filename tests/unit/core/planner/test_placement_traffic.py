@@ -39,6 +39,7 @@ PROGRAM = Program(
     gathered_bytes=2,
     overlap=0.0,
     act_s=0.0,
+    call_s=0.0,
     step_s=0.0,
     update_bytes=0.0,
     rank_bytes=0,

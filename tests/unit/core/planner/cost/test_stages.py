@@ -61,3 +61,4 @@ def test_runs_are_the_sums_and_maxima_of_their_layers(seed: int) -> None:
             assert runs.boundary_bytes(last) == pytest.approx(mine[-1].boundary_bytes)
             one_by_one = sum(speeds.passes(k, k + 1, 3).forward_s for k in range(first, last))
             assert speeds.passes(first, last, 3).forward_s == pytest.approx(one_by_one)
+            assert speeds.sums(3)[last] == seconds(speeds.passes(0, last, 3))

@@ -148,11 +148,11 @@ def test_a_spare_node_takes_the_place_of_a_lost_one_and_nothing_else_moves() -> 
 
 
 def test_with_few_steps_left_little_moves_and_with_many_the_best_is_taken() -> None:
-    resources = cluster(*(node(f"n{k}", devices=2, network=replace(node("x").network, bandwidth=1e8)) for k in range(4)))
-    asked = problem(model(layer(params=20_000_000), order=(0,) * 8), resources, batch=12)
+    resources = cluster(*(node(f"n{k}", devices=2, network=replace(node("x").network, bandwidth=1e8)) for k in range(3)))
+    asked = problem(model(layer(params=20_000_000), order=(0,) * 6), resources, batch=6)
     before = choose(asked).best.strategy
     for steps in (1, 1_000_000):
-        less, parent = after_losing(asked, before, "n3", steps_left=steps)
+        less, parent = after_losing(asked, before, "n2", steps_left=steps)
         choice = choose(less, parent)
         alone = choose(less)
         worth = choice.best.move_s + steps * choice.best.estimate.effective_s
