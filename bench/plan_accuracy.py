@@ -1,13 +1,15 @@
 """`make bench-plan-accuracy`: the planner's predictions beside plans that are really run here.
 
 This machine is probed and every kind of layer profiled, with one core busy and with both; from that and the traced models every
-plan's step time and memory are predicted, and printed, before any of them runs. Then each runs, one process per rank and a core
-per process, a few steps at a time. The same step varies twofold on a shared machine, so all of it is done round after round: the
-lowest timings of a layer make the prediction that counts, the low percentile of a plan's steps what it is held against.
+plan's step time and memory are predicted, and printed, before any of them runs. Then each runs, one process per rank and at most
+as many as there are cores, a few steps at a time. The same step varies twofold on a shared machine, so all of it is done round
+after round: the lowest timings of a layer make the prediction that counts, the low percentile of a plan's steps what it is held
+against.
 
 Memory is the highest resident set of a rank's process over those steps against the predicted total, which is what a plan must fit
-into; every pipeline rank's counts. `memory_beside_error_median` is the same beside a process that trains next to nothing: the part
-that grows with the model. Plans of more ranks than there are cores run apart: their layers sleep, and their links are throttled (bench/plan_accuracy_wide.py).
+into; every pipeline rank's counts. `memory_beside_error_median` is the same beside a process that trains next to nothing: the
+part that grows with the model. Plans of more ranks than there are cores run apart: their layers sleep, and their links are
+throttled (bench/plan_accuracy_wide.py).
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def reduce_scatter(ring: Ring, numbytes: float, messages: int = 1) -> float:
 def layer_by_layer(ring: Ring, numbytes: float, layers: int) -> float:
     """Seconds of an all-gather, or a reduce-scatter, of each of so many layers whose parts are cut from the whole vector.
 
-    Parts lie one after the other, so a layer is whole with one owner, or with n / layers of them, and only these send, or receive.
+    Parts lie one after the other: a layer is whole with one owner, or with n / layers of them, and only these send, or receive.
     """
     return all_gather(ring, numbytes * min(ring.size, max(1, layers)), layers)
 

@@ -24,7 +24,7 @@ from orchestrator.core.planner.search.weigh import INFINITE, Scale
 from orchestrator.core.planner.search.words import describe
 from orchestrator.core.planner.strategy import Choice, Option, Parent, Problem, Strategy
 
-EFFORT, EFFORT_PER_DEVICE = 6000.0, 1.0  # units of weigh.effort_of: about 0.1 ms each
+EFFORT, EFFORT_PER_DEVICE = 5500.0, 1.0  # units of weigh.effort_of: about 0.1 ms each
 EFFORT_UNIFORM = 300.0  # on more than SMALL devices, where neither cuts nor shares may be uneven
 _REPLAN = 0.3  # share of that in a re-plan: much is known, and workers wait
 _MOVES_FROM, _EXACT_FROM = 0.6, 0.4  # shares of the effort that are left to small moves, and to going through all
