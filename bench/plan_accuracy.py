@@ -136,11 +136,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="plans whose `model plan` has this in it")
     parser.add_argument("--detail", action="store_true", help="terms, phases and parts of memory too")
     arguments = parser.parse_args(argv)
+    if arguments.rounds < 1:
+        parser.error("at least one round")
     os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
-    cores = sorted(os.sched_getaffinity(0))[:2]
-    if len(cores) < 2:
+    if len(os.sched_getaffinity(0)) < 2:
         raise SystemExit("this bench needs two cores")
-    places = [Place(-1) for _ in cores]  # as workers run: a scheduler places their threads
+    places = [Place(), Place()]
     began = time.monotonic()
     wanted = [c for c in cases(quick=arguments.quick) if arguments.only in f"{c.model.name} {c.words}"]
     models = {c.model.name: c.model for c in wanted}
@@ -157,6 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for outcome in outcomes if number % 2 == 0 else reversed(outcomes):
             measure(outcome, places, bases[outcome.case.model.name])
         say(f"round {number + 1} of {rounds} after {time.monotonic() - began:.0f} s")
+    first = summary(outcomes)
     for outcome in outcomes:
         outcome.predicted = predictor.predict(outcome.case)
     say(str(predictor))
@@ -166,7 +168,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         {} if arguments.quick or arguments.only else wide(rounds=min(rounds, 2), detail=arguments.detail, base=bases[GPT.name])
     )
     print(f"bars: {BARS}; {time.monotonic() - began:.0f} s")
-    figures("plan_accuracy", **found, **beside, seconds=round(time.monotonic() - began))
+    before = {f"{key}_of_first_predictions": first[key] for key in ("step_error_median", "step_error_p90")}
+    figures("plan_accuracy", **found, **before, **beside, seconds=round(time.monotonic() - began))
     held = (
         found["step_error_median"] <= 0.10
         and found["step_error_p90"] <= 0.20

@@ -143,7 +143,7 @@ def wide(*, rounds: int, detail: bool, base: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="accuracy-") as folder, Lab(nodes=RANKS, root=Path(folder), private="own") as lab:
         for n in range(RANKS):
             lab.throttle(n, MBIT)
-        places = [Place(-1, lab.node(n).namespace, lab.node(n).address) for n in range(RANKS)]
+        places = [Place(lab.node(n).namespace, lab.node(n).address) for n in range(RANKS)]
         link, speed = link_speed(places), speeds(places[:1])[0]
         say(f"probe, throttled link: {link.bandwidth / 1e6:.1f} MB/s each way at once, {link.latency_s * 1e6:.0f} us")
         resources = machines(link, speed, places)

@@ -1,8 +1,7 @@
-"""Rank processes for `make bench-plan-accuracy`: engines without a supervisor, each on a core of its own, and a probe of them.
+"""Rank processes for `make bench-plan-accuracy`: engines without a supervisor, and a probe of what they run on.
 
-Processes come from a fork server that has torch loaded. Each is pinned before any of its threads exists, so that gloo's threads
-share the core of their rank, as the plan assumes of a device. A process tells its highest resident memory over the steps that
-count.
+Processes come from a fork server that has torch loaded. None is pinned, as workers are not. A process tells its highest resident
+memory over the steps that count.
 """
 
 from __future__ import annotations
@@ -41,16 +40,13 @@ _context.set_forkserver_preload(["orchestrator.engine.engine", "numpy.random", "
 
 @dataclass(frozen=True)
 class Place:
-    """Where a rank runs: a core (-1: any), a network namespace ("": this one) and its address there."""
+    """Where a rank runs: a network namespace ("": this one) and its address there."""
 
-    core: int
     netns: str = ""
     host: str = HOST
 
     def enter(self) -> None:
         """Before the process has other threads."""
-        if self.core >= 0:
-            os.sched_setaffinity(0, {self.core})
         if self.netns:
             libc = ctypes.CDLL(None, use_errno=True)
             with (Path("/var/run/netns") / self.netns).open() as namespace:

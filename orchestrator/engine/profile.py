@@ -2,7 +2,7 @@
 
 The layers run through the engine's own stage runner, so that its seeding, drawing and copying are in the figures. One layer of
 each kind takes its turn, forward and backward, round after round: between two runs of a layer the others have had the caches, as
-in a step. What counts is a low percentile of the rounds: other load only ever adds.
+in a step. What counts is the median of the rounds: a step is made of many runs of layers, few of which are undisturbed.
 """
 
 from __future__ import annotations

@@ -81,6 +81,7 @@ class Task(ABC):
     def build_optimizer(self, params: Sequence[NamedShard], settings: OptimizerSettings) -> torch.optim.Optimizer:
         """An elementwise optimizer over the shards; `params` may be empty. Before each step the engine sets the groups' `lr`.
 
+        The first step of a run is made by one optimizer for each shard, so what is counted beside the parameters' state is lost.
         The default is AdamW; parameters with fewer than two dimensions (biases, norms) are exempt from weight decay.
         """
         return build_adamw(params, settings)

@@ -95,7 +95,7 @@ class Program:
     gathered_bytes: int  # per parameter, when sharded weights are gathered
     overlap: float  # share of the data axis' traffic hidden behind the backward pass, 0 to 1, never more than there is of it
     act_s: float  # overhead of each forward or backward pass of one stage and micro-batch
-    call_s: float  # overhead of each all-reduce over the tensor axis, beside its traffic
+    call_s: float  # overhead of each all-reduce over the tensor axis on a CPU; an accelerator's kernels are queued ahead
     step_s: float  # overhead of each step
     update_bytes: float  # memory traffic of the optimizer per parameter it updates
     rank_bytes: int  # memory of a process beside the model: runtime, context, library buffers
@@ -164,6 +164,11 @@ class Problem:
     batch: int  # units in a step over all ranks
     space: Space
     reliability: Reliability
+
+    @property
+    def call_s(self) -> float:
+        """The program's, where there are CPUs among the devices."""
+        return self.program.call_s if any(t.kind == "cpu" for t in self.resources.types) else 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,7 +76,7 @@ def test_there_are_enough_plans_and_all_are_different() -> None:
 @pytest.mark.slow
 def test_ranks_that_really_run() -> None:
     job = Case(UNLIKE.nothing, "two", {"data": 2}).job
-    runs = run(replace(job, train=replace(job.train, steps=4)), [Place(-1), Place(-1)])
+    runs = run(replace(job, train=replace(job.train, steps=4)), [Place(), Place()])
     assert len(runs) == 2
     for seen in runs:
         assert len(seen.step_s) == 2, "steps 3 and 4"

@@ -178,7 +178,7 @@ class Costing:
         numbytes, calls = runs.reduced(a, b)
         streamed = layer_by_layer if program.straight else all_gather
         return _Traffic(
-            tensor=all_reduce(mesh.tensors[pipe], s.units * numbytes, calls) + calls * program.call_s,
+            tensor=all_reduce(mesh.tensors[pipe], s.units * numbytes, calls) + calls * self.problem.call_s,
             received=self._crossing(s, mesh, pipe, pipe - 1, s.units * runs.boundary_bytes(a)) if stage else 0.0,
             returned=self._crossing(s, mesh, pipe, pipe, s.units * runs.boundary_bytes(b)) if b < runs.layers else 0.0,
             scattered=streamed(mesh.datas[pipe], program.exchanged_bytes * elements, layers) if s.zero >= 2 else 0.0,

@@ -1,8 +1,8 @@
 """How the training programs behave whose plans we cost: ours, and those of the published figures we hold the model against.
 
-Bytes are per parameter. The constants of OURS are read off the engine, module by module; `act_s`, `step_s` and `rank_bytes` are
-of a CPU worker and are to be replaced by what is measured where that is known. Those of others are from their papers where one is
-named; what is marked as assumed has no source but plausibility.
+Bytes are per parameter. The constants of OURS are read off the engine, module by module; `act_s`, `call_s`, `step_s` and
+`rank_bytes` are of a CPU worker and are to be replaced by what is measured where that is known. Those of others are from their
+papers where one is named; what is marked as assumed has no source but plausibility.
 """
 
 from __future__ import annotations

@@ -24,8 +24,10 @@ class Passes:
 
 
 def reductions(kind: LayerCost, stream_bytes: float) -> int:
-    """All-reduces over the tensor axis in a forward pass: each is of the residual stream, of so many bytes, or of less."""
-    return max(1, round(kind.reduced_bytes / stream_bytes)) if kind.reduced_bytes else 0
+    """All-reduces over the tensor axis in a forward pass: each is of the residual stream (its bytes; 0: unknown), or of less."""
+    if not kind.reduced_bytes:
+        return 0
+    return max(1, round(kind.reduced_bytes / stream_bytes)) if stream_bytes else 1
 
 
 class Runs:
@@ -50,7 +52,7 @@ class Runs:
         self._kept = sums(lambda k: left(k.kept_bytes, k.cut_kept_bytes))
         self._boundary = sums(lambda k: k.boundary_bytes)
         self._reduced = sums(lambda k: k.reduced_bytes if tensor > 1 else 0.0)
-        stream = max(k.boundary_bytes for k in costs.kinds)
+        stream = max((costs.kinds[k].boundary_bytes for k in costs.order[:-1]), default=0.0)
         self._reductions = sums(lambda k: float(reductions(k, stream)) if tensor > 1 else 0.0)
         self._most_work = tops(lambda k: k.work_bytes)
         self._most_run = tops(lambda k: left(k.kept_bytes, k.cut_kept_bytes) + k.work_bytes)

@@ -135,7 +135,7 @@ class Sketches:
             self._known[key] = _Whole(
                 forward=scale * f[-1],
                 backward=scale * b[-1],
-                traffic=all_reduce(ring, units * reduced, calls),
+                traffic=all_reduce(ring, units * reduced, calls) + calls * self._problem.call_s,
                 heavy=pace[0] / heaviest,
                 elements=runs.elements(0, layers),
                 kept=units * runs.kept_bytes(0, layers, recompute=False),

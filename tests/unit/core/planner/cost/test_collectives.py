@@ -14,6 +14,7 @@ from orchestrator.core.planner.cost.collectives import (
     Ring,
     all_gather,
     all_reduce,
+    layer_by_layer,
     reduce_scatter,
     send,
 )
@@ -30,6 +31,13 @@ def test_formulas_give_what_is_worked_out_by_hand() -> None:
     assert all_reduce(RING, 4e6, 10) == pytest.approx(60e-3 + 6.0)
     assert all_reduce(RING, 4.0) == pytest.approx(4 * (1e-3 + 4e-6))  # small ones go up and down a tree of two levels
     assert send(RING, 1e6) == pytest.approx(1.001)
+
+
+def test_a_layer_is_sent_by_its_few_owners() -> None:
+    # three layers of 1 MB over 4 ranks: a layer has one owner and a third; in ten layers each has one, that sends it to 3 others
+    assert layer_by_layer(RING, 3e6, 3) == pytest.approx(9e-3 + 3 * 0.75 * 3)
+    assert layer_by_layer(RING, 1e7, 10) == pytest.approx(30e-3 + 3 * 10)
+    assert layer_by_layer(RING, 1e7, 1) == pytest.approx(all_gather(RING, 1e7))
 
 
 def test_one_alone_waits_for_nobody() -> None:

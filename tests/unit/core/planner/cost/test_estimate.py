@@ -68,6 +68,15 @@ def test_recomputation_is_another_forward_pass() -> None:
     assert term(again, "tensor") == pytest.approx(1.5 * term(plain, "tensor"))
 
 
+def test_an_all_reduce_takes_its_traffic_and_on_a_cpu_its_call() -> None:
+    p = problem(model(layer()), cluster(1, 2))
+    traffic = 2 * (1e-6 + 2e6 / 2 / 1e10)
+    assert term(estimate(p, strategy(micro_batches=8, tensors=(2,))), "tensor") == pytest.approx(16 * (traffic + OURS.call_s))
+    (kind,) = p.resources.types
+    queued = replace(p, resources=replace(p.resources, types=(replace(kind, kind="cuda"),)))
+    assert term(estimate(queued, strategy(micro_batches=8, tensors=(2,))), "tensor") == pytest.approx(16 * traffic)
+
+
 def test_a_pipeline_waits_for_its_boundary_and_its_bubble() -> None:
     p = problem(model(layer(), layer()), cluster(2, 1, network=1e8))
     e = estimate(p, strategy(tensors=(1, 1), cuts=(1, 1), micro_batches=8))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from orchestrator.core.cluster.resources import DeviceType
 from orchestrator.core.graph.costs import Timing
-from orchestrator.core.planner.cost.stages import Passes, Runs, Speeds
+from orchestrator.core.planner.cost.stages import Passes, Runs, Speeds, reductions
 from tests.unit.core.planner.cost.problems import layer, model, random_problem
 
 DEVICE = DeviceType("a", "cpu", flops=1e12, bandwidth=1e10, memory_bytes=1 << 30)
@@ -30,6 +31,15 @@ def test_tensor_parallelism_divides_what_is_cut() -> None:
     assert Speeds(costs, DEVICE, 4).passes(0, 1, 1).forward_s == pytest.approx((1e9 + 1e9 / 4) / 1e12 + (5e6 + 5e6 / 4) / 1e10)
     assert Runs(costs, 4).elements(0, 1) == pytest.approx(500_000 + 125_000)
     assert Runs(costs, 4).kept_bytes(0, 1, recompute=False) == pytest.approx(4e6 + 1e6)
+
+
+def test_a_block_of_attention_and_feed_forward_has_two_all_reduces() -> None:
+    block = layer(reduced_bytes=2e6, boundary_bytes=1e6)
+    assert [reductions(block, stream) for stream in (1e6, 2e6, 8e6, 0.0)] == [2, 1, 1, 1]
+    assert reductions(layer(reduced_bytes=0.0), 1e6) == 0
+    head = layer(reduced_bytes=1e6, boundary_bytes=4.0)  # a loss: not what an all-reduce is of
+    costs = replace(model(block, head), order=(0, 0, 1))
+    assert [Runs(costs, t).reduced(0, 3)[1] for t in (1, 2)] == [0, 5]
 
 
 def test_small_work_is_slower() -> None:
