@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,9 @@ async def test_it_measures_chooses_survives_and_ends_at_the_same_bits(tmp_path: 
         plans = {c.plan.epoch: c.plan for r in run.records for c in r.commands if isinstance(c, RunEpoch)}
         first, second = expected(run)[1], expected(run)[2]
         assert first.choice is not None
-        assert first.choice.best == first.option
+        best = first.choice.best  # its devices are numbered among all workers, those of the option among the seated ones
+        assert replace(best.strategy, devices=()) == replace(first.option.strategy, devices=())
+        assert first.option.estimate.step_s == pytest.approx(best.estimate.step_s)
         assert "chosen by the planner" in plans[1].reason
         assert plans[1].checkpoint_every == first.option.estimate.checkpoint_every
         assert second.option.strategy.ranks == plans[2].size
