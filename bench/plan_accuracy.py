@@ -3,7 +3,7 @@
 This machine is probed and every kind of layer profiled, with one core busy and with both; from that and the traced models every
 plan's step time and memory are predicted, and printed, before any of them runs. Then each runs, one process per rank and at most
 as many as there are cores, a few steps at a time. The same step varies twofold on a shared machine, so all of it is done round
-after round: the lowest timings of a layer make the prediction that counts, the low percentile of a plan's steps what it is held
+after round: the median timings of a layer make the prediction that counts, the low percentile of a plan's steps what it is held
 against.
 
 Memory is the highest resident set of a rank's process over those steps against the predicted total, which is what a plan must fit
@@ -60,15 +60,15 @@ def quicker(a: Speed, b: Speed) -> Speed:
     return Speed(max(a.flops, b.flops), min(a.half_flops, b.half_flops), max(a.bandwidth, b.bandwidth))
 
 
-def fastest(a: ModelCosts, b: ModelCosts) -> ModelCosts:
-    """Of two profiles of one model the lower timings."""
+def middle(passes: Sequence[ModelCosts]) -> ModelCosts:
+    """Of several profiles of one model the median timings: neither a lucky minute nor a disturbed one."""
 
-    def of(x: LayerCost, y: LayerCost) -> LayerCost:
-        timings = [(t, y.timing(t.device) or t) for t in x.timings]
-        low = tuple(Timing(t.device, min(t.forward_s, u.forward_s), min(t.backward_s, u.backward_s)) for t, u in timings)
-        return replace(x, timings=low)
+    def of(same: Sequence[LayerCost]) -> LayerCost:
+        timings = [k.timings[-1] for k in same]
+        forward, backward = (statistics.median(x) for x in ([t.forward_s for t in timings], [t.backward_s for t in timings]))
+        return replace(same[0], timings=(Timing(timings[0].device, forward, backward),))
 
-    return replace(a, kinds=tuple(of(x, y) for x, y in zip(a.kinds, b.kinds, strict=True)))
+    return replace(passes[0], kinds=tuple(of(same) for same in zip(*(p.kinds for p in passes), strict=True)))
 
 
 class Predictor:
@@ -79,7 +79,7 @@ class Predictor:
         self._traced = {model.name: (model.job(), trace(model.job(), say=say)) for model in models}
         self._speeds: dict[int, list[Speed]] = {}
         self._links: list[LinkSpeed] = []
-        self._costs: dict[tuple[str, int], ModelCosts] = {}
+        self._passes: dict[tuple[str, int], list[ModelCosts]] = {}
 
     def learn(self) -> None:
         """Probe and profile."""
@@ -89,8 +89,7 @@ class Predictor:
             self._speeds[busy] = [quicker(*pair) for pair in zip(found, self._speeds.get(busy, found), strict=True)]
             for name, (job, traced) in self._traced.items():
                 measured = profile(job, traced, places=self._places[:busy], device=f"core-of-{busy}", limit_s=self._profile_s)
-                costs, before = together(measured), self._costs.get((name, busy))
-                self._costs[name, busy] = costs if before is None else fastest(costs, before)
+                self._passes.setdefault((name, busy), []).append(together(measured))
 
     @property
     def _link(self) -> LinkSpeed:
@@ -99,7 +98,7 @@ class Predictor:
     def predict(self, case: Case) -> Estimate:
         """By what is known now."""
         resources = machine(case.ranks, self._speeds[case.ranks], self._link)
-        return predict(case, self._costs[case.model.name, case.ranks], resources, self._places)
+        return predict(case, middle(self._passes[case.model.name, case.ranks]), resources, self._places)
 
     def __str__(self) -> str:
         lines = []
@@ -110,8 +109,8 @@ class Predictor:
             )
             lines.append(f"probe, {busy} busy: {shown}")
         lines.append(f"probe, link: {self._link.bandwidth / 1e9:.2f} GB/s each way at once, {self._link.latency_s * 1e6:.0f} us")
-        for (name, busy), costs in self._costs.items():
-            lines.append(f"profile, {name}, {busy} busy: " + "; ".join(words(k) for k in costs.kinds))
+        for (name, busy), passes in self._passes.items():
+            lines.append(f"profile, {name}, {busy} busy: " + "; ".join(words(k) for k in middle(passes).kinds))
         return "\n".join(lines)
 
 
