@@ -24,11 +24,11 @@ from dataclasses import replace
 
 from bench.harness import figures, say
 from bench.plan_accuracy_models import GPT, Case, Model, cases
-from bench.plan_accuracy_results import MIB, Outcome, measure, predict, summary, table, together
+from bench.plan_accuracy_results import MIB, Outcome, measure, merged, predict, summary, table
 from bench.plan_accuracy_wide import wide
 from bench.plan_accuracy_world import COUNTED_FROM, LinkSpeed, Place, Speed, link_speed, profile, run, speeds
 from orchestrator.core.cluster.resources import DeviceType, Link, NodeResources, Resources
-from orchestrator.core.graph.costs import LayerCost, ModelCosts, Timing
+from orchestrator.core.graph.costs import LayerCost, ModelCosts
 from orchestrator.core.planner.strategy import Estimate
 from orchestrator.engine.costs import trace
 
@@ -60,17 +60,6 @@ def quicker(a: Speed, b: Speed) -> Speed:
     return Speed(max(a.flops, b.flops), min(a.half_flops, b.half_flops), max(a.bandwidth, b.bandwidth))
 
 
-def middle(passes: Sequence[ModelCosts]) -> ModelCosts:
-    """Of several profiles of one model the median timings: neither a lucky minute nor a disturbed one."""
-
-    def of(same: Sequence[LayerCost]) -> LayerCost:
-        timings = [k.timings[-1] for k in same]
-        forward, backward = (statistics.median(x) for x in ([t.forward_s for t in timings], [t.backward_s for t in timings]))
-        return replace(same[0], timings=(Timing(timings[0].device, forward, backward),))
-
-    return replace(passes[0], kinds=tuple(of(same) for same in zip(*(p.kinds for p in passes), strict=True)))
-
-
 class Predictor:
     """Everything that is known of this machine and the models without running a plan; better known after each `learn`."""
 
@@ -89,7 +78,7 @@ class Predictor:
             self._speeds[busy] = [quicker(*pair) for pair in zip(found, self._speeds.get(busy, found), strict=True)]
             for name, (job, traced) in self._traced.items():
                 measured = profile(job, traced, places=self._places[:busy], device=f"core-of-{busy}", limit_s=self._profile_s)
-                self._passes.setdefault((name, busy), []).append(together(measured))
+                self._passes.setdefault((name, busy), []).append(merged(measured, statistics.fmean))  # on so many cores at once
 
     @property
     def _link(self) -> LinkSpeed:
@@ -98,7 +87,7 @@ class Predictor:
     def predict(self, case: Case) -> Estimate:
         """By what is known now."""
         resources = machine(case.ranks, self._speeds[case.ranks], self._link)
-        return predict(case, middle(self._passes[case.model.name, case.ranks]), resources, self._places)
+        return predict(case, merged(self._passes[case.model.name, case.ranks], statistics.median), resources, self._places)
 
     def __str__(self) -> str:
         lines = []
@@ -110,7 +99,7 @@ class Predictor:
             lines.append(f"probe, {busy} busy: {shown}")
         lines.append(f"probe, link: {self._link.bandwidth / 1e9:.2f} GB/s each way at once, {self._link.latency_s * 1e6:.0f} us")
         for (name, busy), passes in self._passes.items():
-            lines.append(f"profile, {name}, {busy} busy: " + "; ".join(words(k) for k in middle(passes).kinds))
+            lines.append(f"profile, {name}, {busy} busy: " + "; ".join(words(k) for k in merged(passes, statistics.median).kinds))
         return "\n".join(lines)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 
@@ -37,18 +37,14 @@ def predict(case: Case, costs: ModelCosts, resources: Resources, places: Sequenc
     return estimate(problem_of(job, costs=costs, resources=resources), strategy_of(plan, seats(plan)))
 
 
-def together(measured: Sequence[ModelCosts]) -> ModelCosts:
-    """Of the same model on several cores at once the mean."""
+def merged(profiles: Sequence[ModelCosts], by: Callable[[Sequence[float]], float]) -> ModelCosts:
+    """One of several profiles of a model on one type of device: the mean, the median ... of their timings."""
     kinds = []
-    for same in zip(*(m.kinds for m in measured), strict=True):
+    for same in zip(*(p.kinds for p in profiles), strict=True):
         timings = [k.timings[-1] for k in same]
-        mean = Timing(
-            timings[0].device,
-            statistics.fmean(t.forward_s for t in timings),
-            statistics.fmean(t.backward_s for t in timings),
-        )
-        kinds.append(replace(same[0], timings=(mean,)))
-    return replace(measured[0], kinds=tuple(kinds))
+        one = Timing(timings[0].device, by([t.forward_s for t in timings]), by([t.backward_s for t in timings]))
+        kinds.append(replace(same[0], timings=(one,)))
+    return replace(profiles[0], kinds=tuple(kinds))
 
 
 @dataclass

@@ -7,6 +7,7 @@ pipelines, collectives and their overlap rather than of cores. It needs root, fo
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 import time
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from bench.harness import say
 from bench.plan_accuracy_models import Case, Model
-from bench.plan_accuracy_results import Outcome, measure, predict, summary, table, together
+from bench.plan_accuracy_results import Outcome, measure, merged, predict, summary, table
 from bench.plan_accuracy_world import LinkSpeed, Place, Speed, link_speed, profile, speeds
 from orchestrator.core.cluster.resources import DeviceType, Link, NodeResources, Resources
 from orchestrator.core.plan.plan import PipelineSchedule
@@ -148,7 +149,7 @@ def wide(*, rounds: int, detail: bool, base: int) -> dict[str, float]:
         say(f"probe, throttled link: {link.bandwidth / 1e6:.1f} MB/s each way at once, {link.latency_s * 1e6:.0f} us")
         resources = machines(link, speed, places)
         job = PACED.job()
-        costs = together(profile(job, trace(job, say=say), places=places, device="sleeper", limit_s=2.0))
+        costs = merged(profile(job, trace(job, say=say), places=places, device="sleeper", limit_s=2.0), statistics.fmean)
         outcomes = []
         for words, fields in _PLANS:
             case = Case(PACED, words, {"micro_batches": 8, **fields})

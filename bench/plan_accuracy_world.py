@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import multiprocessing
 import os
-import statistics
 import threading
 import time
 from collections.abc import Sequence
@@ -272,8 +271,7 @@ def speeds(places: Sequence[Place]) -> list[Speed]:
     return found
 
 
-_SMALL, _LARGE = 256, 4 << 20  # elements; a large message is what gradients travel in
-_COMPUTE_S = 0.003  # before a small message, as in engine/probe_links.py
+_LARGE = 4 << 20  # elements: what gradients travel in
 
 
 def _link_main(link: Connection, place: Place, rank: int) -> None:
@@ -281,6 +279,7 @@ def _link_main(link: Connection, place: Place, rank: int) -> None:
     import torch
 
     from orchestrator.engine.groups import StoreServer, connect_store, form_group
+    from orchestrator.engine.probe_links import pings, usual_s
 
     torch.set_num_threads(1)
     server = StoreServer(place.host)
@@ -298,23 +297,14 @@ def _link_main(link: Connection, place: Place, rank: int) -> None:
         deadline_s=LIMIT_S,
         cancelled=threading.Event(),
     )
-    matrix = torch.ones(128, 128)
-    took: dict[int, list[float]] = {_SMALL: [], _LARGE: []}
-    for numel, repeats in ((_SMALL, 200), (_LARGE, 25)):
-        out, into = torch.ones(numel), torch.ones(numel)
-        for _ in range(repeats):
-            if numel == _LARGE:
-                group.barrier()
-            else:
-                until = time.perf_counter() + _COMPUTE_S
-                while time.perf_counter() < until:
-                    torch.mm(matrix, matrix)
-            began = time.perf_counter()
-            group.exchange([(out, 1 - rank)], [(into, 1 - rank)], tag=1).wait()  # both ways at once, as reductions do
-            took[numel].append(time.perf_counter() - began)
-    large = sorted(took[_LARGE])[len(took[_LARGE]) // 5]
-    latency = statistics.fmean(sorted(took[_SMALL])[: len(took[_SMALL]) * 4 // 5])
-    link.send(LinkSpeed(4 * _LARGE / large, latency))
+    latency = usual_s(pings(group, 1 - rank, device=torch.device("cpu"), count=200))
+    took, out, into = [], torch.ones(_LARGE), torch.ones(_LARGE)
+    for _ in range(25):
+        group.barrier()
+        began = time.perf_counter()
+        group.exchange([(out, 1 - rank)], [(into, 1 - rank)], tag=1).wait()  # both ways at once, as reductions do
+        took.append(time.perf_counter() - began)
+    link.send(LinkSpeed(4 * _LARGE / sorted(took)[len(took) // 5], latency))
     with contextlib.suppress(EOFError):
         link.recv()
     os._exit(0)

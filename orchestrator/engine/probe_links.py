@@ -114,13 +114,42 @@ def _meet(
     return Link(talk.bandwidth, talk.latency_s), ""  # where it broke half-way, what was measured until then
 
 
+def pings(group: EpochGroup, peer: int, *, device: torch.device, count: int) -> list[float]:
+    """Seconds of each of `count` small messages between two ranks, both ways at once; the peer calls it too.
+
+    On a CPU both compute first, as ranks do: the threads that carry messages must get a core from those that compute, which takes
+    much longer than the way.
+    """
+    out, into, matrix = torch.zeros(1, device=device), torch.zeros(1, device=device), torch.ones(128, 128)
+    trips = []
+    for _ in range(count):
+        until = time.perf_counter() + _COMPUTE_S
+        while device.type == "cpu" and time.perf_counter() < until:
+            torch.mm(matrix, matrix)
+        began = time.perf_counter()
+        group.exchange([(out, peer)], [(into, peer)], tag=_PING_TAG).wait()
+        _settle(device)
+        trips.append(time.perf_counter() - began)
+    return trips
+
+
+def usual_s(trips: Sequence[float]) -> float:
+    """Their mean, the slowest fifth not counted."""
+    return statistics.fmean(sorted(trips)[: max(1, len(trips) * 4 // 5)])
+
+
+def _settle(device: torch.device) -> None:
+    """Wait for what an accelerator has only been asked to do."""
+    if device.type != "cpu":
+        torch.get_device_module(device).synchronize(device)
+
+
 class _Talk:
     """One meeting. Rank 0 leads: it says how much is sent next, and holds the watch; what it measured is here, else 0."""
 
     def __init__(self, group: EpochGroup, senders: int, device: torch.device, until: float) -> None:
         self._group, self._senders, self._device, self._until = group, senders, device, until
         self._order = torch.zeros(1, dtype=torch.int64, device=device)
-        self._matrix = torch.ones(128, 128)
         self.bandwidth = 0.0  # bytes/s of all senders together
         self.latency_s = 0.0
         self._least_s = 0.0  # of the pings: what is left of the latency while nobody computes
@@ -147,30 +176,12 @@ class _Talk:
             nbytes, first = nbytes * growth, False
 
     def _ping(self) -> float:
-        """Seconds until a small message is there, both ways at once, between the first sender and the first receiver: the mean.
-
-        On a CPU both compute first, as ranks do: the threads that carry messages must get a core from those that compute, which
-        takes much longer than the way. The slowest fifth of the pings is not counted.
-        """
-        trips = []
+        """Seconds until a small message is there, between the first sender and the first receiver."""
         peer = {0: self._senders, self._senders: 0}.get(self._group.rank)
-        if peer is not None:
-            answer = torch.zeros_like(self._order)
-            for _ in range(_PINGS):
-                self._compute()
-                began = time.perf_counter()
-                self._group.exchange([(self._order, peer)], [(answer, peer)], tag=_PING_TAG).wait()
-                self._settle()
-                trips.append(time.perf_counter() - began)
+        trips = [] if peer is None else pings(self._group, peer, device=self._device, count=_PINGS)
         self._group.barrier()
         self._least_s = min(trips, default=0.0)
-        return statistics.fmean(sorted(trips)[: len(trips) * 4 // 5]) if trips else 0.0
-
-    def _compute(self) -> None:
-        if self._device.type == "cpu":
-            until = time.perf_counter() + _COMPUTE_S
-            while time.perf_counter() < until:
-                torch.mm(self._matrix, self._matrix)
+        return usual_s(trips) if trips else 0.0
 
     def _transfer(self, nbytes: int) -> float:
         """Seconds from the leader's word to the last byte at the last receiver; -1 where the word was that it is over."""
@@ -188,13 +199,8 @@ class _Talk:
         else:
             self._group.recv(data, rank - self._senders)
         self._group.barrier()
-        self._settle()
+        _settle(self._device)
         return time.perf_counter() - began
-
-    def _settle(self) -> None:
-        """Wait for what an accelerator has only been asked to do."""
-        if self._device.type != "cpu":
-            torch.get_device_module(self._device).synchronize(self._device)
 
 
 class _Watch:

@@ -8,37 +8,19 @@ from pathlib import Path
 import pytest
 
 from orchestrator.core.plan.plan import TENSOR
-from orchestrator.core.supervisor.commands import ExpectEpoch, MeasureWorker, RunEpoch
+from orchestrator.core.supervisor.commands import MeasureWorker
 from orchestrator.core.supervisor.events import Fault, WorkerMeasured
 from tests.e2e.conftest import Calm
-from tests.world.facts import Facts
-from tests.world.jobs import tiny_job
+from tests.world.jobs import auto_job
 from tests.world.processes import System
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 
 STEPS = 30
-SHRINK = ("swap", "shrink", "wait")
-
-
-def expected(run: Facts) -> dict[int, ExpectEpoch]:
-    """What was predicted, by epoch."""
-    return {c.epoch: c for r in run.records for c in r.commands if isinstance(c, ExpectEpoch)}
 
 
 async def test_it_measures_chooses_survives_and_ends_at_the_same_bits(tmp_path: Path, calm: Calm) -> None:
-    job = tiny_job(
-        "auto",
-        parallel={"plan": "auto", "tensor": 1},
-        nodes=3,
-        spares=0,
-        steps=STEPS,
-        pace_ms=10,
-        on_loss=SHRINK,
-        checkpoint=tmp_path / "checkpoints",
-        checkpoint_every="auto",
-        resilience={"grow_after_steps": 2},
-    )
+    job = auto_job(steps=STEPS, checkpoints=tmp_path / "checkpoints", resilience={"grow_after_steps": 2})
     async with System(tmp_path) as system:
         run = await system.run(job, Fault("kill-worker", 0, "", 5, 1, 0))
         assert run.state is not None
@@ -50,8 +32,8 @@ async def test_it_measures_chooses_survives_and_ends_at_the_same_bits(tmp_path: 
         for event in told.values():
             assert event.measure.device.flops > 0
             assert all(kind.timings for kind in event.costs.kinds)
-        plans = {c.plan.epoch: c.plan for r in run.records for c in r.commands if isinstance(c, RunEpoch)}
-        first, second = expected(run)[1], expected(run)[2]
+        plans = run.plans
+        first, second = run.expected[1], run.expected[2]
         assert first.choice is not None
         best = first.choice.best  # its devices are numbered among all workers, those of the option among the seated ones
         assert replace(best.strategy, devices=()) == replace(first.option.strategy, devices=())

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from orchestrator.core.supervisor.commands import KillWorker, RunEpoch
+from orchestrator.core.plan.plan import Plan
+from orchestrator.core.supervisor.commands import ExpectEpoch, KillWorker, RunEpoch
 from orchestrator.core.supervisor.events import RankFinished, StepCommitted
 from orchestrator.core.supervisor.state import State
 from orchestrator.runtime.ports import Record
@@ -71,8 +72,17 @@ class Facts:
     @property
     def epochs(self) -> dict[int, dict[int, str]]:
         """Epoch -> rank -> worker id."""
-        plans = {c.plan.epoch: c.plan for r in self.records for c in r.commands if isinstance(c, RunEpoch)}
-        return {e: {s.rank: s.worker_id for s in plan.seats} for e, plan in sorted(plans.items())}
+        return {e: {s.rank: s.worker_id for s in plan.seats} for e, plan in sorted(self.plans.items())}
+
+    @property
+    def plans(self) -> dict[int, Plan]:
+        """By epoch."""
+        return {c.plan.epoch: c.plan for r in self.records for c in r.commands if isinstance(c, RunEpoch)}
+
+    @property
+    def expected(self) -> dict[int, ExpectEpoch]:
+        """What was predicted, by epoch; of a job that leaves its plan to the planner."""
+        return {c.epoch: c for r in self.records for c in r.commands if isinstance(c, ExpectEpoch)}
 
     @property
     def killed(self) -> dict[str, str]:

@@ -67,3 +67,19 @@ def document(
 def tiny_job(name: str, **settings: Any) -> Job:
     """A Job; `settings` are those of `document`."""
     return spec.load_text(json.dumps(document(name, **settings)), base_dir=ROOT)
+
+
+def auto_job(*, steps: int, checkpoints: Path, **settings: Any) -> Job:
+    """Three ranks and no spare, cut as the planner says, which may go on with fewer."""
+    return tiny_job(
+        "auto",
+        parallel={"plan": "auto", "tensor": 1},
+        nodes=3,
+        spares=0,
+        steps=steps,
+        pace_ms=10,
+        on_loss=("swap", "shrink", "wait"),
+        checkpoint=checkpoints,
+        checkpoint_every="auto",
+        **settings,
+    )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import multiprocessing
 import os
 import signal
 import threading
@@ -30,12 +29,11 @@ from orchestrator.core.supervisor.events import EpochReady, StepCommitted
 from orchestrator.core.supervisor.handover import handover, missing
 from orchestrator.runtime.ports import Failed, Finished, Left
 from orchestrator.testkit.jobs import make_job
+from tests.unit.engine.forking import CONTEXT
 
 HERE = Path(__file__).parent
 LIMIT_S = 25.0
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["orchestrator.engine.engine", "numpy.random", "torch._dynamo"])
 
 Outcome = Left | Finished | Failed
 
@@ -182,8 +180,8 @@ class World:
         """Start workers and wait until they are warm."""
         made = []
         for name in names:
-            ours, theirs = _context.Pipe()
-            process = _context.Process(target=_main, args=(theirs, self.job, tuple(traps)), daemon=True)
+            ours, theirs = CONTEXT.Pipe()
+            process = CONTEXT.Process(target=_main, args=(theirs, self.job, tuple(traps)), daemon=True)
             process.start()
             theirs.close()
             made.append(Worker(name, process, ours))

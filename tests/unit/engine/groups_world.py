@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from orchestrator.engine.groups import EpochGroup, GroupBroken, StoreServer, connect_store, drain, form_group
+from tests.unit.engine.forking import CONTEXT
 
 HOST = "127.0.0.1"
 DEADLINE_S = 60.0
@@ -110,9 +111,7 @@ def processes(size: int, *, how: Literal["forkserver", "spawn"] = "forkserver") 
 
     Forked from a server that has torch, or spawned: a spawned one takes seconds, and ends as an interpreter does.
     """
-    forking = multiprocessing.get_context("forkserver")
-    forking.set_forkserver_preload([__name__, "numpy.random", "torch._dynamo"])
-    make = forking.Process if how == "forkserver" else multiprocessing.get_context("spawn").Process
+    make = CONTEXT.Process if how == "forkserver" else multiprocessing.get_context("spawn").Process
     children = []
     try:
         for rank in range(size):

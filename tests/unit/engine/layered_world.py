@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import traceback
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from orchestrator.core.job import Precision
 from orchestrator.core.plan.plan import MeshAxis, PipelineSchedule, Plan, Seat, Stage
 from orchestrator.engine.task import Task, seed_drawing, seed_everything
+from tests.unit.engine.forking import CONTEXT
 
 SEED, STEP, SCALE = 3, 5, 1 / 6
 Grads = dict[str, Tensor]
@@ -158,10 +158,6 @@ def _train(endpoint: str, rank: int, plan: Plan, task: Task, runs: Sequence[Sequ
     return told
 
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["orchestrator.engine.pipeline", "numpy.random", "torch._dynamo"])
-
-
 def run_plan(task: Task, plan: Plan, *runs: Sequence[int]) -> list[Told]:
     """Each run's micro-batches, dealt out to the plan's replicas, on a process per rank; gradients add up over the runs."""
     from orchestrator.engine.groups import StoreServer
@@ -171,9 +167,9 @@ def run_plan(task: Task, plan: Plan, *runs: Sequence[int]) -> list[Told]:
         links, processes = [], []
         try:
             for rank in range(plan.size):
-                here, there = _context.Pipe()
+                here, there = CONTEXT.Pipe()
                 arguments = (there, server.endpoint, rank, plan, task, runs)
-                processes.append(_context.Process(target=_rank, args=arguments, daemon=True))
+                processes.append(CONTEXT.Process(target=_rank, args=arguments, daemon=True))
                 processes[-1].start()
                 there.close()
                 links.append(here)

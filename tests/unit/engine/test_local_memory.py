@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from orchestrator.engine.local_memory import BEACON_WORDS, Beacon, PeerGone, PeerMemory, readable
+from tests.unit.engine.forking import CONTEXT
 
 LIMIT_S = 60.0
 
@@ -30,10 +31,8 @@ def _show(link: Connection, numel: int) -> None:
 @contextmanager
 def sender(numel: int) -> Iterator[tuple[list[int], int, Connection, multiprocessing.process.BaseProcess]]:
     """A process that shows `numel` floats, counting up."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["orchestrator.engine.engine", "numpy.random", "torch._dynamo"])
-    here, there = context.Pipe()
-    process = context.Process(target=_show, args=(there, numel), daemon=True)
+    here, there = CONTEXT.Pipe()
+    process = CONTEXT.Process(target=_show, args=(there, numel), daemon=True)
     process.start()
     there.close()
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import signal
 import threading
@@ -28,6 +27,7 @@ from orchestrator.engine.layered import LayeredStage
 from orchestrator.engine.task import Task, TaskError
 from orchestrator.engine.tasks.gpt import GPT
 from orchestrator.engine.tensor_parallel import TensorParallel, cut_dim
+from tests.unit.engine.forking import CONTEXT
 from tests.unit.engine.groups_world import DEADLINE_S, HOST, form, run_ranks
 from tests.unit.engine.layered_task import Layered
 from tests.unit.engine.layered_world import SCALE, SEED, build
@@ -243,10 +243,6 @@ def main(work: Callable[..., Any], link: Connection, *arguments: Any) -> None:
     os._exit(0)
 
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["orchestrator.engine.pipeline", "numpy.random", "torch._dynamo"])
-
-
 class Ranks:
     """`size` processes that do `work(link, endpoint, rank, size, *arguments)`."""
 
@@ -254,8 +250,8 @@ class Ranks:
         self.server = StoreServer(HOST)
         self.links, self.processes = [], []
         for rank in range(size):
-            here, there = _context.Pipe()
-            process = _context.Process(target=main, args=(work, there, self.server.endpoint, rank, size, *arguments), daemon=True)
+            here, there = CONTEXT.Pipe()
+            process = CONTEXT.Process(target=main, args=(work, there, self.server.endpoint, rank, size, *arguments), daemon=True)
             process.start()
             there.close()
             self.links.append(here)

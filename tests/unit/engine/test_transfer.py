@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import threading
@@ -26,6 +25,7 @@ from orchestrator.engine.extents import Extents
 from orchestrator.engine.groups import EpochGroup, GroupBroken, StoreServer
 from orchestrator.engine.transfer import Arrival, Corrupt, MoveReport, TransferCorrupt, move
 from orchestrator.engine.transfer_cut import WINDOW_NUMEL, windows
+from tests.unit.engine.forking import CONTEXT
 from tests.unit.engine.groups_world import HOST, form, run_ranks
 
 KEYS = ((PARAMS, torch.float32), (OPTIMIZER, torch.float32), (OPTIMIZER, torch.float64))
@@ -382,13 +382,12 @@ def _rank_process(link: Connection, endpoint: str, rank: int, trap: bool) -> Non
 
 
 def _start(trap: bool) -> tuple[StoreServer, list[BaseProcess], list[Connection]]:
-    server, context = StoreServer(HOST), multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["orchestrator.engine.engine", "numpy.random", "torch._dynamo"])
+    server = StoreServer(HOST)
     children: list[BaseProcess] = []
     links: list[Connection] = []
     for rank in range(2):
-        here, there = context.Pipe()
-        child = context.Process(target=_rank_process, args=(there, server.endpoint, rank, trap), daemon=True)
+        here, there = CONTEXT.Pipe()
+        child = CONTEXT.Process(target=_rank_process, args=(there, server.endpoint, rank, trap), daemon=True)
         child.start()
         there.close()
         children.append(child)
