@@ -23,19 +23,28 @@ WORKER_MAIN = "orchestrator.apps.ray_worker:work"
 
 
 async def supervise(settings: dict[str, str], ready: Ready) -> None:
-    """The supervisor's actor. Settings: home, cluster, ray_address, token, loopback ("1": bind loopback only)."""
+    """The supervisor's actor. Settings: home, cluster, ray_address, token, loopback ("1": bind loopback only).
+
+    In pods also port (of the control API, fixed), workers_find_it_at (host:port of the Service in front of it) and everywhere
+    ("1": listen at every address of the pod, of which a Service's may be one).
+    """
     home = Home(Path(settings["home"]))
     log_path = home.cluster(settings["cluster"]) / "supervisor.log"
     logging.basicConfig(
         level=logging.INFO, filename=log_path, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )
+    host = bind_host(loopback=settings["loopback"] == "1")
+    every = "::" if ":" in host else "0.0.0.0"
     supervisor = Supervisor(
         home=home,
         cluster=settings["cluster"],
         ray_address=settings["ray_address"],
         token=settings["token"],
         make_fleet=_fleet,
-        host=bind_host(loopback=settings["loopback"] == "1"),
+        host=host,
+        listen=every if settings.get("everywhere") == "1" else host,
+        port=int(settings.get("port", "0")),
+        workers_find_it_at=settings.get("workers_find_it_at", ""),
         on_failure=_crash,
     )
     gc.collect()

@@ -52,7 +52,12 @@ class WorkerSettings:
 
 
 class Supervisor:
-    """One supervisor; everything on one event loop."""
+    """One supervisor; everything on one event loop.
+
+    `port` 0: the one of the supervisor before, or any; else this one and no other. `workers_find_it_at` (host:port) is what
+    workers are told, where a name in front of the supervisor outlives its address; empty: the address itself. `listen` is where
+    it listens if that is not `host` alone, by which others find it.
+    """
 
     def __init__(
         self,
@@ -63,6 +68,9 @@ class Supervisor:
         token: str,
         make_fleet: MakeFleet,
         host: str = LOOPBACK,
+        port: int = 0,
+        workers_find_it_at: str = "",
+        listen: str = "",
         on_failure: Callable[[str, BaseException], None] | None = None,
         open_journal: Callable[[Path], OwnedJournal] = SqliteJournal,
     ) -> None:
@@ -71,6 +79,9 @@ class Supervisor:
         self._ray_address = ray_address
         self._make_fleet = make_fleet
         self._host = host
+        self._port = port
+        self._workers_find_it_at = workers_find_it_at
+        self._listen = listen or host
         self._clock = SystemClock()
         self._token = token
         self._endpoint = ""
@@ -96,13 +107,15 @@ class Supervisor:
     async def start(self) -> str:
         """Serve, publish the address and take up the jobs that are not over. Returns host:port. Raises OSError."""
         before = self._home.read_endpoint(self._cluster)
-        port = int(before.address.rpartition(":")[2]) if before else 0
+        port = self._port or (int(before.address.rpartition(":")[2]) if before else 0)
         try:
-            self._endpoint = await self._server.start(host=self._host, port=port)
+            bound = await self._server.start(host=self._listen, port=port)
         except OSError:
-            if not port:
+            if not port or self._port:
                 raise
-            self._endpoint = await self._server.start(host=self._host, port=0)
+            bound = await self._server.start(host=self._listen, port=0)
+        shown = f"[{self._host}]" if ":" in self._host else self._host
+        self._endpoint = f"{shown}:{bound.rpartition(':')[2]}"
         resumed = await self.service.start()
         self._hub.attach(  # not before the jobs are known: a worker that reconnects early must wait, not be refused
             HubHandlers(
@@ -131,7 +144,8 @@ class Supervisor:
         await self._server.stop()
 
     def _fleet(self, job: Job) -> Fleet:
-        settings = WorkerSettings(job=job, endpoint=self._endpoint, token=self._token, loopback=self._host == LOOPBACK)
+        where = self._workers_find_it_at or self._endpoint
+        settings = WorkerSettings(job=job, endpoint=where, token=self._token, loopback=self._host == LOOPBACK)
         return self._make_fleet(job, settings, self._clock)
 
 

@@ -105,6 +105,18 @@ class ControlHandler(Protocol):
         """Ask for a node to be emptied; `why` may be empty. Draining a drained node is not an error."""
         ...
 
+    async def node_gone(self, name: str, *, node_id: str, who: str, evidence: str) -> Decided:
+        """Say that a node will not come back: its workers are lost at once. `evidence` must not be empty; silence is none."""
+        ...
+
+    async def suspend(self, name: str, *, who: str, why: str) -> Decided:
+        """Ask the job to give its machines back: after a checkpoint, if it has a place for them. The status says when it has."""
+        ...
+
+    async def go_on(self, name: str, *, who: str) -> Decided:
+        """Ask a suspended job to go on, from its newest checkpoint, as soon as its workers are there again."""
+        ...
+
     async def scale(self, name: str, *, nodes: int, layers_per_stage: tuple[int, ...], who: str) -> Decided:
         """Ask for another number of nodes that train (0: as now) or other pipeline stages (empty: as they are)."""
         ...

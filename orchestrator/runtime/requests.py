@@ -12,12 +12,15 @@ from dataclasses import replace
 from orchestrator.core.supervisor.events import (
     FAULT_KINDS,
     CheckpointRequested,
+    ContinueRequested,
     DrainRequested,
     Event,
     Fault,
     FaultRequested,
+    NodeGone,
     ReplaceRequested,
     ScaleRequested,
+    SuspendRequested,
 )
 from orchestrator.core.supervisor.state import State
 from orchestrator.core.supervisor.wishes import scaled
@@ -44,6 +47,29 @@ async def drain(entry: Entry, *, node_id: str, who: str, why: str) -> Decided:
     """Have a node emptied; one that is drained already is no error."""
     node = node_of(entry, node_id).node_id
     return await _decided(entry, DrainRequested(0, node, who, why), already=lambda s: node in s.drained)
+
+
+async def node_gone(entry: Entry, *, node_id: str, who: str, evidence: str) -> Decided:
+    """Have the workers of a node that will not come back replaced at once; one that nobody is on is no error."""
+    if not evidence:
+        raise BadRequestError("say how it is known that the node is gone: silence is no evidence")
+    node = node_of(entry, node_id).node_id
+
+    def known(state: State) -> bool:
+        alive = any(w.node_id == node and w.phase.alive for w in state.workers.values())
+        return node in state.drained and not alive
+
+    return await _decided(entry, NodeGone(0, node, who, evidence), already=known)
+
+
+async def suspend(entry: Entry, *, who: str, why: str) -> Decided:
+    """Have the job give its machines back; one that is suspended already is no error."""
+    return await _decided(entry, SuspendRequested(0, who, why), already=lambda s: bool(s.suspended))
+
+
+async def go_on(entry: Entry, *, who: str) -> Decided:
+    """Have a suspended job go on; one that is not suspended is no error."""
+    return await _decided(entry, ContinueRequested(0, who), already=lambda s: not s.suspended)
 
 
 async def scale(entry: Entry, *, nodes: int, layers_per_stage: tuple[int, ...], who: str) -> Decided:

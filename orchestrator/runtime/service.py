@@ -276,6 +276,18 @@ class SupervisorService:
         """Ask for a node to be emptied."""
         return await requests.drain(self._running(name), node_id=node_id, who=who, why=why)
 
+    async def node_gone(self, name: str, *, node_id: str, who: str, evidence: str) -> Decided:
+        """Have the workers of a node that will not come back replaced at once."""
+        return await requests.node_gone(self._running(name), node_id=node_id, who=who, evidence=evidence)
+
+    async def suspend(self, name: str, *, who: str, why: str) -> Decided:
+        """Have the job give its machines back for a while."""
+        return await requests.suspend(self._running(name), who=who, why=why)
+
+    async def go_on(self, name: str, *, who: str) -> Decided:
+        """Have a suspended job go on."""
+        return await requests.go_on(self._running(name), who=who)
+
     async def scale(self, name: str, *, nodes: int, layers_per_stage: tuple[int, ...], who: str) -> Decided:
         """Ask for another number of nodes that train, or other pipeline stages."""
         return await requests.scale(self._running(name), nodes=nodes, layers_per_stage=layers_per_stage, who=who)

@@ -61,6 +61,7 @@ def job_status(
         shrunk=state.plan is not None and state.plan.size < state.goal.ranks,
         change=ChangeStatus(kind=state.change.kind, why=state.change.why) if state.change is not None else None,
         skipped=state.skipped,
+        suspended=state.suspended,
     )
 
 

@@ -108,3 +108,4 @@ class JobStatus:
     shrunk: bool  # the plan has fewer ranks than that
     change: ChangeStatus | None
     skipped: int  # committed steps whose update was not applied
+    suspended: str = ""  # who suspended the job, and why; it has given its machines back when no worker is alive

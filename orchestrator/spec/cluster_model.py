@@ -14,8 +14,9 @@ from pydantic_core import CoreSchema
 
 from orchestrator.core.cluster.known import DEVICES, LINKS
 from orchestrator.spec.errors import closest, quoted
-from orchestrator.spec.model import NODES_MAX, SLOTS_MAX, Section
+from orchestrator.spec.model import NODES_MAX, SLOTS_MAX
 from orchestrator.spec.quantities import Bandwidth, Bytes, Duration, Flops, Latency, Work
+from orchestrator.spec.section import Section
 from orchestrator.spec.values import JobName, refused
 
 GROUPS_MAX = 1_000

@@ -50,6 +50,9 @@ class Position:
     column: int
 
 
+_NO_PLACE = Position(0, 0)
+
+
 @dataclass(slots=True)
 class Document:
     """The tree, where its keys and values stand, and what the reading itself found wrong."""
@@ -60,6 +63,9 @@ class Document:
     value_at: dict[Path, Position] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     broken: set[Path] = field(default_factory=set)  # paths whose value is already complained about
+    hidden: frozenset[Path] = frozenset()  # known keys that the file must not hold
+    above: Path = ()  # where `root` hangs, when it is a part of what was read
+    nowhere: Position = Position(1, 1)  # the place of what stands nowhere
 
     def position(self, path: Path, *, of_key: bool) -> Position:
         """Where `path` stands, or the nearest section above it that is written."""
@@ -68,15 +74,38 @@ class Document:
             found = first.get(path[:length]) or second.get(path[:length])
             if found is not None:
                 return found
-        return Position(1, 1)
+        return self.nowhere
 
     def written(self, path: Path) -> bool:
         """True where the file itself holds a value at `path`."""
         return path in self.value_at
 
+    def shown(self, path: Path) -> str:
+        """`path` as a message names it: from the top of the file, also where this is only a part of it."""
+        return dotted((*self.above, *path))
+
     def complain(self, path: Path, at: Position, message: str, *, fix: str = "") -> None:
         """Note a problem found while reading, without stopping."""
-        self.problems.append(Problem(file=self.file, line=at.line, column=at.column, path=dotted(path), message=message, fix=fix))
+        where = self.shown(path)
+        self.problems.append(Problem(file=self.file, line=at.line, column=at.column, path=where, message=message, fix=fix))
+
+    def below(self, key: str) -> Document:
+        """The mapping at `key` as a document of its own, which still tells places and paths of the whole."""
+
+        def inside(places: dict[Path, Position]) -> dict[Path, Position]:
+            return {path[1:]: at for path, at in places.items() if path[:1] == (key,)}
+
+        root = self.root[key]
+        assert isinstance(root, dict), "only a mapping can stand for itself"
+        return Document(
+            file=self.file,
+            root=root,
+            key_at=inside(self.key_at),
+            value_at=inside(self.value_at),
+            broken={path[1:] for path in self.broken if path[:1] == (key,)},
+            above=(*self.above, key),
+            nowhere=self.position((key,), of_key=True),
+        )
 
 
 def read(text: str, *, file: str) -> Document:
@@ -94,6 +123,20 @@ def read(text: str, *, file: str) -> Document:
     document.value_at[()] = at
     document.root = _mapping(node, (), document)
     return document
+
+
+def of_tree(root: dict[str, Tree], *, file: str) -> Document:
+    """A document of a tree that was never text, such as an object of the API server: everything stands at line 0."""
+    document = Document(file, root=root, nowhere=_NO_PLACE)
+    _place(root, (), document)
+    return document
+
+
+def _place(node: Tree, path: Path, document: Document) -> None:
+    document.key_at[path] = document.value_at[path] = _NO_PLACE
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for part, child in children:
+        _place(child, (*path, part), document)
 
 
 def refusal(file: str, message: str, *, at: Position | None = None, fix: str = "") -> SpecError:
@@ -237,7 +280,7 @@ def _scalar(node: yaml.Node, path: Path, document: Document) -> Tree:
     elif not plain:
         return text
     elif _NULL.fullmatch(text):
-        if path[:2] != ("task", "options") or len(path) == 2:
+        if not _may_be_null(path):
             at = document.position(path, of_key=True)
             broken("has no value", "write a value, or remove the key to take the default")
     elif _BOOL.fullmatch(text):
@@ -260,6 +303,12 @@ def _scalar(node: yaml.Node, path: Path, document: Document) -> Tree:
     else:
         return text
     return None
+
+
+def _may_be_null(path: Path) -> bool:
+    """Options of a task may be null, and so may what Kubernetes itself wrote into an object."""
+    inner = path[1:] if path[:1] == ("spec",) else path
+    return (inner[:2] == ("task", "options") and len(inner) > 2) or (path[:1] in (("metadata",), ("status",)) and len(path) > 1)
 
 
 def _number(text: str) -> int | float:

@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from orchestrator.spec.document import Document, Path
-from orchestrator.spec.errors import Problem, closest, described, dotted
+from orchestrator.spec.errors import Problem, closest, described
 from orchestrator.spec.model import JobSpec
 
 _EXPECTED = {
@@ -27,6 +27,7 @@ _EXPECTED = {
     "model_type": "a mapping",
     "dict_type": "a mapping",
     "tuple_type": "a list",
+    "bool_type": "true or false",
 }
 _MEANT = {"gpu": "cuda", "float32": "fp32", "bfloat16": "bf16", "fp16": "bf16", "float16": "bf16"}  # others' words
 _BOUND_SAID = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
@@ -102,7 +103,7 @@ def problem_at(
         file=document.file,
         line=place.line,
         column=place.column,
-        path=dotted(path),
+        path=document.shown(path),
         message=message,
         nearest=nearest,
         allowed=allowed,
@@ -124,18 +125,18 @@ def _missing(path: Path, document: Document) -> Problem:
         file=document.file,
         line=place.line,
         column=place.column,
-        path=dotted(path),
+        path=document.shown(path),
         message="required key is missing",
-        fix=f'add "{last}: ..." here' if section else f'add "{last}: ..." at the top of the file',
+        fix=f'add "{last}: ..." here' if section or document.above else f'add "{last}: ..." at the top of the file',
     )
 
 
 def _unknown_key(path: Path, document: Document, root: type[BaseModel]) -> Problem:
     key, model = str(path[-1]), model_at(path[:-1], root)
-    siblings = tuple(fields_of(model)) if model else ()
+    siblings = tuple(key for key in fields_of(model) if (*path[:-1], key) not in document.hidden) if model else ()
     elsewhere = [known for known in _all_paths(root, ()) if known[-1] == key]
     if len(elsewhere) == 1:
-        target = dotted(elsewhere[0])
+        target = document.shown(elsewhere[0])
         return problem_at(
             path,
             document,

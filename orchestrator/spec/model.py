@@ -11,9 +11,7 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     JsonValue,
     ValidatorFunctionWrapHandler,
@@ -24,7 +22,9 @@ from pydantic import (
 
 from orchestrator.core.job import Action, BadStep, Consistency, DeviceKind, FailureClass, Precision
 from orchestrator.core.plan.plan import PipelineSchedule
-from orchestrator.spec.policies import checked_actions
+from orchestrator.spec.kubernetes import KubernetesSpec
+from orchestrator.spec.policies import ALLOWED_ACTIONS, checked_actions
+from orchestrator.spec.section import Section
 from orchestrator.spec.values import DetectWithin, JobName, Target, Uri
 
 NODES_MAX = 10_000
@@ -40,12 +40,6 @@ def _or_auto(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
     return EVERY_AUTO if value == AUTO else handler(value)
 
 
-class Section(BaseModel):
-    """What all sections share: unknown keys are refused, a value keeps its type, nothing changes after construction."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
-
-
 class Planning(StrEnum):
     """Who cuts the job."""
 
@@ -58,11 +52,12 @@ class TaskSpec(Section):
 
     target: Target = Field(
         default="gpt",
-        description="A ready task (gpt), package.module:Class, or path/to/file.py:Class (relative to the job file).",
+        description="A ready task (gpt), package.module:Class, or path/to/file.py:Class. Relative paths start at the job file's "
+        "folder, on Kubernetes at the pods' working folder (/workspace).",
     )
     options: dict[str, JsonValue] = Field(
         default_factory=dict,
-        description="Arguments of the task's constructor; relative paths start at the job file's folder.",
+        description="Arguments of the task's constructor; relative paths start where the target's do.",
     )
 
     @model_validator(mode="before")
@@ -163,7 +158,7 @@ class ParallelSpec(Section):
         WithJsonSchema({"anyOf": [{"type": "boolean"}, {"type": "array", "items": {"type": "boolean"}, "minItems": 1}]}),
     ] = Field(
         default=(False,),
-        description="Compute activations again in the backward pass instead of keeping them: less memory. Or a list, by stage.",
+        description="Compute activations again in the backward pass, not keep them: less memory. One value, or one a stage.",
     )
     shares: tuple[Annotated[int, Field(ge=1, le=MICRO_BATCHES_MAX)], ...] = Field(
         default=(),
@@ -193,7 +188,9 @@ _INT_OR_AUTO = WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 0, "maxi
 class CheckpointSpec(Section):
     """Durable checkpoints. Absent: none."""
 
-    uri: Uri = Field(description="A folder (relative to the job file) or an fsspec URL.")
+    uri: Uri = Field(
+        description="An fsspec URL, or a folder: relative to the job file's, on Kubernetes to /workspace and on a volume."
+    )
     every: Annotated[int, Field(ge=0, le=STEPS_MAX), WrapValidator(_or_auto), _INT_OR_AUTO] = Field(
         default=50,
         description="Steps between checkpoints; 0: only at the end. auto: what the planner's goodput model says is best.",
@@ -201,15 +198,18 @@ class CheckpointSpec(Section):
     keep: int = Field(default=3, ge=1, le=1_000, description="How many of the newest are kept.")
 
 
-LossActions: TypeAlias = Annotated[tuple[Action, ...], AfterValidator(checked_actions(FailureClass.NODE_LOST))]
-SlowActions: TypeAlias = Annotated[tuple[Action, ...], AfterValidator(checked_actions(FailureClass.WORKER_SLOW))]
-CorruptActions: TypeAlias = Annotated[tuple[Action, ...], AfterValidator(checked_actions(FailureClass.CORRUPT_STATE))]
+def _actions(failure: FailureClass) -> tuple[AfterValidator, WithJsonSchema]:
+    item = {"type": "string", "enum": [action.value for action in ALLOWED_ACTIONS[failure]]}
+    return AfterValidator(checked_actions(failure)), WithJsonSchema({"type": "array", "items": item, "minItems": 1})
+
+
+LossActions: TypeAlias = Annotated[tuple[Action, ...], *_actions(FailureClass.NODE_LOST)]
+SlowActions: TypeAlias = Annotated[tuple[Action, ...], *_actions(FailureClass.WORKER_SLOW)]
+CorruptActions: TypeAlias = Annotated[tuple[Action, ...], *_actions(FailureClass.CORRUPT_STATE)]
 
 
 class PolicySpec(Section):
     """Ordered actions per class of failure; the first that is possible is taken."""
-
-    model_config = ConfigDict(serialize_by_alias=True)
 
     default: LossActions | None = Field(default=None, description="For the classes below but worker-slow, unless they say more.")
     worker_exited: LossActions | None = Field(
@@ -271,3 +271,6 @@ class JobSpec(Section):
     cluster: ClusterSpec = Field(default_factory=ClusterSpec, description="What the job asks of the cluster.")
     checkpoint: CheckpointSpec | None = Field(default=None, description="Durable checkpoints. Absent: none.")
     resilience: ResilienceSpec = Field(default_factory=ResilienceSpec, description="Detection and failure policy.")
+    kubernetes: KubernetesSpec | None = Field(
+        default=None, description="How the job runs on Kubernetes. Elsewhere it is checked and ignored."
+    )

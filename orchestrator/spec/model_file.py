@@ -19,9 +19,10 @@ from orchestrator.core.graph.transformer import Attention, Blocks, Transformer, 
 from orchestrator.spec.document import Path
 from orchestrator.spec.errors import SpecError, quoted
 from orchestrator.spec.explain import problem_at
-from orchestrator.spec.model import LAYERS_MAX, Section
+from orchestrator.spec.model import LAYERS_MAX
 from orchestrator.spec.reading import parse_as, text_of
 from orchestrator.spec.schema_export import render_model
+from orchestrator.spec.section import Section
 from orchestrator.spec.values import JobName
 
 WIDTH_MAX = 10_000_000

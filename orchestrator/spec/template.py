@@ -82,6 +82,32 @@ checkpoint:              # durable checkpoints; without this section there are n
     # worker-hung: [swap, shrink, wait]
     # worker-slow: [report]               # or swap, shrink, recut (the pipeline), fail
     # corrupt-state: [swap, shrink, fail]  # or rollback (to a checkpoint)
+
+# kubernetes:            # read by "orchestrator launch --on kubernetes" only; without a default: an example
+  # image: registry.example/team/train@sha256:0123  # of all pods; with the orchestrator and your code in it, under /workspace
+  # imagePullPolicy: IfNotPresent  # absent: as Kubernetes decides by the tag
+  # imagePullSecrets: [registry]
+  # backend: auto        # pods: made by the operator; kuberay: by a RayCluster; auto: kuberay where it is installed
+  # worker:              # the pods that train, and those of spares; one pod is one node of the cluster section
+    # cpu: 8
+    # memory: 64Gi
+    # resources: {nvidia.com/gpu: 1}
+    # nodeSelector: {pool: train}
+    # tolerations: [{key: nvidia.com/gpu, operator: Exists, effect: NoSchedule}]
+    # priorityClass: training
+  # spare:
+    # priorityClass: spares  # absent: as the workers'
+  # head:                # Ray's head and the supervisor; takes the keys of worker but resources, and
+    # storage: 1Gi       # size of its volume
+    # storageClass: standard  # absent: the cluster's default
+  # topologyKey: kubernetes.io/hostname  # no two workers or spares share a value of this node label
+  # volumes: [{claim: checkpoints, path: /workspace/checkpoints}]  # in all pods; checkpoint.uri, if a folder, must be on one
+  # env: {NCCL_DEBUG: WARN}  # everybody who may read the job sees it
+  # queue: training      # local queue of Kueue
+  # scheduler: volcano   # absent: the cluster's own
+  # activeDeadline: 72h  # the job fails when it takes longer
+  # ttlAfterFinished: 24h  # the TrainingJob is deleted so long after its end
+  # gangTimeout: 10m     # pods that are not all scheduled within this are given back, and asked for again later
 """
 
 

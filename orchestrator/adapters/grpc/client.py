@@ -112,6 +112,20 @@ class ControlClient:
         request = pb.DrainNodeRequest(name=name, node_id=node_id, who=who, why=why)
         return convert.decided_from_proto(self._call(self._stub.DrainNode, request))
 
+    def node_gone(self, name: str = "", *, node_id: str, who: str, evidence: str) -> Decided:
+        """Say that a node will not come back, and how that is known."""
+        request = pb.DeclareNodeGoneRequest(name=name, node_id=node_id, who=who, evidence=evidence)
+        return convert.decided_from_proto(self._call(self._stub.DeclareNodeGone, request))
+
+    def suspend(self, name: str = "", *, who: str, why: str = "") -> Decided:
+        """Ask the job to give its machines back for a while."""
+        request = pb.SuspendJobRequest(name=name, who=who, why=why)
+        return convert.decided_from_proto(self._call(self._stub.SuspendJob, request))
+
+    def go_on(self, name: str = "", *, who: str) -> Decided:
+        """Ask a suspended job to go on."""
+        return convert.decided_from_proto(self._call(self._stub.ContinueJob, pb.ContinueJobRequest(name=name, who=who)))
+
     def scale(self, name: str = "", *, nodes: int = 0, layers_per_stage: tuple[int, ...] = (), who: str) -> Decided:
         """Ask for another number of nodes that train (0: as now) or other pipeline stages (empty: as they are)."""
         request = pb.ScaleJobRequest(name=name, nodes=nodes, layers_per_stage=layers_per_stage, who=who)

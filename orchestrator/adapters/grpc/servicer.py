@@ -90,6 +90,21 @@ class ControlServicer(control_pb2_grpc.ControlServiceServicer):
             drain = self._handler.drain(request.name, node_id=request.node_id, who=request.who, why=request.why)
             return convert.decided_to_proto(await drain)
 
+    async def DeclareNodeGone(self, request: pb.DeclareNodeGoneRequest, context: Context) -> pb.Decided:
+        async with _errors_mapped(context):
+            if not request.node_id:
+                raise ConvertError("node_id is empty")
+            gone = self._handler.node_gone(request.name, node_id=request.node_id, who=request.who, evidence=request.evidence)
+            return convert.decided_to_proto(await gone)
+
+    async def SuspendJob(self, request: pb.SuspendJobRequest, context: Context) -> pb.Decided:
+        async with _errors_mapped(context):
+            return convert.decided_to_proto(await self._handler.suspend(request.name, who=request.who, why=request.why))
+
+    async def ContinueJob(self, request: pb.ContinueJobRequest, context: Context) -> pb.Decided:
+        async with _errors_mapped(context):
+            return convert.decided_to_proto(await self._handler.go_on(request.name, who=request.who))
+
     async def ScaleJob(self, request: pb.ScaleJobRequest, context: Context) -> pb.Decided:
         async with _errors_mapped(context):
             layers = tuple(request.layers_per_stage)

@@ -371,6 +371,9 @@ def _changed(turn: Turn, change: Change, troubles: list[str]) -> Plan | None:
         case ChangeKind.RECUT:
             shape = (old.axis(PIPELINE), old.axis(DATA))
             return _replanned(turn, left, [], shape=shape, reason=reason, troubles=troubles, layers=change.layers_per_stage)
+        case ChangeKind.SUSPEND:  # and it is to go on before it had begun
+            troubles.append("the job is to go on")
+            return None
         case ChangeKind.REPLAN:
             return _picked(turn, left, troubles, reason=str(change.kind))
         case ChangeKind.GROW | ChangeKind.RESHAPE:

@@ -106,6 +106,9 @@ def _merge(turn: Turn, failure: FailureClass, why: str, lost: tuple[str, ...]) -
 def _charge(turn: Turn, why: str) -> bool:
     """Take a unit of the budget; False when there was none, and the job has ended."""
     state = turn.state
+    if state.suspended or state.continued:
+        turn.say("the job gives its machines back: no failure is counted" if state.suspended else "it was suspended: not counted")
+        return True
     if state.budget <= 0:
         end(
             turn,

@@ -215,6 +215,33 @@ class DrainRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeGone:
+    """Positive evidence, from whoever runs the machines, that a node will not come back: nobody waits for its silence."""
+
+    at_ms: int
+    node_id: str
+    who: str
+    evidence: str
+
+
+@dataclass(frozen=True, slots=True)
+class SuspendRequested:
+    """Somebody wants the job to give all its machines back for a while."""
+
+    at_ms: int
+    who: str
+    why: str  # "" when a person just wants it
+
+
+@dataclass(frozen=True, slots=True)
+class ContinueRequested:
+    """Somebody wants a suspended job to go on."""
+
+    at_ms: int
+    who: str
+
+
+@dataclass(frozen=True, slots=True)
 class ScaleRequested:
     """Somebody wants another number of nodes to train, or other pipeline stages."""
 
@@ -315,6 +342,9 @@ Event = (
     | BadStepFound
     | CancelRequested
     | DrainRequested
+    | NodeGone
+    | SuspendRequested
+    | ContinueRequested
     | ScaleRequested
     | ReplaceRequested
     | CheckpointRequested

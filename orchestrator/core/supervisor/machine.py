@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from orchestrator.core.job import FailureClass, Job
 from orchestrator.core.supervisor import events as ev
-from orchestrator.core.supervisor import measuring, reports, wishes
+from orchestrator.core.supervisor import measuring, reports, suspending, wishes
 from orchestrator.core.supervisor.changes import consider
 from orchestrator.core.supervisor.choice import first_epoch, next_epoch
 from orchestrator.core.supervisor.commands import (
@@ -81,6 +81,8 @@ def step(state: State, event: ev.Event) -> Decision:
 def _advance(turn: Turn) -> None:
     """Do whatever the phase allows now: start the first epoch, finish a fence, use a spare, begin a planned change."""
     phase = turn.state.phase
+    if suspending.advance(turn):
+        return
     if phase is JobPhase.RUNNING:
         dismiss_surplus(turn)
         measuring.measure_spares(turn)
@@ -132,6 +134,12 @@ def _handle(turn: Turn, event: ev.Event) -> None:
             end(turn, JobPhase.CANCELLED, Outcome.CANCELLED, f"cancelled by {event.who}")
         case ev.DrainRequested():
             wishes.drain(turn, event)
+        case ev.NodeGone():
+            _node_gone(turn, event)
+        case ev.SuspendRequested():
+            suspending.suspend(turn, event)
+        case ev.ContinueRequested():
+            suspending.go_on(turn, event)
         case ev.ScaleRequested():
             wishes.scale(turn, event)
         case ev.ReplaceRequested():
@@ -161,6 +169,22 @@ def _cluster_changed(turn: Turn, event: ev.ClusterChanged) -> None:
         node = nodes.get(worker.node_id)
         if worker.phase.alive and (node is None or not node.healthy) and not turn.state.phase.terminal:
             lose(turn, worker, FailureClass.NODE_LOST, f"the cluster says that node {worker.node_id[:12]} is dead")
+
+
+def _node_gone(turn: Turn, event: ev.NodeGone) -> None:
+    """Somebody who knows says that a node is gone: its workers are lost at once, and none is started there any more."""
+    state = turn.state
+    node = state.cluster.node(event.node_id) if state.cluster else None
+    there = [w for w in state.workers.values() if w.node_id == event.node_id and w.phase.alive]
+    if node is None or (event.node_id in state.drained and not there):
+        turn.say(f"{event.who} says that node {event.node_id[:12]} is gone ({event.evidence}): nothing to do")
+        return
+    turn.say(f"node {event.node_id[:12]} is gone, says {event.who}: {event.evidence}")
+    if event.node_id not in state.drained:
+        turn.set(drained=(*state.drained, event.node_id))
+    for worker in there:
+        if not turn.state.phase.terminal:
+            lose(turn, worker, FailureClass.NODE_LOST, f"{event.who}: {event.evidence}")
 
 
 def _hello(turn: Turn, event: ev.WorkerHello) -> None:

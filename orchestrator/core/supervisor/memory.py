@@ -90,7 +90,7 @@ def resume_for(turn: Turn, plan: Plan, actions: tuple[Action, ...]) -> Resume:
         resume = from_memory(turn, plan)
     except Unrecoverable as e:
         trained = state.committed_step != (state.checkpoint.step if state.checkpoint else 0)
-        if state.checkpoint is None and (trained or state.cold):
+        if state.checkpoint is None and (trained or state.cold) and not state.continued:
             raise Hopeless(f"the state of step {state.committed_step} is gone ({e}) and there is no durable checkpoint") from None
         corrupt = bool(state.recoveries) and state.recoveries[-1].failure is FailureClass.CORRUPT_STATE
         if corrupt and trained and not state.cold and Action.ROLLBACK not in actions:
@@ -98,7 +98,9 @@ def resume_for(turn: Turn, plan: Plan, actions: tuple[Action, ...]) -> Resume:
                 f"without the accused the state of step {state.committed_step} is gone ({e}), and the policy for "
                 f"{FailureClass.CORRUPT_STATE} has no {Action.ROLLBACK}"
             ) from None
-        if trained:
+        if trained and state.checkpoint is None:
+            turn.say("the job was suspended and has no durable checkpoint: it begins again at step 0, from the seed")
+        elif trained:
             turn.say(f"the state in memory is gone ({e}): back to the durable checkpoint")
         resume = from_disk(turn, plan)
     if resume.step < state.committed_step:

@@ -95,6 +95,7 @@ def step_committed(turn: Turn, event: ev.StepCommitted) -> None:
         budget=budget,
         budget_step=budget_step,
         skipped=turn.state.skipped + event.skipped,
+        continued=False,
     )
     stepped(turn)
 

@@ -29,7 +29,7 @@ def strength(state: State) -> tuple[int, int]:
 def staff(turn: Turn) -> None:
     """Ask for workers until ranks and spares are met or the nodes are full."""
     state = turn.state
-    if state.cluster is None or state.phase.terminal or turn.at_ms < state.retry_spawn_ms:
+    if state.cluster is None or state.phase.terminal or turn.at_ms < state.retry_spawn_ms or state.parked:
         return
     alive, wanted = strength(state)
     used: dict[str, int] = {}

@@ -104,6 +104,7 @@ class ChangeKind(StrEnum):
     HANDOVER = "handover"  # before a move: the others take over what only the leaving hold
     RECUT = "recut"  # move layers between the ranks of a pipeline
     REPLAN = "replan"  # the planner found a better plan for the workers that there are
+    SUSPEND = "suspend"  # give all machines back for a while
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +186,8 @@ class State:
     cold: str = ""  # why the state in memory must not be used by the next epoch; empty: it may
     skip_steps: tuple[int, ...] = ()  # steps whose update is not applied when they come again
     skipped: int = 0  # committed steps whose update was not applied
+    suspended: str = ""  # why the job has (or is about to have) no workers for a while; empty: it is to train
+    continued: bool = False  # it was suspended and has committed no step since: what is missing is nobody's failure
     checkpoint_wish: int = -1  # somebody wants a checkpoint of a later step than this; -1: nobody does
     loss: float | None = None
     eval_loss: float | None = None
@@ -206,6 +209,11 @@ class State:
     def goal(self) -> ParallelSettings:
         """Full strength."""
         return self.scaled or (self.chosen or self.job).parallel
+
+    @property
+    def parked(self) -> bool:
+        """Whether the job is to have no workers: it is suspended, and the checkpoint that it wanted first is there or failed."""
+        return bool(self.suspended) and self.checkpoint_wish < 0
 
     @property
     def planned(self) -> bool:

@@ -16,7 +16,7 @@ JOB: dict[tuple[JobPhase, JobPhase], str] = {
     (J.FORMING, J.FENCING): "a member was lost, its groups broke, or the epoch did not prove itself in time",
     (J.RUNNING, J.FENCING): "a member was lost, its groups broke, its state is wrong, or its ranks leave for a planned change",
     (J.FENCING, J.FORMING): "every member has left the epoch or is lost, and the policy finds workers for a plan",
-    (J.FENCING, J.WAITING): "every member has left the epoch or is lost, workers are missing, and the policy says wait",
+    (J.FENCING, J.WAITING): "every member has left the epoch or is lost, and workers are missing or the job is suspended",
     (J.RUNNING, J.SUCCEEDED): "every rank finished, with equal digests",
     **{(p, J.FAILED): "user error, budget spent, corrupt or unrecoverable state" for p in J if not p.terminal},
     **{(p, J.CANCELLED): "somebody cancelled the job" for p in J if not p.terminal},

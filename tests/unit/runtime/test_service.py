@@ -396,6 +396,45 @@ def test_a_drain_empties_the_node_or_says_why_not(story: Story) -> None:
     story(main)
 
 
+def test_a_node_that_is_said_to_be_gone_is_swapped_at_once_and_silence_is_no_evidence(story: Story) -> None:
+    async def main(place: Place) -> None:
+        service = place.service()
+        await service.start()
+        world = await place.submitted(service, job())
+        await world.until(lambda s: s.committed_step >= 3)
+        node = world.rank(0).node_id
+        with pytest.raises(BadRequestError, match="silence is no evidence"):
+            await service.node_gone("j", node_id=node, who="me", evidence="")
+        decided = await service.node_gone("j", node_id=node, who="me", evidence="its Node object was deleted")
+        assert "its Node object was deleted" in decided.reason
+        await world.until(lambda s: s.phase is JobPhase.RUNNING and s.epoch == 2)
+        assert world.rank(0).node_id != node
+        await service.node_gone("j", node_id=node, who="me", evidence="again")  # no error
+        assert (await service.finished("j")).steps_lost == 0
+        await service.close()
+
+    story(main)
+
+
+def test_a_suspended_job_ends_its_workers_and_goes_on_when_asked_to(story: Story) -> None:
+    async def main(place: Place) -> None:
+        service = place.service()
+        await service.start()
+        world = await place.submitted(service, job())
+        await world.until(lambda s: s.committed_step >= 3)
+        await service.go_on("j", who="me")  # no error
+        await service.suspend("j", who="me", why="the queue")
+        await world.until(lambda s: bool(s.suspended) and not any(w.phase.alive for w in s.workers.values()))
+        assert (await service.get("j")).suspended == "me (the queue)"
+        await service.suspend("j", who="me", why="")  # no error
+        await service.go_on("j", who="me")
+        state = await service.finished("j")
+        assert (state.phase, state.suspended, state.budget) == (JobPhase.SUCCEEDED, "", state.job.resilience.failure_budget)
+        await service.close()
+
+    story(main)
+
+
 def test_a_scale_is_decided_on_and_carried_out(story: Story) -> None:
     async def main(place: Place) -> None:
         service = place.service()

@@ -17,8 +17,10 @@ import pytest
 
 from orchestrator.spec import SpecError, load_text
 from orchestrator.spec.document import read
+from orchestrator.spec.kubernetes import KubernetesSpec
 from orchestrator.spec.schema_export import DIALECT, render, schema
 from orchestrator.spec.template import render as render_template
+from orchestrator.spec.training_job import training_job
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
@@ -43,6 +45,19 @@ SEEN_BY_THE_SCHEMA = [  # bad files that a schema can refuse; the others break Y
         "60-empty-stage",
         "64-misspelt-schedule",
         "68-unknown-class-and-action",
+        "79-kubernetes-keys",
+        "81-kubernetes-resources",
+        "82-kubernetes-names",
+        "83-kubernetes-tolerations",
+        "84-kubernetes-volumes-and-env",
+        "88-kubernetes-durations",
+        "90-kubernetes-is-a-list",
+        "91-envelope-of-another-kind",
+        "92-envelope-of-another-version",
+        "93-envelope-in-part",
+        "94-envelope-without-spec",
+        "95-envelope-with-short-forms",
+        "97-envelope-many-at-once",
     ),
 ]
 
@@ -64,8 +79,9 @@ def test_the_file_in_docs_is_current() -> None:
 def test_every_key_is_explained() -> None:
     assert schema()["$schema"] == DIALECT
     definitions = schema()["$defs"]
-    sections = [schema(), *(made for made in definitions.values() if "properties" in made)]
-    assert len(sections) == 9
+    sections = [made for made in definitions.values() if "properties" in made]
+    sections += [definitions["TrainingJob"]["properties"][key] for key in ("metadata", "spec")]
+    assert len(sections) == 18
     for section in sections:
         assert section["additionalProperties"] is False
         for key, made in section["properties"].items():
@@ -93,12 +109,22 @@ def test_the_template_loads() -> None:
 
 def test_the_comments_of_the_template_are_the_defaults() -> None:
     text = render_template("my-job")
-    uncommented = re.sub(r"^( *)# ([a-z_-]+:(?:$|  *.*))$", r"\1\2", text, flags=re.MULTILINE)
+    uncommented = re.sub(r"^( *)# ([a-zA-Z_-]+:(?:$|  *.*))$", r"\1\2", text, flags=re.MULTILINE)
     assert uncommented.count("\n") == text.count("\n")
     assert load_text(uncommented, base_dir="/jobs") == load_text(text, base_dir="/jobs")
-    written = set(re.findall(r"^ *([a-z_-]+):", uncommented, flags=re.MULTILINE))
-    known = {key for section in (schema(), *schema()["$defs"].values()) for key in section.get("properties", {})}
-    assert written == known
+    assert training_job(uncommented)["spec"]["kubernetes"]["image"]
+    written = set(re.findall(r"^ *([a-zA-Z_-]+):", uncommented, flags=re.MULTILINE))
+    of_items = {"TolerationSpec", "VolumeSpec"}  # written in braces
+    sections = [made for name, made in schema()["$defs"].items() if name not in (of_items | {"TrainingJob"})]
+    assert written == {key for section in sections for key in section.get("properties", {})}
+
+
+def test_the_defaults_of_the_kubernetes_section_are_in_the_template() -> None:
+    defaults = KubernetesSpec().model_dump(mode="json", exclude_none=True)
+    constant = {key: value for key, value in defaults.items() if isinstance(value, str) and value}
+    assert constant == {"backend": "auto", "topologyKey": "kubernetes.io/hostname", "gangTimeout": "10m"}
+    for key, value in {**constant, "storage": defaults["head"]["storage"]}.items():
+        assert re.search(rf"^ +# {key}: {re.escape(value)}( |$)", render_template("my-job"), flags=re.MULTILINE), key
 
 
 @pytest.mark.parametrize("name", ["", "My Job", "a" * 64, "-a", "a\n"])

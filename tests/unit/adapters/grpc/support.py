@@ -250,6 +250,15 @@ class FakeControl:
     async def drain(self, name: str, *, node_id: str, who: str, why: str) -> Decided:
         return self._decided(name, ("drain", node_id, who, why))
 
+    async def node_gone(self, name: str, *, node_id: str, who: str, evidence: str) -> Decided:
+        return self._decided(name, ("node_gone", node_id, who, evidence))
+
+    async def suspend(self, name: str, *, who: str, why: str) -> Decided:
+        return self._decided(name, ("suspend", who, why))
+
+    async def go_on(self, name: str, *, who: str) -> Decided:
+        return self._decided(name, ("go_on", who))
+
     async def scale(self, name: str, *, nodes: int, layers_per_stage: tuple[int, ...], who: str) -> Decided:
         if nodes > 9:
             raise NotPossibleError("there are 4 nodes")

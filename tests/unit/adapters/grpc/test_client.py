@@ -89,7 +89,15 @@ async def test_changes_of_a_job_are_asked_for_and_answered_with_the_decision() -
         await ask(running, lambda c: c.replace_worker(rank=0, who="me"))
         await ask(running, lambda c: c.replace_worker(worker_id="j/w3", who="me"))
         await ask(running, lambda c: c.take_checkpoint(who="me"))
-        assert running.control.calls[1:] == [
+        await ask(running, lambda c: c.node_gone(node_id="n1", who="me", evidence="its pod failed"))
+        await ask(running, lambda c: c.suspend(who="me", why="the queue"))
+        await ask(running, lambda c: c.go_on("j", who="me"))
+        assert running.control.calls[-3:] == [
+            ("node_gone", "n1", "me", "its pod failed"),
+            ("suspend", "me", "the queue"),
+            ("go_on", "me"),
+        ]
+        assert running.control.calls[1:-3] == [
             ("scale", 3, (2, 1, 1), "me"),
             ("scale", 2, (), "me"),
             ("replace", "", 0, "me"),
@@ -151,6 +159,7 @@ async def test_nonsense_never_reaches_the_handler() -> None:
             lambda c: c.inject(fault=Fault("flood", 1, "", 0, 0, 0), who="me"),
             lambda c: c.inject(fault=Fault("hang", -1, "", 0, 0, 0), who="me"),
             lambda c: c.drain(node_id="", who="me"),
+            lambda c: c.node_gone(node_id="", who="me", evidence="x"),
             lambda c: c.verify_checkpoint(step=-1),
             lambda c: c.export_checkpoint(path="/m", dtype="fp8"),  # type: ignore[arg-type] # another client could
             lambda c: list(c.tail_logs(rank=-1)),

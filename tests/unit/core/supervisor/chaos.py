@@ -364,6 +364,16 @@ class Chaos(RuleBasedStateMachine):
         """Somebody wants a node to be emptied, be it there or not."""
         self.tell(ev.DrainRequested(self.now, f"n{node}", "me", "spot"))
 
+    @rule(node=st.integers(0, NODES))
+    def a_node_that_is_known_to_be_gone(self, node: int) -> None:
+        """Somebody who knows says so, of any node, also of one that nobody knows."""
+        self.tell(ev.NodeGone(self.now, f"n{node}", "me", "its pod failed"))
+
+    @rule(on=flags)
+    def suspended_or_not(self, on: bool) -> None:
+        """The job is to give its machines back, or to go on, whether or not it has."""
+        self.tell(ev.SuspendRequested(self.now, "me", "") if on else ev.ContinueRequested(self.now, "me"))
+
     @rule(nodes=st.integers(0, NODES), cut=st.sampled_from([(), (), (3, 1), (2, 2), (1, 1, 2), (4,), (5,)]))
     def a_scale(self, nodes: int, cut: tuple[int, ...]) -> None:
         """Somebody wants more, fewer, or other ranks, be it possible or not."""

@@ -93,6 +93,36 @@ class DrainNodeRequest(_message.Message):
     why: str
     def __init__(self, name: _Optional[str] = ..., node_id: _Optional[str] = ..., who: _Optional[str] = ..., why: _Optional[str] = ...) -> None: ...
 
+class DeclareNodeGoneRequest(_message.Message):
+    __slots__ = ("name", "node_id", "who", "evidence")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    NODE_ID_FIELD_NUMBER: _ClassVar[int]
+    WHO_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    node_id: str
+    who: str
+    evidence: str
+    def __init__(self, name: _Optional[str] = ..., node_id: _Optional[str] = ..., who: _Optional[str] = ..., evidence: _Optional[str] = ...) -> None: ...
+
+class SuspendJobRequest(_message.Message):
+    __slots__ = ("name", "who", "why")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    WHO_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    who: str
+    why: str
+    def __init__(self, name: _Optional[str] = ..., who: _Optional[str] = ..., why: _Optional[str] = ...) -> None: ...
+
+class ContinueJobRequest(_message.Message):
+    __slots__ = ("name", "who")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    WHO_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    who: str
+    def __init__(self, name: _Optional[str] = ..., who: _Optional[str] = ...) -> None: ...
+
 class ScaleJobRequest(_message.Message):
     __slots__ = ("name", "nodes", "layers_per_stage", "who")
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -308,7 +338,7 @@ class LogLine(_message.Message):
     def __init__(self, worker_id: _Optional[str] = ..., rank: _Optional[int] = ..., text: _Optional[str] = ...) -> None: ...
 
 class JobStatus(_message.Message):
-    __slots__ = ("name", "phase", "outcome", "last_word", "step", "steps", "loss", "eval_loss", "epoch", "tokens_per_s", "eta_s", "goodput", "recoveries", "steps_lost", "survivors_restarted", "budget", "budget_max", "workers", "nodes", "decision", "checkpoint", "plan", "target", "shrunk", "change", "skipped", "prediction")
+    __slots__ = ("name", "phase", "outcome", "last_word", "step", "steps", "loss", "eval_loss", "epoch", "tokens_per_s", "eta_s", "goodput", "recoveries", "steps_lost", "survivors_restarted", "budget", "budget_max", "workers", "nodes", "decision", "checkpoint", "plan", "target", "shrunk", "change", "skipped", "prediction", "suspended")
     NAME_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
@@ -336,6 +366,7 @@ class JobStatus(_message.Message):
     CHANGE_FIELD_NUMBER: _ClassVar[int]
     SKIPPED_FIELD_NUMBER: _ClassVar[int]
     PREDICTION_FIELD_NUMBER: _ClassVar[int]
+    SUSPENDED_FIELD_NUMBER: _ClassVar[int]
     name: str
     phase: str
     outcome: str
@@ -363,7 +394,8 @@ class JobStatus(_message.Message):
     change: ChangeStatus
     skipped: int
     prediction: PredictionStatus
-    def __init__(self, name: _Optional[str] = ..., phase: _Optional[str] = ..., outcome: _Optional[str] = ..., last_word: _Optional[str] = ..., step: _Optional[int] = ..., steps: _Optional[int] = ..., loss: _Optional[float] = ..., eval_loss: _Optional[float] = ..., epoch: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., eta_s: _Optional[float] = ..., goodput: _Optional[float] = ..., recoveries: _Optional[int] = ..., steps_lost: _Optional[int] = ..., survivors_restarted: _Optional[int] = ..., budget: _Optional[int] = ..., budget_max: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., nodes: _Optional[_Iterable[_Union[NodeStatus, _Mapping]]] = ..., decision: _Optional[_Union[DecisionStatus, _Mapping]] = ..., checkpoint: _Optional[_Union[CheckpointStatus, _Mapping]] = ..., plan: _Optional[_Union[PlanStatus, _Mapping]] = ..., target: _Optional[_Iterable[_Union[_types_pb2.MeshAxis, _Mapping]]] = ..., shrunk: _Optional[bool] = ..., change: _Optional[_Union[ChangeStatus, _Mapping]] = ..., skipped: _Optional[int] = ..., prediction: _Optional[_Union[PredictionStatus, _Mapping]] = ...) -> None: ...
+    suspended: str
+    def __init__(self, name: _Optional[str] = ..., phase: _Optional[str] = ..., outcome: _Optional[str] = ..., last_word: _Optional[str] = ..., step: _Optional[int] = ..., steps: _Optional[int] = ..., loss: _Optional[float] = ..., eval_loss: _Optional[float] = ..., epoch: _Optional[int] = ..., tokens_per_s: _Optional[float] = ..., eta_s: _Optional[float] = ..., goodput: _Optional[float] = ..., recoveries: _Optional[int] = ..., steps_lost: _Optional[int] = ..., survivors_restarted: _Optional[int] = ..., budget: _Optional[int] = ..., budget_max: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., nodes: _Optional[_Iterable[_Union[NodeStatus, _Mapping]]] = ..., decision: _Optional[_Union[DecisionStatus, _Mapping]] = ..., checkpoint: _Optional[_Union[CheckpointStatus, _Mapping]] = ..., plan: _Optional[_Union[PlanStatus, _Mapping]] = ..., target: _Optional[_Iterable[_Union[_types_pb2.MeshAxis, _Mapping]]] = ..., shrunk: _Optional[bool] = ..., change: _Optional[_Union[ChangeStatus, _Mapping]] = ..., skipped: _Optional[int] = ..., prediction: _Optional[_Union[PredictionStatus, _Mapping]] = ..., suspended: _Optional[str] = ...) -> None: ...
 
 class PredictionStatus(_message.Message):
     __slots__ = ("epoch", "step_ms", "measured_step_ms", "steps", "step_error", "memory_bytes", "measured_memory_bytes", "memory_error")

@@ -75,6 +75,21 @@ class ControlServiceStub:
                 request_serializer=orchestrator_dot_v1_dot_control__pb2.DrainNodeRequest.SerializeToString,
                 response_deserializer=orchestrator_dot_v1_dot_control__pb2.Decided.FromString,
                 _registered_method=True)
+        self.DeclareNodeGone = channel.unary_unary(
+                '/orchestrator.v1.ControlService/DeclareNodeGone',
+                request_serializer=orchestrator_dot_v1_dot_control__pb2.DeclareNodeGoneRequest.SerializeToString,
+                response_deserializer=orchestrator_dot_v1_dot_control__pb2.Decided.FromString,
+                _registered_method=True)
+        self.SuspendJob = channel.unary_unary(
+                '/orchestrator.v1.ControlService/SuspendJob',
+                request_serializer=orchestrator_dot_v1_dot_control__pb2.SuspendJobRequest.SerializeToString,
+                response_deserializer=orchestrator_dot_v1_dot_control__pb2.Decided.FromString,
+                _registered_method=True)
+        self.ContinueJob = channel.unary_unary(
+                '/orchestrator.v1.ControlService/ContinueJob',
+                request_serializer=orchestrator_dot_v1_dot_control__pb2.ContinueJobRequest.SerializeToString,
+                response_deserializer=orchestrator_dot_v1_dot_control__pb2.Decided.FromString,
+                _registered_method=True)
         self.ScaleJob = channel.unary_unary(
                 '/orchestrator.v1.ControlService/ScaleJob',
                 request_serializer=orchestrator_dot_v1_dot_control__pb2.ScaleJobRequest.SerializeToString,
@@ -177,6 +192,26 @@ class ControlServiceServicer:
         """Requests that change a running job. Each answers when it is decided on and journaled, with the decision's reason; what was
         decided is carried out after that (WatchEvents after `seq` shows how).
         """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeclareNodeGone(self, request, context):
+        """A node that will not come back, as whoever runs the machines knows.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SuspendJob(self, request, context):
+        """Gives the job's machines back for a while, and takes it up again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ContinueJob(self, request, context):
+        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -285,6 +320,21 @@ def add_ControlServiceServicer_to_server(servicer, server):
             'DrainNode': grpc.unary_unary_rpc_method_handler(
                     servicer.DrainNode,
                     request_deserializer=orchestrator_dot_v1_dot_control__pb2.DrainNodeRequest.FromString,
+                    response_serializer=orchestrator_dot_v1_dot_control__pb2.Decided.SerializeToString,
+            ),
+            'DeclareNodeGone': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeclareNodeGone,
+                    request_deserializer=orchestrator_dot_v1_dot_control__pb2.DeclareNodeGoneRequest.FromString,
+                    response_serializer=orchestrator_dot_v1_dot_control__pb2.Decided.SerializeToString,
+            ),
+            'SuspendJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.SuspendJob,
+                    request_deserializer=orchestrator_dot_v1_dot_control__pb2.SuspendJobRequest.FromString,
+                    response_serializer=orchestrator_dot_v1_dot_control__pb2.Decided.SerializeToString,
+            ),
+            'ContinueJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ContinueJob,
+                    request_deserializer=orchestrator_dot_v1_dot_control__pb2.ContinueJobRequest.FromString,
                     response_serializer=orchestrator_dot_v1_dot_control__pb2.Decided.SerializeToString,
             ),
             'ScaleJob': grpc.unary_unary_rpc_method_handler(
@@ -553,6 +603,87 @@ class ControlService:
             target,
             '/orchestrator.v1.ControlService/DrainNode',
             orchestrator_dot_v1_dot_control__pb2.DrainNodeRequest.SerializeToString,
+            orchestrator_dot_v1_dot_control__pb2.Decided.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeclareNodeGone(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orchestrator.v1.ControlService/DeclareNodeGone',
+            orchestrator_dot_v1_dot_control__pb2.DeclareNodeGoneRequest.SerializeToString,
+            orchestrator_dot_v1_dot_control__pb2.Decided.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SuspendJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orchestrator.v1.ControlService/SuspendJob',
+            orchestrator_dot_v1_dot_control__pb2.SuspendJobRequest.SerializeToString,
+            orchestrator_dot_v1_dot_control__pb2.Decided.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ContinueJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orchestrator.v1.ControlService/ContinueJob',
+            orchestrator_dot_v1_dot_control__pb2.ContinueJobRequest.SerializeToString,
             orchestrator_dot_v1_dot_control__pb2.Decided.FromString,
             options,
             channel_credentials,

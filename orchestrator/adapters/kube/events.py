@@ -1,0 +1,65 @@
+"""Kubernetes Events of a TrainingJob, so that `kubectl describe` tells its story.
+
+An Event's name is made of what it says: the same thing said again counts up the Event that is there instead of making another,
+also after a restart of whoever says it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime
+
+from orchestrator.adapters.kube.api import KubeApi, KubeError, Object
+from orchestrator.adapters.kube.resources import EVENTS
+
+MESSAGE_CHARS_MAX = 1024  # the API server's own limit
+
+
+def timestamp(when: datetime) -> str:
+    """RFC 3339 in UTC with whole seconds, as Kubernetes writes times."""
+    return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def event(about: Object, *, reason: str, message: str, warning: bool, component: str, now: datetime) -> Object:
+    """An Event about an object (which brings apiVersion, kind and metadata)."""
+    meta = about["metadata"]
+    said = message if len(message) <= MESSAGE_CHARS_MAX else message[: MESSAGE_CHARS_MAX - 3] + "..."
+    kind = "Warning" if warning else "Normal"
+    digest = hashlib.sha256("\0".join((meta["uid"], kind, reason, said, component)).encode()).hexdigest()[:16]
+    return {
+        "apiVersion": EVENTS.group_version,
+        "kind": EVENTS.kind,
+        "metadata": {"name": f"{meta['name']}.{digest}", "namespace": meta["namespace"]},
+        "involvedObject": {
+            "apiVersion": about["apiVersion"],
+            "kind": about["kind"],
+            "name": meta["name"],
+            "namespace": meta["namespace"],
+            "uid": meta["uid"],
+            "resourceVersion": meta.get("resourceVersion", ""),
+        },
+        "reason": reason,
+        "message": said,
+        "type": kind,
+        "source": {"component": component},
+        "reportingComponent": component,
+        "reportingInstance": component,
+        "firstTimestamp": timestamp(now),
+        "lastTimestamp": timestamp(now),
+        "count": 1,
+    }
+
+
+def emit(api: KubeApi, said: Object) -> None:
+    """Say it, or count up where it was said before. Raises KubeError."""
+    if api.create(EVENTS, said):
+        return
+    meta = said["metadata"]
+    before = api.get(EVENTS, meta["name"], namespace=meta["namespace"])
+    count = 1 + int((before or {}).get("count") or 1)
+    patch = {"count": count, "lastTimestamp": said["lastTimestamp"]}
+    try:
+        api.merge(EVENTS, meta["name"], patch, namespace=meta["namespace"])
+    except KubeError as error:
+        if error.status != 404:  # expired in between: it was said, which is enough
+            raise

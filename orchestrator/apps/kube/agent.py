@@ -1,0 +1,170 @@
+"""The agent beside the head: it carries the TrainingJob to the supervisor, and the supervisor's word to Kubernetes.
+
+It decides nothing about the job and nothing about pods. What it was last told is in the API server and in the journal, so one
+that is started again goes on where the one before stopped. Workers' lines go to stdout, its own words to stderr.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from typing import Any, Final
+
+from orchestrator.adapters.grpc.client import ControlClient
+from orchestrator.adapters.kube import names
+from orchestrator.adapters.kube.access import Access
+from orchestrator.adapters.kube.api import KubeApi, KubeError
+from orchestrator.adapters.kube.watching import Watching
+from orchestrator.apps.cli.render import log_line
+from orchestrator.apps.kube.acting import Acting
+from orchestrator.apps.kube.pod import Pod, PodError
+from orchestrator.apps.kube.reporting import StatusWriter, Told, already_told
+from orchestrator.apps.kube.supervising import Supervising
+from orchestrator.apps.supervisor import DETECT_WITHIN_MS
+from orchestrator.core.timeouts import derive
+from orchestrator.runtime.control import ControlError
+from orchestrator.runtime.ports import LogLine
+from orchestrator.spec.errors import SpecError
+from orchestrator.spec.kube_values import ENV_WORKDIR
+from orchestrator.spec.training_job import WORKDIR, from_training_job
+
+ENV_SUPERVISOR: Final = "ORCHESTRATOR_SUPERVISOR"  # host:port of the control API, where it is not in this pod
+READY_FILE: Final = "agent-ready"  # in the scratch folder: it has spoken to supervisor and API server
+ALIVE_FILE: Final = "agent-alive"  # touched in each round
+ROUND_S: Final = 1.0
+RETRY_S: Final = 1.0
+EXIT_SETUP: Final = 2
+
+log = logging.getLogger("agent")
+
+
+class Agent:
+    """One agent; `run` is its life."""
+
+    def __init__(self, *, pod: Pod, api: KubeApi, client: ControlClient, base_dir: str) -> None:
+        self._pod = pod
+        self._api = api
+        self._client = client
+        self._base_dir = base_dir
+        self._stop = threading.Event()
+        self._changed = threading.Event()
+        self._watching = Watching(
+            Access(api, namespace=pod.namespace, source="the pod"),
+            namespace=pod.namespace,
+            job=pod.job,
+            stop=self._stop,
+            changed=self._changed.set,
+            detect_within_ms=DETECT_WITHIN_MS,
+        )
+
+    def stop(self) -> None:
+        """End `run` soon."""
+        self._stop.set()
+        self._changed.set()
+
+    def run(self) -> None:
+        """Until `stop`: submit or adopt the job, then report and act, round after round; quietly when the job is over."""
+        self._watching.start()
+        found = self._until_submitted()
+        if found is None:
+            return
+        job, acting, detect_within_ms = found
+        told = Told(self._api, about=self._object, pod=self._pod.name, seq=already_told(job), stop=self._stop)
+        supervising = Supervising(
+            self._client,
+            job=self._pod.job,
+            after_seq=told.newest[0],
+            detect_within_ms=detect_within_ms,
+            scratch=self._pod.scratch,
+            stop=self._stop,
+            changed=self._changed.set,
+            tell=told.tell,
+            show=show,
+        )
+        supervising.start()
+        writer = StatusWriter(self._api)
+        ended_s: float | None = None
+        grace_s = derive(detect_within_ms).measure_ms / 1000  # for the last decisions to be told before the end is written
+        while not self._stop.is_set():
+            self._touch(ALIVE_FILE)
+            heard, picture = supervising.heard(), self._watching.picture()
+            if heard.status is not None and picture.job is not None:
+                if heard.status.phase.terminal:
+                    ended_s = ended_s if ended_s is not None else time.monotonic()
+                elif heard.reachable:
+                    acting.act(picture, heard.status)
+                ended = ended_s is not None and (heard.over or time.monotonic() - ended_s > grace_s)
+                # what was heard before the supervisor went away is no news: whoever knows better may say so meanwhile
+                if ended or (ended_s is None and heard.reachable):
+                    digest = heard.digest if heard.status.phase.terminal else ""
+                    if writer.write(picture.job, heard.status, decision=told.newest, digest=digest):
+                        self._touch(READY_FILE)
+            self._changed.wait(ROUND_S)
+            self._changed.clear()
+            if not writer.final:
+                self._stop.wait(ROUND_S / 5)  # news come in heaps
+        supervising.close()
+
+    def _until_submitted(self) -> tuple[Any, Acting, int] | None:
+        """The TrainingJob, once the supervisor knows its job; None when we are told to stop before."""
+        said = ""
+        while not self._stop.is_set():
+            self._touch(ALIVE_FILE)
+            found = self._object()
+            words = f"there is no {names.KIND} {self._pod.namespace}/{self._pod.job} yet, or nobody may see it"
+            if found is not None:
+                try:
+                    job, _, _ = from_training_job(found, base_dir=self._base_dir)
+                    acting = Acting(self._client, job, agent=self._pod.name)
+                    acting.adopt_or_submit(found)
+                    return found, acting, job.resilience.detect_within_ms
+                except SpecError as error:
+                    words = f"the job cannot be submitted: {error}"
+                except ControlError as error:
+                    words = str(error)
+            if words != said:
+                said = words
+                log.warning("%s", words)
+            self._changed.wait(RETRY_S)
+            self._changed.clear()
+        return None
+
+    def _object(self) -> Any:
+        return self._watching.picture().job
+
+    def _touch(self, name: str) -> None:
+        (self._pod.scratch / name).touch()
+
+
+def show(line: LogLine) -> None:
+    """A worker's line, for `kubectl logs -f` and `orchestrator logs -f`."""
+    print(log_line(line), flush=True)
+
+
+def main() -> int:
+    """Run it in a pod (or beside one). Returns 0 when it was told to stop."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="agent: %(asctime)s %(levelname)s %(message)s", force=True)
+    try:
+        pod = Pod.of(os.environ)
+        token = pod.token(names.CONTROL_TOKEN)
+        api = KubeApi.connect()
+    except (PodError, KubeError) as error:
+        log.error("%s", error)
+        return EXIT_SETUP
+    address = os.environ.get(ENV_SUPERVISOR) or f"{pod.address}:{names.CONTROL_PORT}"
+    with ControlClient(address=address, token=token) as client:
+        agent = Agent(pod=pod, api=api, client=client, base_dir=os.environ.get(ENV_WORKDIR) or WORKDIR)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: agent.stop())
+        log.info("serving TrainingJob %s/%s, supervisor at %s, API server at %s", pod.namespace, pod.job, address, api.server)
+        agent.run()
+    log.info("the agent ends, as it was told to")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
