@@ -1,8 +1,8 @@
 """A real control plane: etcd, kube-apiserver, kube-controller-manager and kube-scheduler, on loopback or on a machine of a lab.
 
-Nothing about it is faked: RBAC, admission, service account tokens, garbage collection, taints and eviction are the real ones. Only
-its clocks are short: a node whose lease lapses is NotReady after four seconds and not after forty. Its processes end with the one
-that started it, however that ends; folders that a killed run left are removed by the next one.
+Nothing about it is faked: RBAC, admission, service account tokens, garbage collection, taints and eviction are the real ones.
+Only its clocks are short: a node whose lease lapses is NotReady after four seconds and not after forty. Its processes end with
+the one that started it, however that ends; folders that a killed run left are removed by the next one.
 
     with ControlPlane(root=new_root()) as plane:
         plane.kubectl("get", "namespaces")
@@ -27,6 +27,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -46,6 +47,8 @@ ISSUER: Final = "https://kubernetes.default.svc.cluster.local"
 PREFIX: Final = "orckube"
 FLAGS_GONE: Final = 24  # --port, --insecure-port and old feature gates are errors since this minor version
 _serial: Final = itertools.count()
+# The kernel ends a program with the *thread* that started it, so all are started by one that lives as long as this process.
+_starter: Final = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kube-starter")
 
 Start = Callable[[Sequence[str], Path], "subprocess.Popen[bytes]"]
 
@@ -75,15 +78,19 @@ def _started_s(pid: int) -> int:
 
 
 def here(argv: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-    """Start a program on this machine; it ends with this process, even when that is killed."""
-    with log.open("ab") as output:
-        return subprocess.Popen(
-            ["setpriv", "--pdeathsig=KILL", "--", *argv],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
+    """Start a program on this machine; it ends with this process, even when that is killed. May be called from any thread."""
+
+    def start() -> subprocess.Popen[bytes]:
+        with log.open("ab") as output:
+            return subprocess.Popen(
+                ["setpriv", "--pdeathsig=KILL", "--", *argv],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    return _starter.submit(start).result()
 
 
 def free_port() -> int:
@@ -161,7 +168,7 @@ class ControlPlane:
         return made
 
     def kubectl(self, *argv: str, input: str | None = None, check: bool = True, limit_s: float = LIMIT_S) -> str:
-        """What kubectl prints (stdout; with check=False also stderr). Raises ControlPlaneError when it fails and `check` is set."""
+        """What kubectl prints (stdout; with check=False also stderr). Raises ControlPlaneError when it fails, if `check`."""
         done = subprocess.run(
             ["kubectl", f"--kubeconfig={self.kubeconfig}", f"--cache-dir={self.root / 'kubectl-cache'}", *argv],
             input=input if input is not None else "",
@@ -220,7 +227,7 @@ class ControlPlane:
     def _api_flags(self) -> list[str]:
         return [
             f"--etcd-servers=http://{LOOPBACK}:{self._etcd_ports[0]}",
-            f"--bind-address={'0.0.0.0' if self._address != LOOPBACK else LOOPBACK}",  # of its own network namespace, else loopback
+            f"--bind-address={'0.0.0.0' if self._address != LOOPBACK else LOOPBACK}",  # 0.0.0.0: of a lab's namespace
             f"--advertise-address={self._address}",
             f"--secure-port={self._port}",
             f"--tls-cert-file={self.ca}",

@@ -1,4 +1,4 @@
-"""A pod on its node: sandbox and volumes first, then the init containers one by one, then all others until the pod ends or is deleted.
+"""A pod on its node: sandbox and volumes first, then the init containers one by one, then all others until it ends or is deleted.
 
 Each pod has a thread that walks through this, and each container one more. What the API server should know goes through `report`,
 which the kubelet sends as soon as it can; a pod does not stop for an API server that is away.
@@ -55,6 +55,7 @@ class Pod:
         self._sandbox: Sandbox | None = None
         self._volumes: Volumes | None = None
         self._ending = threading.Event()
+        self.ended = threading.Event()  # after `end`
         self._deadline_s = float("inf")
         self._initialised = not thing["spec"].get("initContainers")
         self._failure = ""
@@ -75,11 +76,6 @@ class Pod:
             )
             for spec in thing["spec"]["containers"]
         ]
-
-    @property
-    def gone(self) -> bool:
-        """No container of it runs, and none will."""
-        return self._ending.is_set() and all(not c.busy for c in [*self.inits, *self.containers])
 
     def start(self) -> None:
         """Begin its life."""
@@ -211,6 +207,7 @@ class Pod:
             self._addresses.give_back(self._address)
         for place in self._volumes.mounted if self._volumes is not None else []:
             unmount(str(place))
+        self.ended.set()
 
     def forget(self) -> None:
         """Remove its files, logs included."""
