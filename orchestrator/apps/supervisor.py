@@ -16,19 +16,18 @@ from pathlib import Path
 from orchestrator.adapters.files.home import ClusterEndpoint, Home
 from orchestrator.adapters.files.journal import SqliteJournal
 from orchestrator.adapters.grpc.hub import HubHandlers, WorkerHub
-from orchestrator.adapters.grpc.server import SupervisorServer
+from orchestrator.adapters.grpc.server import SupervisorServer, endpoint
 from orchestrator.adapters.tcp.probe import TcpProber
 from orchestrator.core.codec import to_json
 from orchestrator.core.job import Job
 from orchestrator.core.supervisor.state import CheckpointRef, State
-from orchestrator.core.timeouts import derive
+from orchestrator.core.timeouts import DETECT_WITHIN_MS, derive
 from orchestrator.runtime.clock import SystemClock
 from orchestrator.runtime.entry import OwnedJournal
 from orchestrator.runtime.ports import Beat, CheckpointTools, Clock, Fleet, Record
 from orchestrator.runtime.service import Parts, SupervisorService
 
 LOOPBACK = "127.0.0.1"
-DETECT_WITHIN_MS = 4_000  # for the server's own keep-alive; each job has its own
 
 log = logging.getLogger(__name__)
 
@@ -114,8 +113,7 @@ class Supervisor:
             if not port or self._port:
                 raise
             bound = await self._server.start(host=self._listen, port=0)
-        shown = f"[{self._host}]" if ":" in self._host else self._host
-        self._endpoint = f"{shown}:{bound.rpartition(':')[2]}"
+        self._endpoint = endpoint(self._host, int(bound.rpartition(":")[2]))
         resumed = await self.service.start()
         self._hub.attach(  # not before the jobs are known: a worker that reconnects early must wait, not be refused
             HubHandlers(

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+DETECT_WITHIN_MS = 4_000  # the default of the setting, for limits of what serves several jobs or knows none yet
+
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:

@@ -56,8 +56,7 @@ async def node_gone(entry: Entry, *, node_id: str, who: str, evidence: str) -> D
     node = node_of(entry, node_id).node_id
 
     def known(state: State) -> bool:
-        alive = any(w.node_id == node and w.phase.alive for w in state.workers.values())
-        return node in state.drained and not alive
+        return node in state.drained and not state.alive_on(node)
 
     return await _decided(entry, NodeGone(0, node, who, evidence), already=known)
 

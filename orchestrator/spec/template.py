@@ -83,7 +83,7 @@ checkpoint:              # durable checkpoints; without this section there are n
     # worker-slow: [report]               # or swap, shrink, recut (the pipeline), fail
     # corrupt-state: [swap, shrink, fail]  # or rollback (to a checkpoint)
 
-# kubernetes:            # read by "orchestrator launch --on kubernetes" only; without a default: an example
+# kubernetes:            # read on Kubernetes only; without a default: an example
   # image: registry.example/team/train@sha256:0123  # of all pods; with the orchestrator and your code in it, under /workspace
   # imagePullPolicy: IfNotPresent  # absent: as Kubernetes decides by the tag
   # imagePullSecrets: [registry]

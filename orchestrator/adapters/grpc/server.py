@@ -25,6 +25,11 @@ SERVICES = tuple(
 )
 
 
+def endpoint(host: str, port: int) -> str:
+    """host:port, with an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 class SupervisorServer:
     """`start` binds and serves, `stop` ends it; both on the event loop that the hub and the handler live on."""
 
@@ -45,16 +50,15 @@ class SupervisorServer:
         control_pb2_grpc.add_ControlServiceServicer_to_server(ControlServicer(self._control), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         reflection.enable_server_reflection((*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-        shown = f"[{host}]" if ":" in host else host
         try:
-            bound = server.add_insecure_port(f"{shown}:{port}")
+            bound = server.add_insecure_port(endpoint(host, port))
         except RuntimeError as e:
-            raise OSError(f"cannot listen at {shown}:{port}: {e}") from e
+            raise OSError(f"cannot listen at {endpoint(host, port)}: {e}") from e
         self._server = server
         await server.start()
         for name in ("", *SERVICES):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        return f"{shown}:{bound}"
+        return endpoint(host, bound)
 
     async def stop(self, *, grace_ms: int = 500) -> None:
         """End the streams, let calls finish for at most grace_ms, and stop. Safe to call twice."""

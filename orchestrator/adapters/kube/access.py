@@ -14,18 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.adapters.kube.refusals import QuietError, refusal, unreachable
-from orchestrator.core.timeouts import derive
+from orchestrator.adapters.kube.resources import JSON
+from orchestrator.core.timeouts import DETECT_WITHIN_MS, derive
 from orchestrator.runtime.control import BadRequestError, ControlError
 
 if TYPE_CHECKING:
     from orchestrator.adapters.kube.api import KubeApi
 
-DETECT_WITHIN_MS = 4_000  # the default of the setting that all limits come from; a command knows no job yet when it connects
 ANSWER_S = derive(DETECT_WITHIN_MS).measure_ms / 1000
 CONNECT_S = derive(DETECT_WITHIN_MS).lost_ms / 1000
-JSON = "application/json"
-MERGE = "application/merge-patch+json"
-APPLY = "application/apply-patch+yaml"  # JSON is YAML
 
 _KUBECONFIG = "~/.kube/config"
 _NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
@@ -44,7 +41,7 @@ class Access:
     """An API server as one user, and the namespace that is meant where none is named. Threads may share it."""
 
     def __init__(self, api: KubeApi, *, namespace: str, source: str) -> None:
-        self._api = api
+        self.api = api
         self.namespace = namespace
         self.source = source  # where the configuration came from, for people
         self.server = api.server
@@ -61,7 +58,7 @@ class Access:
 
         with self._credentials():
             try:
-                return self._api.request(method, path, query=query, body=body, content_type=content_type)
+                return self.api.request(method, path, query=query, body=body, content_type=content_type)
             except KubeError as error:
                 if not error.status:
                     raise unreachable(error.__cause__ or error, server=self.server, source=self.source) from None
@@ -76,7 +73,7 @@ class Access:
         from orchestrator.adapters.kube.api import failure
 
         broken = (exceptions.HTTPError, OSError, ApiException)
-        client = self._api.client
+        client = self.api.client
         with self._credentials():
             try:
                 request = client.param_serialize("GET", path, query_params=list(query.items()), auth_settings=["BearerToken"])

@@ -13,17 +13,14 @@ from typing import Any, TypeAlias
 from urllib.parse import quote, urlencode
 
 import urllib3
-from kubernetes import client, config
+from kubernetes import client
 
-from orchestrator.adapters.kube.resources import Resource
+from orchestrator.adapters.kube.resources import APPLY, JSON, MERGE, Resource
 
 Object: TypeAlias = dict[str, Any]
 
 REQUEST_TIMEOUT_S = 15.0
 PAGE_OBJECTS = 500
-JSON = "application/json"
-APPLY = "application/apply-patch+yaml"  # JSON is YAML
-MERGE = "application/merge-patch+json"
 
 
 class KubeError(Exception):
@@ -44,30 +41,6 @@ class KubeApi:
     def __init__(self, api: client.ApiClient, *, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
         self._api = api
         self._timeout_s = timeout_s
-
-    @classmethod
-    def connect(cls, *, kubeconfig: str | None = None, context: str | None = None) -> KubeApi:
-        """By `kubeconfig`, else inside a cluster by the pod's account, else by $KUBECONFIG or ~/.kube/config.
-
-        Raises KubeError where none of these is there.
-        """
-        settings = client.Configuration()
-        settings.retries = False  # the callers repeat: they are level-triggered, and know when it is too late
-        try:
-            if kubeconfig or context:
-                config.load_kube_config(config_file=kubeconfig, context=context, client_configuration=settings)
-            else:
-                try:
-                    config.load_incluster_config(client_configuration=settings)
-                except config.ConfigException:
-                    config.load_kube_config(client_configuration=settings)
-        except config.ConfigException as absent:
-            raise KubeError(
-                status=0,
-                reason="NoKubeconfig",
-                message=f"no cluster is configured: {absent}; set KUBECONFIG or pass --kubeconfig",
-            ) from absent
-        return cls(client.ApiClient(settings))
 
     def request(
         self,

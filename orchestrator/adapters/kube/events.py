@@ -1,7 +1,7 @@
 """Kubernetes Events of a TrainingJob, so that `kubectl describe` tells its story.
 
-An Event's name is made of what it says: the same thing said again counts up the Event that is there instead of making another,
-also after a restart of whoever says it.
+An Event's name is made of what it says, so that the same thing said again finds the Event that is there, also after a restart of
+whoever says it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from datetime import UTC, datetime
 
-from orchestrator.adapters.kube.api import KubeApi, KubeError, Object
+from orchestrator.adapters.kube.api import Object
 from orchestrator.adapters.kube.resources import EVENTS
 
 MESSAGE_CHARS_MAX = 1024  # the API server's own limit
@@ -48,18 +48,3 @@ def event(about: Object, *, reason: str, message: str, warning: bool, component:
         "lastTimestamp": timestamp(now),
         "count": 1,
     }
-
-
-def emit(api: KubeApi, said: Object) -> None:
-    """Say it, or count up where it was said before. Raises KubeError."""
-    if api.create(EVENTS, said):
-        return
-    meta = said["metadata"]
-    before = api.get(EVENTS, meta["name"], namespace=meta["namespace"])
-    count = 1 + int((before or {}).get("count") or 1)
-    patch = {"count": count, "lastTimestamp": said["lastTimestamp"]}
-    try:
-        api.merge(EVENTS, meta["name"], patch, namespace=meta["namespace"])
-    except KubeError as error:
-        if error.status != 404:  # expired in between: it was said, which is enough
-            raise

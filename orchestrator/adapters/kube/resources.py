@@ -10,6 +10,11 @@ from typing import Final
 
 from orchestrator.adapters.kube import names
 
+# forms of what is sent
+JSON: Final = "application/json"
+MERGE: Final = "application/merge-patch+json"
+APPLY: Final = "application/apply-patch+yaml"  # JSON is YAML
+
 
 @dataclass(frozen=True, slots=True)
 class Resource:

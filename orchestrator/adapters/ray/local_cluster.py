@@ -23,12 +23,17 @@ import psutil
 from orchestrator.adapters.ray.connection import authentication, prepare_environment, registered_node_ids
 from orchestrator.adapters.ray.node_process import NodeOrder
 from orchestrator.adapters.ray.nodes import KEEPER_RECORD_VARIABLE, NodeRecord, end_node, end_raylet, gcs_process, keeper
-from orchestrator.adapters.ray.settings import CLUSTER_SETTINGS, LOOPBACK_SETTINGS, THREAD_SETTINGS, head_storage
+from orchestrator.adapters.ray.settings import (
+    CLUSTER_SETTINGS,
+    LOOPBACK_SETTINGS,
+    OBJECT_STORE_BYTES,
+    THREAD_SETTINGS,
+    head_storage,
+)
 
 Progress = Callable[[str], None]
 
 START_LIMIT_MS: Final = 120_000
-OBJECT_STORE_BYTES: Final = 80 * 2**20  # about Ray's minimum: no data of ours goes through it
 _POLL_S: Final = 0.05
 _HEAD: Final = "head"
 

@@ -16,16 +16,14 @@ from typing import Any, Final
 
 from orchestrator.adapters.grpc.client import ControlClient
 from orchestrator.adapters.kube import names
-from orchestrator.adapters.kube.access import Access
-from orchestrator.adapters.kube.api import KubeApi, KubeError
+from orchestrator.adapters.kube.access import Access, Options, connect
 from orchestrator.adapters.kube.watching import Watching
 from orchestrator.apps.cli.render import log_line
 from orchestrator.apps.kube.acting import Acting
-from orchestrator.apps.kube.pod import Pod, PodError
+from orchestrator.apps.kube.pod import EXIT_SETUP, Pod, PodError
 from orchestrator.apps.kube.reporting import StatusWriter, Told, already_told
 from orchestrator.apps.kube.supervising import Supervising
-from orchestrator.apps.supervisor import DETECT_WITHIN_MS
-from orchestrator.core.timeouts import derive
+from orchestrator.core.timeouts import DETECT_WITHIN_MS, derive
 from orchestrator.runtime.control import ControlError
 from orchestrator.runtime.ports import LogLine
 from orchestrator.spec.errors import SpecError
@@ -37,7 +35,6 @@ READY_FILE: Final = "agent-ready"  # in the scratch folder: it has spoken to sup
 ALIVE_FILE: Final = "agent-alive"  # touched in each round
 ROUND_S: Final = 1.0
 RETRY_S: Final = 1.0
-EXIT_SETUP: Final = 2
 
 log = logging.getLogger("agent")
 
@@ -45,15 +42,15 @@ log = logging.getLogger("agent")
 class Agent:
     """One agent; `run` is its life."""
 
-    def __init__(self, *, pod: Pod, api: KubeApi, client: ControlClient, base_dir: str) -> None:
+    def __init__(self, *, pod: Pod, access: Access, client: ControlClient, base_dir: str) -> None:
         self._pod = pod
-        self._api = api
+        self._api = access.api
         self._client = client
         self._base_dir = base_dir
         self._stop = threading.Event()
         self._changed = threading.Event()
         self._watching = Watching(
-            Access(api, namespace=pod.namespace, source="the pod"),
+            access,
             namespace=pod.namespace,
             job=pod.job,
             stop=self._stop,
@@ -151,16 +148,16 @@ def main() -> int:
     try:
         pod = Pod.of(os.environ)
         token = pod.token(names.CONTROL_TOKEN)
-        api = KubeApi.connect()
-    except (PodError, KubeError) as error:
+        access = connect(Options(namespace=pod.namespace))
+    except (PodError, ControlError) as error:
         log.error("%s", error)
         return EXIT_SETUP
     address = os.environ.get(ENV_SUPERVISOR) or f"{pod.address}:{names.CONTROL_PORT}"
     with ControlClient(address=address, token=token) as client:
-        agent = Agent(pod=pod, api=api, client=client, base_dir=os.environ.get(ENV_WORKDIR) or WORKDIR)
+        agent = Agent(pod=pod, access=access, client=client, base_dir=os.environ.get(ENV_WORKDIR) or WORKDIR)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: agent.stop())
-        log.info("serving TrainingJob %s/%s, supervisor at %s, API server at %s", pod.namespace, pod.job, address, api.server)
+        log.info("serving TrainingJob %s/%s, supervisor at %s, API server at %s", pod.namespace, pod.job, address, access.server)
         agent.run()
     log.info("the agent ends, as it was told to")
     return 0

@@ -18,14 +18,12 @@ from orchestrator.adapters.kube import names
 from orchestrator.adapters.ray import connection
 from orchestrator.adapters.ray.settings import head_storage
 from orchestrator.adapters.ray.supervisor_actor import SupervisorUnavailableError, ensure_supervisor
-from orchestrator.apps.kube.pod import CLUSTER, Child, Pod, PodError, log, talk
+from orchestrator.apps.kube.pod import CLUSTER, EXIT_RAY, EXIT_SETUP, Child, Pod, PodError, log, talk
 from orchestrator.apps.ray_supervisor import SUPERVISOR_MAIN
 
 GCS_LIMIT_S = 120.0  # a cold image reads a lot before Ray answers
 SUPERVISOR_LIMIT_MS = 120_000
 TRIES = 3  # to find or start the supervisor; the first after a restart may meet the end of the one before
-EXIT_RAY = 4
-EXIT_SETUP = 2
 
 
 def main() -> int:

@@ -15,9 +15,8 @@ from collections.abc import Callable
 from orchestrator.adapters.grpc.client import ControlClient
 from orchestrator.adapters.kube import names
 from orchestrator.apps.kube.pod import Pod, PodError
-from orchestrator.apps.supervisor import DETECT_WITHIN_MS
 from orchestrator.core.supervisor.state import WorkerPhase
-from orchestrator.core.timeouts import derive
+from orchestrator.core.timeouts import DETECT_WITHIN_MS, derive
 from orchestrator.runtime.control import ControlError, NotFoundError, NotPossibleError, UnreachableError
 from orchestrator.runtime.status_types import JobStatus, NodeStatus
 

@@ -22,7 +22,7 @@ from typing import Final
 from orchestrator.adapters.files.home import write_atomically
 from orchestrator.adapters.kube import names
 from orchestrator.adapters.ray.connection import authentication
-from orchestrator.adapters.ray.settings import CLUSTER_SETTINGS, THREAD_SETTINGS
+from orchestrator.adapters.ray.settings import CLUSTER_SETTINGS, OBJECT_STORE_BYTES, THREAD_SETTINGS
 from orchestrator.core.job import DeviceKind
 
 # Where things lie, for whoever runs these programs outside of a pod; in pods the defaults hold.
@@ -32,9 +32,11 @@ ENV_SCRATCH_DIR: Final = "ORCHESTRATOR_SCRATCH_DIR"
 ENV_HEAD: Final = "ORCHESTRATOR_HEAD"  # host of the head's Service, where names of Services do not resolve
 
 SCRATCH_PATH: Final = "/tmp"
-OBJECT_STORE_BYTES: Final = 80 * 2**20  # about Ray's minimum: no data of ours goes through it
 CLUSTER: Final = "kubernetes"  # the name of the job's Ray cluster in the head's home
 STOP_LIMIT_S: Final = 15.0  # from SIGTERM to SIGKILL of what we started
+EXIT_SETUP: Final = 2  # exit codes of the programs in pods: the pod is not set up as it must be,
+EXIT_NO_HEAD: Final = 3  # no head came,
+EXIT_RAY: Final = 4  # Ray ended though nobody asked for it
 _POLL_S: Final = 0.1
 
 # A raylet whose GCS is away ends itself after a minute by default, and its workers with it. Here the head's pod may have to be

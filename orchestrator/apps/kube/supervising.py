@@ -21,6 +21,7 @@ from typing import Any, Final, TypeVar
 from orchestrator.adapters.files.home import write_atomically
 from orchestrator.adapters.grpc.client import ControlClient
 from orchestrator.core.supervisor.events import RankFinished
+from orchestrator.core.supervisor.state import JobPhase
 from orchestrator.core.timeouts import derive
 from orchestrator.runtime.control import ControlError, NotFoundError, UnreachableError
 from orchestrator.runtime.ports import LogLine, Record
@@ -107,7 +108,7 @@ class Supervising:
             if record.reason and not self._stop.is_set():
                 self._tell(record)
             self._after_seq = record.seq
-            return record.phase in ("succeeded", "failed", "cancelled")
+            return JobPhase(record.phase).terminal
 
         def follow() -> Iterator[Record]:
             return self._client.watch_events(self._job, after_seq=self._after_seq, follow=True)

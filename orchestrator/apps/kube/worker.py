@@ -12,15 +12,12 @@ import time
 
 from orchestrator.adapters.kube import names
 from orchestrator.adapters.tcp.probe import Sign, sign_of
-from orchestrator.apps.kube.pod import Child, Pod, PodError, log, talk
+from orchestrator.apps.kube.pod import EXIT_NO_HEAD, EXIT_RAY, EXIT_SETUP, Child, Pod, PodError, log, talk
 from orchestrator.core.job import DeviceKind
 
 HEAD_LIMIT_S = 600.0  # the head's pod may have to be scheduled and to pull its image first
 SAY_EVERY_S = 15.0
 LOOK_MS = 1_000
-EXIT_SETUP = 2
-EXIT_NO_HEAD = 3
-EXIT_RAY = 4
 
 
 def main() -> int:

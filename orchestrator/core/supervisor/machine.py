@@ -175,7 +175,7 @@ def _node_gone(turn: Turn, event: ev.NodeGone) -> None:
     """Somebody who knows says that a node is gone: its workers are lost at once, and none is started there any more."""
     state = turn.state
     node = state.cluster.node(event.node_id) if state.cluster else None
-    there = [w for w in state.workers.values() if w.node_id == event.node_id and w.phase.alive]
+    there = state.alive_on(event.node_id)
     if node is None or (event.node_id in state.drained and not there):
         turn.say(f"{event.who} says that node {event.node_id[:12]} is gone ({event.evidence}): nothing to do")
         return

@@ -215,6 +215,10 @@ class State:
         """Whether the job is to have no workers: it is suspended, and the checkpoint that it wanted first is there or failed."""
         return bool(self.suspended) and self.checkpoint_wish < 0
 
+    def alive_on(self, node_id: str) -> list[Worker]:
+        """The workers that live on a node, with a rank or without."""
+        return [w for w in self.workers.values() if w.node_id == node_id and w.phase.alive]
+
     @property
     def planned(self) -> bool:
         """Whether the planner chooses the plan: the job leaves it to the planner, and nobody has fixed the size since."""

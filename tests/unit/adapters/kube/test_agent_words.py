@@ -14,54 +14,26 @@ from orchestrator.core.supervisor import events as ev
 from orchestrator.core.supervisor.commands import Command, EndJob, FenceEpoch, KillWorker
 from orchestrator.core.supervisor.state import ChangeKind, CheckpointRef, JobPhase, Outcome, WorkerPhase
 from orchestrator.runtime.ports import Record
-from orchestrator.runtime.status_types import ChangeStatus, DecisionStatus, JobStatus, PlanStatus, WorkerStatus
+from orchestrator.runtime.status_types import ChangeStatus, DecisionStatus, JobStatus, PlanStatus
+from tests.unit.apps.world import plain_status
 
 PLAN = PlanStatus(epoch=1, mesh=(), ranks=2, zero_stage=1, copies=1, micro_batches=8, layers_per_stage=(4,), reason="first plan")
-WORKER = WorkerStatus(
-    worker_id="j/w0",
-    node_id="n0",
-    rank=0,
-    phase=WorkerPhase.MEMBER,
-    step=3,
-    doing="forward",
-    doing_ms=1,
-    silence_ms=0,
-    connected=True,
-    suspect="",
-    cause="",
-    pid=1,
-    micro_batch_ms=1,
-    rss_bytes=1,
-)
-STATUS = JobStatus(
-    name="j",
-    phase=JobPhase.RUNNING,
-    outcome=Outcome.NONE,
-    last_word="",
+STATUS = plain_status(
+    on=("n0",),
+    spares=("n1",),
     step=42,
     steps=100,
     loss=2.5,
-    eval_loss=None,
-    epoch=1,
-    tokens_per_s=10.0,
     eta_s=58.4,
     goodput=0.983,
     recoveries=1,
-    steps_lost=0,
-    survivors_restarted=0,
-    budget=3,
-    budget_max=3,
-    workers=(WORKER, replace(WORKER, worker_id="j/w1", rank=-1, phase=WorkerPhase.SPARE)),
     nodes=(),
     decision=DecisionStatus(seq=9, wall_s=0.0, event="Tick", reason="all is well"),
     checkpoint=CheckpointRef(40, "/c/40", "d"),
     plan=PLAN,
-    prediction=None,
     target=(),
-    shrunk=False,
-    change=None,
-    skipped=0,
 )
+WORKER = STATUS.workers[0]
 WORDS = "x" * 9000
 CHANGE = ChangeStatus(kind=ChangeKind.MOVE, why="drained")
 ENDED = replace(WORKER, phase=WorkerPhase.ENDED)

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.adapters.kube.access import Access
-from orchestrator.adapters.kube.follow import Changed, Listed, News, Patience, Removed, Streams, Trouble
+from orchestrator.adapters.kube.follow import Changed, Listed, News, Patience, Removed, Trouble
+from orchestrator.adapters.kube.streams import Streams
 from orchestrator.adapters.kube.seen import (
     EventSeen,
     JobSeen,
