@@ -16,7 +16,7 @@ RUNS ?=
 SEED ?=
 ARGS ?=
 
-.PHONY: help setup run promises test test-fast test-chaos sim chaos bench bench-recovery bench-overhead \
+.PHONY: help setup run promises test test-fast test-chaos test-kube sim chaos bench bench-recovery bench-overhead \
         bench-elastic bench-schedule bench-reshard bench-placement bench-plan-rules bench-plan-scale bench-plan-regret \
         bench-plan-accuracy check format-check lint types layers drift format protos generate lock clean
 
@@ -36,10 +36,14 @@ test: setup ## Run all tests (ARGS="-k name" narrows)
 	@tools/test.sh $(BIN) $(ARGS)
 
 test-fast: setup ## Run the tests that need no Ray cluster
-	@$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not ray and not chaos and not slow" $(ARGS)
+	@$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not ray and not chaos and not slow and not kube" $(ARGS)
 
 test-chaos: setup ## Run the tests that kill, stop and cut off real processes
-	@$(BIN)/python -m pytest -m chaos $(ARGS)
+	@$(BIN)/python -m pytest -m "chaos and not kube" $(ARGS)
+
+test-kube: setup ## Run the tests on Kubernetes: a real control plane and pods in namespaces of this machine, or a cluster of yours
+	@test -n "$${KUBEBUILDER_ASSETS:-}" || tools/kube_assets.sh >/dev/null
+	@$(BIN)/python -m tests.kube $(ARGS)
 
 promises: setup ## Kill, swap, shrink, grow, re-cut and drain by a script: the bits of an undisturbed run; published step times (ARGS=--published: those only)
 	@$(BIN)/python -m bench.promises $(ARGS)

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# All tests: those marked `chaos` come last and two at a time, the others four at a time, because most of them wait. Further
-# arguments go to both halves; one in which they select nothing is fine.
+# All tests: those marked `chaos` come after the others and two at a time, the others four at a time, because most of them wait;
+# those marked `kube` come last, one after the other, against one control plane. Further arguments go to all three parts; one in
+# which they select nothing is fine.
 set -uo pipefail
+cd "$(dirname "$0")/.."
 bin="$1"
 shift
 
@@ -11,13 +13,28 @@ if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null && ! { command -v ip &&
 fi
 
 run() {
-    "$bin/python" -m pytest "$@"
+    "$bin/python" -m "$@"
     local status=$?
     [ "$status" -eq 5 ] && return 0
     return "$status"
 }
 
+# With arguments that select none of them, no control plane is built.
+kube_wanted() {
+    [ "$#" -eq 0 ] && return 0
+    "$bin/python" -m pytest -m kube --collect-only -q "$@" >/dev/null 2>&1
+    [ "$?" -ne 5 ]
+}
+
 status=0
-run -n 4 --dist loadfile --no-loadscope-reorder -m "not chaos" "$@" || status=$?
-run -n 2 --dist loadfile --no-loadscope-reorder -m chaos "$@" || status=$?
+run pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not chaos and not kube" "$@" || status=$?
+run pytest -n 2 --dist loadfile --no-loadscope-reorder -m "chaos and not kube" "$@" || status=$?
+if kube_wanted "$@"; then
+    if [ -n "${KUBEBUILDER_ASSETS:-}" ] || tools/kube_assets.sh >/dev/null; then
+        run tests.kube "$@" || status=$?
+    else
+        echo "test: NO KUBERNETES TEST WAS RUN, because there is no control plane (see above)" >&2
+        status=1
+    fi
+fi
 exit "$status"

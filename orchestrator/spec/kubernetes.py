@@ -171,7 +171,7 @@ class KubernetesSpec(Section):
     topology_key: values.LabelKey = Field(
         default="kubernetes.io/hostname",
         alias="topologyKey",
-        description="Node label that no two workers or spares of the job share a value of.",
+        description="Node label over whose values the workers and spares are spread as evenly as there is room.",
     )
     volumes: tuple[VolumeSpec, ...] = Field(default=(), max_length=ITEMS_MAX, description="Claims that every pod mounts.")
     env: values.Env = Field(

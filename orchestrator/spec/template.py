@@ -100,7 +100,7 @@ checkpoint:              # durable checkpoints; without this section there are n
   # head:                # Ray's head and the supervisor; takes the keys of worker but resources, and
     # storage: 1Gi       # size of its volume
     # storageClass: standard  # absent: the cluster's default
-  # topologyKey: kubernetes.io/hostname  # no two workers or spares share a value of this node label
+  # topologyKey: kubernetes.io/hostname  # workers and spares are spread evenly over the values of this node label
   # volumes: [{claim: checkpoints, path: /workspace/checkpoints}]  # in all pods; checkpoint.uri, if a folder, must be on one
   # env: {NCCL_DEBUG: WARN}  # everybody who may read the job sees it
   # queue: training      # local queue of Kueue

@@ -7,6 +7,7 @@ Relative paths in it (a task's file, a checkpoint's folder) start at the working
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -61,15 +62,20 @@ def training_job(
     return {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "spec": root["spec"]}
 
 
-def from_training_job(obj: Mapping[str, Any], *, base_dir: str | os.PathLike[str] = WORKDIR) -> tuple[Job, KubernetesSpec, bool]:
+def from_training_job(
+    obj: Mapping[str, Any], *, base_dir: str | os.PathLike[str] = WORKDIR, begun: bool = False
+) -> tuple[Job, KubernetesSpec, bool]:
     """(job, its kubernetes section, suspend) of an object of the API server.
 
-    `base_dir` is where its relative paths start, the working folder of the pods. Raises SpecError, whose problems have paths
+    `base_dir` is where its relative paths start, the working folder of the pods. A job that has `begun` may have been scaled to
+    fewer nodes than its `parallel` section fills: it is read as it began. Raises SpecError, whose problems have paths
     (spec.train.steps) and no lines.
     """
     metadata = _plain(obj.get("metadata") or {})
     name = metadata.get("name")
     tree = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}, "spec": _plain(obj.get("spec") or {})}
+    if begun:
+        _make_room(tree["spec"])
     spec = judged(of_tree(tree, file=f"trainingjob/{name}"))
     assert isinstance(spec, TrainingJobSpec), "a TrainingJob is an envelope"
     assert spec.kubernetes is not None, "a TrainingJob without an image is refused"
@@ -91,6 +97,14 @@ def refused_by_server(text: str, *, file: str, field: str, message: str) -> Prob
         near = near[: max(near.rfind("."), near.rfind("["), 0)]
     at = document.position(known.get(near, ()), of_key=False)
     return Problem(file=file, line=at.line, column=at.column, path=field, message=message)
+
+
+def _make_room(spec: dict[str, Any]) -> None:
+    """As many nodes as `parallel` fills, where the spec (with the API server's defaults) has fewer."""
+    parallel, cluster = spec.get("parallel") or {}, spec.get("cluster") or {}
+    sizes = [parallel.get(axis, 1) for axis in ("pipeline", "data", "tensor")] + [cluster.get("slots_per_node", 1)]
+    if all(isinstance(size, int) and size > 0 for size in (*sizes, cluster.get("nodes"))):
+        cluster["nodes"] = max(cluster["nodes"], math.ceil(math.prod(sizes[:3]) / sizes[3]))
 
 
 def _put(root: dict[str, Any], path: tuple[str, ...], value: str) -> None:

@@ -136,8 +136,7 @@ class Lab:
     """
 
     def __init__(self, *, nodes: int, root: Path, private: str = "ray") -> None:
-        me = psutil.Process()
-        self._name = f"{PREFIX}-{me.pid}-{int(me.create_time())}-{next(_serial)}"
+        self._name = f"{PREFIX}-{os.getpid()}-{started_ticks(os.getpid())}-{next(_serial)}"
         self._switch = f"{self._name}-switch"
         self._count = nodes
         self.root = root
@@ -181,6 +180,7 @@ class Lab:
             raise LabError(f"node {index} is on")
         namespace, port = f"{self._name}-n{index}", f"p{index}"
         _remove(lambda name: name == namespace)
+        _run("ip", "-n", self._switch, "link", "del", port, check=False)  # the old cable goes with its namespace, but later
         _run("ip", "netns", "add", namespace)
         _run("ip", "-n", self._switch, "link", "add", port, "type", "veth", "peer", "name", "eth0", "netns", namespace)
         _run("ip", "-n", self._switch, "link", "set", port, "master", "br0", "up")
@@ -281,11 +281,19 @@ def _pids(namespace: str) -> list[int]:
     return [int(p) for p in _run("ip", "netns", "pids", namespace).split()]
 
 
-def _lives(pid: int, started_s: int) -> bool:
+def _lives(pid: int, ticks: int) -> bool:
+    return started_ticks(pid) == ticks
+
+
+def started_ticks(pid: int) -> int:
+    """When a process began, in the kernel's ticks since boot; 0 when there is none.
+
+    Not in seconds since 1970: about those two observers may differ, because each rounds the time of the boot.
+    """
     try:
-        return int(psutil.Process(pid).create_time()) == started_s
-    except psutil.NoSuchProcess:
-        return False
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
 
 
 def _run(*argv: str, check: bool = True) -> str:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.adapters.kube.objects.pods import USER
+
 ROOT = Path(__file__).parents[2]
 INSTRUCTIONS = {"ARG", "FROM", "ENV", "WORKDIR", "RUN", "COPY", "LABEL", "USER", "CMD"}  # those that this file may use
 
@@ -74,6 +76,18 @@ def test_the_last_word_on_the_user_is_a_number_that_is_not_root() -> None:
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)
     after = last[[i.word for i in last].index("USER") :]
     assert not [i for i in after if i.word in ("RUN", "COPY")], "what comes after USER must not need another one"
+
+
+def test_the_user_is_the_one_that_pods_and_operator_run_as() -> None:
+    """Another number would own nothing in the image and on the volumes."""
+    user = next(i.rest for i in reversed(instructions()) if i.word == "USER")
+    made = next(i.rest for i in instructions() if "useradd" in i.rest)
+    operator = (ROOT / "manifests/base/operator.yaml").read_text()
+    assert user == f"{USER}:{USER}"
+    assert f"--uid {USER} --gid {USER} " in made
+    assert set(re.findall(r"(runAsUser|runAsGroup|fsGroup): (\d+)", operator)) == {
+        (key, str(USER)) for key in ("runAsUser", "runAsGroup", "fsGroup")
+    }
 
 
 def test_no_secret_and_no_address_is_baked_in() -> None:

@@ -6,7 +6,6 @@ that comes back after that is another node. Until then whatever is asked of it w
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,10 +17,10 @@ from orchestrator.core.cluster.view import ClusterView, NodeView
 from orchestrator.core.job import ClusterSettings, DeviceKind
 from orchestrator.core.supervisor.commands import SpawnWorker
 from tests.netlab.lab import Lab
+from tests.netlab.namespaces import enter
 
 LOOPBACK: Final = "127.0.0.1"
 MEMORY_BYTES: Final = 1 << 33
-CLONE_NEWNET: Final = 0x40000000
 
 
 @dataclass(slots=True)
@@ -113,18 +112,6 @@ class Machines:
             if self._lab is not None:
                 self._lab.plug(machine.index)
                 self._lab.throttle(machine.index, None)
-
-
-def enter(namespace: str | Path) -> None:
-    """This thread, and those that it starts, use the network of a namespace (by name, or by file). Raises OSError."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    fd = os.open(Path("/run/netns") / namespace, os.O_RDONLY)
-    try:
-        if libc.setns(fd, CLONE_NEWNET):
-            number = ctypes.get_errno()
-            raise OSError(number, f"setns {namespace}: {os.strerror(number)}")
-    finally:
-        os.close(fd)
 
 
 @contextmanager

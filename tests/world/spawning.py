@@ -15,7 +15,7 @@ from contextlib import suppress
 from multiprocessing import forkserver
 from pathlib import Path
 
-from tests.world.machines import enter
+from tests.netlab.namespaces import enter
 
 THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 PRELOAD = ["pytest", "tests.world.preload"]

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 ANSWER_S = derive(DETECT_WITHIN_MS).measure_ms / 1000
 CONNECT_S = derive(DETECT_WITHIN_MS).lost_ms / 1000
 
+INSTALL = "pip install 'orchestrator[kubernetes]'"
+
 _KUBECONFIG = "~/.kube/config"
 _NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
@@ -117,9 +119,7 @@ def connect(options: Options, *, timeout_s: float = ANSWER_S) -> Access:
     try:
         from kubernetes import client, config
     except ModuleNotFoundError:
-        raise ControlError(
-            "the Python package `kubernetes` is not installed; fix: pip install 'orchestrator[kubernetes]'"
-        ) from None
+        raise ControlError(f"the Python package `kubernetes` is not installed; fix: {INSTALL}") from None
     from orchestrator.adapters.kube.api import KubeApi
 
     settings = client.Configuration()

@@ -15,11 +15,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 from orchestrator.adapters.kube.api import failure
-from orchestrator.adapters.kube.refusals import GoneError, refusal
+from orchestrator.adapters.kube.refusals import ForbiddenError, GoneError, refusal
 from orchestrator.core.timeouts import DETECT_WITHIN_MS, derive
-from orchestrator.runtime.control import UnreachableError
+from orchestrator.runtime.control import NotFoundError, UnauthenticatedError, UnreachableError
 
 Object: TypeAlias = Mapping[str, Any]  # one object of the API, as JSON
+
+# An API server that has just started knows neither rights nor custom kinds for a moment, so a refusal of what was granted before
+# is taken as its absence.
+PASSING = (UnreachableError, ForbiddenError, UnauthenticatedError, NotFoundError)
 
 
 class Server(Protocol):
@@ -40,7 +44,8 @@ class Server(Protocol):
 class Patience:
     """How long to go on without an answer, in seconds."""
 
-    pause_s: float  # between two tries
+    pause_s: float  # before the second try; each further pause is twice as long
+    pause_max_s: float
     give_up_s: float  # after the last answer
     watch_s: int  # one stream; then it is opened again where it ended
 
@@ -49,7 +54,10 @@ class Patience:
         """That follows from a job's `detect_within`: as patient as a worker that hears of no supervisor."""
         limits = derive(detect_within_ms)
         return Patience(
-            pause_s=limits.probe_ms * 2 / 1000, give_up_s=limits.orphan_ms / 1000, watch_s=max(1, limits.prove_ms // 2000)
+            pause_s=limits.probe_ms * 2 / 1000,
+            pause_max_s=limits.lost_ms / 1000,
+            give_up_s=limits.orphan_ms / 1000,
+            watch_s=max(1, limits.prove_ms // 2000),
         )
 
 
@@ -94,6 +102,7 @@ def follow(
     version = ""
     connected = False
     away_since_s: float | None = None
+    pause_s = patience.pause_s
     while not stop.is_set():
         began_s = time.monotonic()
         try:
@@ -107,6 +116,7 @@ def follow(
             watch = {"watch": "true", "resourceVersion": version, "allowWatchBookmarks": "true"}
             watch |= {"timeoutSeconds": str(patience.watch_s)}
             with access.lines(path, query={**query, **watch}, quiet_s=patience.watch_s * 2) as lines:
+                pause_s = patience.pause_s
                 if away_since_s is not None:
                     away_since_s = None
                     yield Trouble("")
@@ -124,7 +134,7 @@ def follow(
                         return
         except GoneError:
             version = ""
-        except UnreachableError as error:
+        except PASSING as error:
             if not connected:
                 raise
             now_s = time.monotonic()
@@ -133,5 +143,8 @@ def follow(
                 yield Trouble(str(error))
             elif now_s - away_since_s > patience.give_up_s:
                 raise UnreachableError(f"{error} (given up after {patience.give_up_s:.0f} s)") from None
+            stop.wait(pause_s)
+            pause_s = min(patience.pause_max_s, 2 * pause_s)
+            continue
         if time.monotonic() - began_s < patience.pause_s:
             stop.wait(patience.pause_s)

@@ -25,6 +25,7 @@ _FORBIDDEN = re.compile(
     r'User "(?P<user>[^"]*)" cannot (?P<verb>\S+) resource "(?P<resource>[^"]*)" in API group "(?P<group>[^"]*)"'
     r'(?: in the namespace "(?P<namespace>[^"]*)")?'
 )
+_UNDECLARED = re.compile(r"(?:^|[:\n])\s*\.(?P<field>[A-Za-z][^:\s]*): (?P<why>[^\n]*not declared in schema[^\n]*)")
 
 
 class ForbiddenError(ControlError):
@@ -75,6 +76,8 @@ def refusal(error: Refused, *, what: str, server: str) -> ControlError:
         return NotPossibleError(f"{said}; fix: look at what is there now, and try again")
     if code == 410:
         return GoneError(said)
+    if undeclared := _UNDECLARED.findall(said):  # Kubernetes 1.20 says 500 to fields that its schema does not have
+        return InvalidError(said, tuple(undeclared))
     if code in (400, 413, 415, 422):
         found = details.get("causes") or ()
         return InvalidError(said, tuple((str(c.get("field", "")), str(c.get("message", ""))) for c in found))

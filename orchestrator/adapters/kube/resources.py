@@ -39,11 +39,16 @@ NODES: Final = Resource("v1", "nodes", "Node", namespaced=False)
 SERVICES: Final = Resource("v1", "services", "Service")
 SECRETS: Final = Resource("v1", "secrets", "Secret")
 CLAIMS: Final = Resource("v1", "persistentvolumeclaims", "PersistentVolumeClaim")
+ACCOUNTS: Final = Resource("v1", "serviceaccounts", "ServiceAccount")
+NAMESPACES: Final = Resource("v1", "namespaces", "Namespace", namespaced=False)
 EVENTS: Final = Resource("v1", "events", "Event")
 LEASES: Final = Resource("coordination.k8s.io/v1", "leases", "Lease")
 BUDGETS: Final = Resource("policy/v1", "poddisruptionbudgets", "PodDisruptionBudget")
 BUDGETS_BETA: Final = Resource("policy/v1beta1", "poddisruptionbudgets", "PodDisruptionBudget")  # before Kubernetes 1.21
 RAY_CLUSTERS: Final = Resource("ray.io/v1", "rayclusters", "RayCluster")
+STORAGE_CLASSES: Final = Resource("storage.k8s.io/v1", "storageclasses", "StorageClass", namespaced=False)
+CRDS: Final = Resource("apiextensions.k8s.io/v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False)
+OWN_RIGHTS: Final = Resource("authorization.k8s.io/v1", "selfsubjectaccessreviews", "SelfSubjectAccessReview", namespaced=False)
 POD_GROUPS: Final = Resource("scheduling.volcano.sh/v1beta1", "podgroups", "PodGroup")
 
 KUEUE_GROUP: Final = "kueue.x-k8s.io"

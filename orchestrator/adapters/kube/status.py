@@ -24,6 +24,7 @@ OURS: Final = (TRAINING, DEGRADED, CHECKPOINTED, SUCCEEDED, FAILED)
 
 MESSAGE_CHARS_MAX: Final = 8_000  # of the 32 Ki that a condition may have; a traceback keeps its end, where the error is
 DECISION_CHARS_MAX: Final = 1_000
+SEATS_MAX: Final = 4_096  # an object has to stay well below the 1.5 MiB that etcd takes
 _DECISION: Final = re.compile(r"#(\d+) ")
 _ENDED: Final = {
     JobPhase.SUCCEEDED: "Succeeded",
@@ -67,10 +68,18 @@ def told_seq(status: Mapping[str, Any]) -> int:
 
 
 def job_fields(
-    status: JobStatus, *, decision: tuple[int, str], digest: str, generation: int, before: Iterable[Mapping[str, Any]], now: str
+    status: JobStatus,
+    *,
+    decision: tuple[int, str],
+    digest: str,
+    generation: int,
+    before: Iterable[Mapping[str, Any]],
+    now: str,
+    pods: Mapping[str, str],
 ) -> Object:
     """`.status` without lastReport. `decision`: seq and reason of the newest one that was told of, (0, "") for none; `digest`: of
-    the final state; `generation`: of the object that was acted on; `before`: its conditions; `now`: RFC 3339."""
+    the final state; `generation`: of the object that was acted on; `before`: its conditions; `now`: RFC 3339; `pods`: their names
+    by IP."""
     message = status.last_word if status.phase.terminal or status.last_word else status.decision.reason if status.decision else ""
     fields: Object = {
         "phase": phase_of(status),
@@ -83,16 +92,28 @@ def job_fields(
         "etaSeconds": round(status.eta_s) if status.eta_s is not None else None,
         "goodput": f"{status.goodput:.2f}" if status.goodput is not None else None,
         "recoveries": status.recoveries,
+        "failures": status.budget_max - status.budget,
         "stepsLost": status.steps_lost,
         "epoch": status.epoch,
         "ranks": status.plan.ranks if status.plan is not None else 0,
         "spares": sum(1 for w in status.workers if w.phase is WorkerPhase.SPARE),
+        "seats": _seats(status, pods) or None,
         "checkpoint": status.checkpoint.step if status.checkpoint is not None else None,
         "digest": digest or None,
         "lastDecision": f"#{decision[0]} {_short(decision[1])}" if decision[0] else None,
     }
     made = {k: v for k, v in fields.items() if v is not None}
     return made | {"conditions": _conditions(status, generation=generation, before=before, now=now)}
+
+
+def _seats(status: JobStatus, pods: Mapping[str, str]) -> list[str]:
+    """The pod of each rank; `?` where a rank has none now, or none that was seen. Nothing when the job is over, or too large."""
+    ranks = status.plan.ranks if status.plan is not None and not status.phase.terminal else 0
+    if not 0 < ranks <= SEATS_MAX:
+        return []
+    addresses = {n.node_id: n.address for n in status.nodes}
+    found = {w.rank: pods.get(addresses.get(w.node_id, ""), "?") for w in status.workers if w.phase is WorkerPhase.MEMBER}
+    return [found.get(rank, "?") for rank in range(ranks)]
 
 
 def _conditions(status: JobStatus, *, generation: int, before: Iterable[Mapping[str, Any]], now: str) -> Sequence[Object]:

@@ -1,4 +1,8 @@
-"""Commands that break or end something: chaos, cancel, down. Each is journaled with who asked for it."""
+"""Commands that break, pause or end something: chaos, cancel, suspend, resume, down.
+
+What goes to a supervisor is journaled with who asked for it. `suspend` and `resume` are of Kubernetes only, where pods that do
+nothing would keep their devices from others.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,22 @@ import typer
 from orchestrator.apps.cli import complete, render
 from orchestrator.apps.cli.base import CliError, Code, data, data_json, milliseconds, say, who
 from orchestrator.apps.cli.look import client_of, node_meant
-from orchestrator.apps.cli.options import DEFAULT_HOME, AsJson, Cluster, HomeDir, JobName, resolved
+from orchestrator.apps.cli.options import (
+    DEFAULT_HOME,
+    AsJson,
+    Cluster,
+    Context,
+    HomeDir,
+    JobName,
+    Kubeconfig,
+    Namespace,
+    On,
+    Place,
+    Wait,
+    kubernetes,
+    only_on,
+    resolved,
+)
 
 
 class Kind(StrEnum):
@@ -77,15 +96,92 @@ def chaos(
     say(f"{kind} of {where} {f'at step {at_step}' if at_step else 'now'}: handed in; see: orchestrator events {job} -f")
 
 
-def cancel(job: JobName, home: HomeDir = DEFAULT_HOME, cluster: Cluster = None) -> None:
+def cancel(
+    job: JobName,
+    home: HomeDir = DEFAULT_HOME,
+    cluster: Cluster = None,
+    on: On = Place.RAY,
+    namespace: Namespace = "",
+    context: Context = "",
+    kubeconfig: Kubeconfig = "",
+) -> None:
     """End a job; what it has saved stays."""
+    ours = {"--cluster": cluster}
+    if kubernetes(on, namespace=namespace, context=context, kubeconfig=kubeconfig, not_there=ours) is not None:
+        raise CliError(
+            f"on Kubernetes a job is paused, which keeps its journal, with `orchestrator suspend {job}`,"
+            f" or deleted with `orchestrator down {job}`; both need --on kubernetes",
+            Code.INPUT,
+        )
     with client_of(home, cluster) as client:
         client.cancel(job, who=who())
     say(f"job {job} is being cancelled")
 
 
-def down(as_json: AsJson = False, home: HomeDir = DEFAULT_HOME, cluster: Cluster = None) -> None:
-    """End everything that was started on this machine: jobs, supervisors, embedded clusters."""
+def suspend(
+    job: JobName,
+    stay: Wait = False,
+    as_json: AsJson = False,
+    on: On = Place.RAY,
+    namespace: Namespace = "",
+    context: Context = "",
+    kubeconfig: Kubeconfig = "",
+) -> None:
+    """Give a job's pods back after a checkpoint; the job and its journal stay. On Kubernetes only."""
+    _pause(job, True, stay=stay, as_json=as_json, on=on, namespace=namespace, context=context, kubeconfig=kubeconfig)
+
+
+def resume(
+    job: JobName,
+    stay: Wait = False,
+    as_json: AsJson = False,
+    on: On = Place.RAY,
+    namespace: Namespace = "",
+    context: Context = "",
+    kubeconfig: Kubeconfig = "",
+) -> None:
+    """Let a suspended job go on from its newest checkpoint. On Kubernetes only."""
+    _pause(job, False, stay=stay, as_json=as_json, on=on, namespace=namespace, context=context, kubeconfig=kubeconfig)
+
+
+def _pause(
+    job: str, wanted: bool, *, stay: bool, as_json: bool, on: Place, namespace: str, context: str, kubeconfig: str
+) -> None:
+    there = kubernetes(on, namespace=namespace, context=context, kubeconfig=kubeconfig)
+    if there is None:
+        raise CliError("only jobs on Kubernetes are suspended and resumed; add --on kubernetes", Code.INPUT)
+    from orchestrator.apps.cli.kube.act import suspend as on_kubernetes
+
+    on_kubernetes(there, job, wanted=wanted, stay=stay, as_json=as_json)
+
+
+def down(
+    job: Annotated[
+        str,
+        typer.Argument(
+            metavar="[JOB]", help="On Kubernetes: the job to delete.", show_default=False, autocompletion=complete.jobs
+        ),
+    ] = "",
+    as_json: AsJson = False,
+    home: HomeDir = DEFAULT_HOME,
+    cluster: Cluster = None,
+    stay: Annotated[bool, typer.Option("--wait", help="Stay until nothing of it is left.", rich_help_panel="Kubernetes")] = False,
+    on: On = Place.RAY,
+    namespace: Namespace = "",
+    context: Context = "",
+    kubeconfig: Kubeconfig = "",
+) -> None:
+    """End everything that was started on this machine: jobs, supervisors, embedded clusters. On Kubernetes: delete one job."""
+    ours = {"--cluster": cluster}
+    there = kubernetes(on, namespace=namespace, context=context, kubeconfig=kubeconfig, not_there=ours)
+    if there is not None:
+        if not job:
+            raise CliError("name the job to delete; `orchestrator list --on kubernetes` shows them", Code.INPUT)
+        from orchestrator.apps.cli.kube.act import down as on_kubernetes
+
+        on_kubernetes(there, job, stay=stay, as_json=as_json)
+        return
+    only_on(Place.KUBERNETES, {f"the job {job}" if job else "": job, "--wait": stay})
     from orchestrator.apps.wiring import down as end_all
 
     try:

@@ -13,7 +13,20 @@ import typer
 from orchestrator.apps.cli import complete, render
 from orchestrator.apps.cli.base import CliError, Code, data_json, say, who
 from orchestrator.apps.cli.look import client_of, node_meant
-from orchestrator.apps.cli.options import DEFAULT_HOME, AsJson, Cluster, HomeDir, JobName, Wait
+from orchestrator.apps.cli.options import (
+    DEFAULT_HOME,
+    AsJson,
+    Cluster,
+    Context,
+    HomeDir,
+    JobName,
+    Kubeconfig,
+    Namespace,
+    On,
+    Place,
+    Wait,
+    kubernetes,
+)
 from orchestrator.apps.cli.waiting import Judge, settled, wait
 
 if TYPE_CHECKING:
@@ -36,8 +49,21 @@ def scale(
     as_json: AsJson = False,
     home: HomeDir = DEFAULT_HOME,
     cluster: Cluster = None,
+    on: On = Place.RAY,
+    namespace: Namespace = "",
+    context: Context = "",
+    kubeconfig: Kubeconfig = "",
 ) -> None:
     """Train on more or fewer nodes, or cut the pipeline anew; state moves in memory and no step is lost."""
+    ours = {"--cluster": cluster, "--layers-per-stage": layers_per_stage}
+    there = kubernetes(on, namespace=namespace, context=context, kubeconfig=kubeconfig, not_there=ours)
+    if there is not None:
+        if nodes is None:
+            raise CliError("say how many nodes: --nodes N", Code.INPUT)
+        from orchestrator.apps.cli.kube.act import scale as on_kubernetes
+
+        on_kubernetes(there, job, nodes=nodes, stay=stay, as_json=as_json)
+        return
     layers = _layers(layers_per_stage)
     if nodes is None and not layers:
         raise CliError("say what is to change: --nodes N, --layers-per-stage N,N,.., or both", Code.INPUT)

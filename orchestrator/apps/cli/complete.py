@@ -1,7 +1,7 @@
 """Shell completion of names that only the running system knows: jobs, nodes, workers, ranks.
 
 A person presses Tab and waits, so this is quick, silent and never an error: names of jobs come from their folders, everything
-else from one short question to the supervisor, and whoever does not answer has nothing to offer.
+else from one short question to the supervisor (on Kubernetes: to the API server). Whoever does not answer has nothing to offer.
 """
 
 from __future__ import annotations
@@ -20,12 +20,30 @@ HOME = "~/.orchestrator"  # as in options.py, which imports this module
 
 
 def jobs(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Jobs that have a folder in the home directory, running or over."""
+    """Jobs that have a folder in the home directory, running or over; on Kubernetes those of the namespace."""
+    if _on_kubernetes(ctx):
+        from orchestrator.apps.cli.kube.complete import jobs as on_kubernetes
+
+        return on_kubernetes(ctx.params, incomplete)
     try:
         found = sorted(p.name for p in (_home(ctx) / "jobs").iterdir() if p.is_dir() and not p.name.startswith("."))
     except OSError:
         return []
     return [name for name in found if name.startswith(incomplete)]
+
+
+def namespaces(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Namespaces of the cluster."""
+    from orchestrator.apps.cli.kube.complete import namespaces as on_kubernetes
+
+    return on_kubernetes(ctx.params, incomplete)
+
+
+def contexts(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Contexts of the kubeconfig."""
+    from orchestrator.apps.cli.kube.complete import contexts as on_kubernetes
+
+    return on_kubernetes(ctx.params, incomplete)
 
 
 def decisions(ctx: typer.Context, incomplete: str) -> list[str]:
@@ -48,9 +66,17 @@ def workers(ctx: typer.Context, incomplete: str) -> list[str]:
 
 def ranks(ctx: typer.Context, incomplete: str) -> list[str]:
     """The job's ranks."""
+    if _on_kubernetes(ctx):
+        from orchestrator.apps.cli.kube.complete import ranks as on_kubernetes
+
+        return on_kubernetes(ctx.params, incomplete)
     status = _status(ctx)
     plan = status.plan if status else None
     return [str(r) for r in range(plan.ranks) if str(r).startswith(incomplete)] if plan else []
+
+
+def _on_kubernetes(ctx: typer.Context) -> bool:
+    return (ctx.params.get("on") or os.environ.get("ORCHESTRATOR_ON")) == "kubernetes"
 
 
 def _home(ctx: typer.Context) -> Path:

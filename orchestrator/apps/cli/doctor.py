@@ -1,4 +1,5 @@
-"""The command `doctor`: is this machine fit to run jobs, and which time-outs follow from `detect_within`."""
+"""The command `doctor`: is this machine (on Kubernetes: the cluster) fit to run jobs, and which time-outs follow from
+`detect_within`."""
 
 from __future__ import annotations
 
@@ -9,7 +10,18 @@ import typer
 
 from orchestrator.apps.cli import render
 from orchestrator.apps.cli.base import CliError, Code, data, data_json, milliseconds, say
-from orchestrator.apps.cli.options import DEFAULT_HOME, AsJson, HomeDir, resolved
+from orchestrator.apps.cli.options import (
+    DEFAULT_HOME,
+    AsJson,
+    Context,
+    HomeDir,
+    Kubeconfig,
+    Namespace,
+    On,
+    Place,
+    kubernetes,
+    resolved,
+)
 from orchestrator.core.timeouts import derive, ladder
 
 MEANINGS = {
@@ -34,16 +46,26 @@ def doctor(
     detect_within: Annotated[str, typer.Option("--detect-within", help="Show the time-outs for this setting.")] = "4s",
     as_json: AsJson = False,
     home: HomeDir = DEFAULT_HOME,
+    on: On = Place.RAY,
+    namespace: Namespace = "",
+    context: Context = "",
+    kubeconfig: Kubeconfig = "",
 ) -> None:
-    """Check this machine: versions, ports, clock, loopback, memory, disk; and print the ladder of time-outs."""
+    """Check this machine: versions, ports, clock, loopback, memory, disk; or a cluster. And print the ladder of time-outs."""
     from orchestrator.apps.cli.measure import Level, everything
 
+    there = kubernetes(on, namespace=namespace, context=context, kubeconfig=kubeconfig)
     detect_ms = milliseconds(detect_within, option="--detect-within")
     try:
         timeouts = derive(detect_ms)
     except ValueError as error:
         raise CliError(f"--detect-within: {error}", Code.INPUT) from None
-    checks = everything(resolved(home), timeouts, say)
+    if there is not None:
+        from orchestrator.apps.cli.kube.doctor import everything as of_cluster
+
+        checks = of_cluster(there)
+    else:
+        checks = everything(resolved(home), timeouts, say)
     failed = [c for c in checks if c.level is Level.FAIL]
     steps = ladder(timeouts)
     if as_json:

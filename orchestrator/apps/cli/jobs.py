@@ -1,17 +1,19 @@
 """Commands that start a job and stay with it: run (a cluster of its own on this machine) and launch (a cluster that exists).
 
 Both end with the exit code that the job's outcome means, and both leave a report. Whatever `run` started is stopped when it
-returns, however it returns.
+returns, however it returns. `launch --on kubernetes` hands the job to an API server instead (kube/launch.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from orchestrator.apps.cli import faults, render
 from orchestrator.apps.cli.base import CliError, Code, complain, data, data_json, job_from, say, talk
@@ -19,11 +21,18 @@ from orchestrator.apps.cli.options import (
     DEFAULT_HOME,
     AsJson,
     ChaosPlan,
+    Context,
     HomeDir,
     JobFile,
+    Kubeconfig,
     NameOverride,
+    Namespace,
     NoView,
+    On,
+    Place,
     Report,
+    kubernetes,
+    only_on,
     resolved,
 )
 from orchestrator.apps.report_facts import bytewise
@@ -36,6 +45,21 @@ if TYPE_CHECKING:
     from orchestrator.core.supervisor.events import Fault
 
 LOCAL = "local"  # name of the embedded cluster
+
+
+class DryRun(StrEnum):
+    """Who looks at a manifest that is not kept."""
+
+    CLIENT = "client"
+    SERVER = "server"
+
+
+class Launch(TyperCommand):
+    """`--dry-run` alone is `--dry-run=server`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Give the bare option its value."""
+        return super().parse_args(ctx, [f"--dry-run={DryRun.SERVER}" if a == "--dry-run" else a for a in args])
 
 
 def run(
@@ -68,16 +92,50 @@ def run(
 
 def launch(
     file: JobFile,
-    address: Annotated[str, typer.Option("--address", help="Of the Ray cluster, host:port or auto.", show_default=False)],
     chaos: ChaosPlan,
+    address: Annotated[str, typer.Option("--address", help="Of the Ray cluster, host:port or auto.", show_default=False)] = "",
     detach: Annotated[bool, typer.Option("--detach", help="Return as soon as the job is submitted.")] = False,
     home: HomeDir = DEFAULT_HOME,
     name: NameOverride = "",
     report: Report = None,
     no_view: NoView = False,
     as_json: AsJson = False,
+    on: On = Place.RAY,
+    namespace: Namespace = "",
+    context: Context = "",
+    kubeconfig: Kubeconfig = "",
+    image: Annotated[
+        str,
+        typer.Option(
+            "--image", help="Image of the pods, instead of the file's.", show_default=False, rich_help_panel="Kubernetes"
+        ),
+    ] = "",
+    dry_run: Annotated[
+        DryRun | None,
+        typer.Option(
+            "--dry-run",
+            metavar="[=server|client]",
+            help="Print the object and keep nothing: as the API server would store it, or (client) without asking one.",
+            show_default=False,
+            rich_help_panel="Kubernetes",
+        ),
+    ] = None,
+    wait: Annotated[
+        bool,
+        typer.Option("--wait", help="Stay until the job is over; exit with its code.", rich_help_panel="Kubernetes"),
+    ] = False,
 ) -> None:
-    """Run a job on a Ray cluster that exists. The job outlives this program; Ctrl-C cancels it, unless it was detached."""
+    """Run a job on a cluster that exists. On Ray, Ctrl-C cancels it unless it was detached; on Kubernetes it goes on."""
+    ours = {"--address": address, "--chaos": chaos, "--detach": detach, "--report": report, "--no-view": no_view}
+    there = kubernetes(on, namespace=namespace, context=context, kubeconfig=kubeconfig, not_there=ours)
+    if there is not None:
+        from orchestrator.apps.cli.kube.launch import launch as on_kubernetes
+
+        on_kubernetes(there, file, name=name, image=image, dry_run=dry_run, stay=wait, as_json=as_json)
+        return
+    only_on(Place.KUBERNETES, {"--image": image, "--dry-run": dry_run, "--wait": wait})
+    if not address:
+        raise CliError("name the Ray cluster with --address host:port (or auto), or say --on kubernetes", Code.INPUT)
     from orchestrator.apps.wiring import attach
 
     job, text = job_from(file, name=name)

@@ -11,7 +11,21 @@ import typer
 
 from orchestrator.apps.cli import complete, render
 from orchestrator.apps.cli.base import CliError, Code, code_of, data, data_json, running, talk
-from orchestrator.apps.cli.options import DEFAULT_HOME, AsJson, Cluster, HomeDir, MaybeJobName, NoView, resolved
+from orchestrator.apps.cli.options import (
+    DEFAULT_HOME,
+    AsJson,
+    Cluster,
+    Context,
+    HomeDir,
+    Kubeconfig,
+    MaybeJobName,
+    Namespace,
+    NoView,
+    On,
+    Place,
+    kubernetes,
+    resolved,
+)
 from orchestrator.core.codec import to_json
 
 if TYPE_CHECKING:
@@ -48,8 +62,19 @@ def status(
     no_view: NoView = False,
     home: HomeDir = DEFAULT_HOME,
     cluster: Cluster = None,
+    on: On = Place.RAY,
+    namespace: Namespace = "",
+    context: Context = "",
+    kubeconfig: Kubeconfig = "",
 ) -> None:
     """Show where a job is, what each node does, and the last decision with its reason."""
+    ours = {"--cluster": cluster}
+    there = kubernetes(on, namespace=namespace, context=context, kubeconfig=kubeconfig, not_there=ours)
+    if there is not None:
+        from orchestrator.apps.cli.kube import look as on_kubernetes
+
+        on_kubernetes.status(there, job, watch=watch, as_json=as_json)
+        return
     with client_of(home, cluster) as client:
         if not watch:
             newest = client.get(job)
@@ -86,8 +111,19 @@ def logs(
     ] = None,
     home: HomeDir = DEFAULT_HOME,
     cluster: Cluster = None,
+    on: On = Place.RAY,
+    namespace: Namespace = "",
+    context: Context = "",
+    kubeconfig: Kubeconfig = "",
 ) -> None:
     """Print what the workers printed."""
+    ours = {"--cluster": cluster}
+    there = kubernetes(on, namespace=namespace, context=context, kubeconfig=kubeconfig, not_there=ours)
+    if there is not None:
+        from orchestrator.apps.cli.kube import look as on_kubernetes
+
+        on_kubernetes.logs(there, job, rank=rank, follow=follow)
+        return
     with client_of(home, cluster) as client:
         for line in client.tail_logs(job, rank=rank, follow=follow):
             data(render.log_line(line))
@@ -101,8 +137,19 @@ def events(
     after: Annotated[int, typer.Option("--after", min=0, help="Only records after this number.")] = 0,
     home: HomeDir = DEFAULT_HOME,
     cluster: Cluster = None,
+    on: On = Place.RAY,
+    namespace: Namespace = "",
+    context: Context = "",
+    kubeconfig: Kubeconfig = "",
 ) -> None:
     """Print the journal: what happened, what was decided and why. With --json one record a line."""
+    ours = {"--cluster": cluster, "--all": everything}
+    there = kubernetes(on, namespace=namespace, context=context, kubeconfig=kubeconfig, not_there=ours)
+    if there is not None:
+        from orchestrator.apps.cli.kube import look as on_kubernetes
+
+        on_kubernetes.events(there, job, follow=follow, as_json=as_json, after=after)
+        return
     with client_of(home, cluster) as client:
         for record in client.watch_events(job, after_seq=after, follow=follow):
             if as_json:
@@ -162,8 +209,23 @@ def _explain_plan(job: str, *, as_json: bool, home: Path, cluster: str | None) -
         data("\n\n".join("\n".join(story_lines(s)) for s in stories))
 
 
-def list_jobs(as_json: AsJson = False, home: HomeDir = DEFAULT_HOME, cluster: Cluster = None) -> None:
+def list_jobs(
+    as_json: AsJson = False,
+    home: HomeDir = DEFAULT_HOME,
+    cluster: Cluster = None,
+    on: On = Place.RAY,
+    namespace: Namespace = "",
+    context: Context = "",
+    kubeconfig: Kubeconfig = "",
+) -> None:
     """List the jobs of a cluster."""
+    ours = {"--cluster": cluster}
+    there = kubernetes(on, namespace=namespace, context=context, kubeconfig=kubeconfig, not_there=ours)
+    if there is not None:
+        from orchestrator.apps.cli.kube import look as on_kubernetes
+
+        on_kubernetes.list_jobs(there, as_json=as_json)
+        return
     with client_of(home, cluster) as client:
         jobs = client.list_jobs()
     if as_json:

@@ -98,7 +98,8 @@ class Agent:
                 # what was heard before the supervisor went away is no news: whoever knows better may say so meanwhile
                 if ended or (ended_s is None and heard.reachable):
                     digest = heard.digest if heard.status.phase.terminal else ""
-                    if writer.write(picture.job, heard.status, decision=told.newest, digest=digest):
+                    pods = {p.address: p.name for p in picture.pods if not p.gone}
+                    if writer.write(picture.job, heard.status, decision=told.newest, digest=digest, pods=pods):
                         self._touch(READY_FILE)
             self._changed.wait(ROUND_S)
             self._changed.clear()
@@ -115,7 +116,7 @@ class Agent:
             words = f"there is no {names.KIND} {self._pod.namespace}/{self._pod.job} yet, or nobody may see it"
             if found is not None:
                 try:
-                    job, _, _ = from_training_job(found, base_dir=self._base_dir)
+                    job, _, _ = from_training_job(found, base_dir=self._base_dir, begun=True)  # else there was no pod
                     acting = Acting(self._client, job, agent=self._pod.name)
                     acting.adopt_or_submit(found)
                     return found, acting, job.resilience.detect_within_ms

@@ -94,15 +94,15 @@ class StatusWriter:
         self._trouble = ""
         self.final = False  # the end of the job is written
 
-    def write(self, job: Object, status: JobStatus, *, decision: tuple[int, str], digest: str) -> bool:
-        """Apply it where it differs from what is there, or is due. Whether it was applied now."""
+    def write(self, job: Object, status: JobStatus, *, decision: tuple[int, str], digest: str, pods: Mapping[str, str]) -> bool:
+        """Apply it where it differs from what is there, or is due; `pods`: name by IP. Whether it was applied now."""
         now_s = self._now_s()
         if now_s < self._next_s:
             return False
         before = self._conditions or tuple((job.get("status") or {}).get("conditions") or ())
         generation = int(job["metadata"].get("generation") or 0)
         now = timestamp(datetime.now(UTC))
-        fields = job_fields(status, decision=decision, digest=digest, generation=generation, before=before, now=now)
+        fields = job_fields(status, decision=decision, digest=digest, generation=generation, before=before, now=now, pods=pods)
         overruled = (job.get("status") or {}).get("phase") != fields["phase"]  # the operator says so at a transition, once
         if fields == self._written and not overruled and now_s < self._due_s:
             return False

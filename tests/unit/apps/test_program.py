@@ -15,11 +15,11 @@ from tests.unit.apps.world import EXAMPLE, cli
 
 COMMANDS = (
     *("init", "validate", "plan", "run", "launch", "status", "logs", "events"),
-    *("explain", "list", "scale", "drain", "replace", "chaos", "cancel", "doctor", "down"),
+    *("explain", "list", "scale", "drain", "replace", "chaos", "cancel", "suspend", "resume", "doctor", "down"),
 )
 CHECKPOINT = ("now", "list", "verify", "export")
 MODEL, CLUSTER = (EXAMPLE.parents[1] / name for name in ("models/resnet-50.yaml", "clusters/laptop.yaml"))
-HEAVY = ("torch", "ray", "numpy")
+HEAVY = ("torch", "ray", "numpy", "kubernetes")
 QUICK: tuple[tuple[tuple[str, ...], int], ...] = (
     (("--help",), 0),
     (("run", "--help"), 0),

@@ -116,6 +116,17 @@ def test_an_object_that_lacks_everything_is_refused(obj: dict[str, Any]) -> None
     assert {"metadata.name", "spec.kubernetes.image"} <= {problem.path for problem in caught.value.problems}
 
 
+def test_a_job_that_has_begun_may_have_been_scaled_below_its_ranks() -> None:
+    made = training_job(f"name: a\nparallel: {{data: 4}}\ncluster: {{nodes: 4}}\nkubernetes: {{image: {IMAGE}}}\n")
+    began, _, _ = from_training_job(made)
+    made["spec"]["cluster"]["nodes"] = 2
+    with pytest.raises(SpecError, match=r"spec\.parallel\.data"):
+        from_training_job(made)
+    assert from_training_job(made, begun=True)[0] == began
+    made["spec"]["cluster"]["nodes"] = 6
+    assert from_training_job(made, begun=True)[0].cluster.nodes == 6
+
+
 def test_an_object_is_read_through_any_mapping_and_left_alone() -> None:
     obj = training_job(f"{BARE}train: {{steps: 7}}")
     frozen = MappingProxyType({**obj, "spec": MappingProxyType(obj["spec"])})

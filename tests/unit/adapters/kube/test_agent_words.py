@@ -14,7 +14,7 @@ from orchestrator.core.supervisor import events as ev
 from orchestrator.core.supervisor.commands import Command, EndJob, FenceEpoch, KillWorker
 from orchestrator.core.supervisor.state import ChangeKind, CheckpointRef, JobPhase, Outcome, WorkerPhase
 from orchestrator.runtime.ports import Record
-from orchestrator.runtime.status_types import ChangeStatus, DecisionStatus, JobStatus, PlanStatus
+from orchestrator.runtime.status_types import ChangeStatus, DecisionStatus, JobStatus, NodeStatus, PlanStatus
 from tests.unit.apps.world import plain_status
 
 PLAN = PlanStatus(epoch=1, mesh=(), ranks=2, zero_stage=1, copies=1, micro_batches=8, layers_per_stage=(4,), reason="first plan")
@@ -76,8 +76,8 @@ def test_an_end_has_the_outcomes_word(outcome: Outcome, word: str) -> None:
 
 def fields(status: JobStatus = STATUS, **more: Any) -> dict[str, Any]:
     """`.status` of it."""
-    given: dict[str, Any] = {"decision": (9, "all is well"), "digest": "", "generation": 3, "before": (), "now": "NOW"}
-    return job_fields(status, **{**given, **more})
+    given: dict[str, Any] = {"decision": (9, "all is well"), "digest": "", "generation": 3, "before": ()}
+    return job_fields(status, **{**given, "now": "NOW", "pods": {}, **more})
 
 
 def test_the_fields_are_those_of_the_crd() -> None:
@@ -94,15 +94,25 @@ def test_the_fields_are_those_of_the_crd() -> None:
         "etaSeconds": 58,
         "goodput": "0.98",
         "recoveries": 1,
+        "failures": 0,
         "stepsLost": 0,
         "epoch": 1,
         "ranks": 2,
         "spares": 1,
+        "seats": ["?", "?"],
         "checkpoint": 40,
         "lastDecision": "#9 all is well",
     }
     assert told_seq(made) == 9
     assert told_seq({}) == 0
+
+
+def test_each_rank_has_the_pod_that_has_its_nodes_address() -> None:
+    node = NodeStatus(node_id="n0", address="10.0.0.7", slots=1, healthy=True, schedulable=True, workers=1)
+    seated = replace(STATUS, nodes=(node,), workers=(replace(WORKER, rank=1),))
+    assert fields(seated, pods={"10.0.0.7": "j-worker-0-1"})["seats"] == ["?", "j-worker-0-1"]
+    assert "seats" not in fields(replace(seated, phase=JobPhase.SUCCEEDED, outcome=Outcome.COMPLETED))
+    assert "seats" not in fields(replace(seated, plan=replace(PLAN, ranks=5_000)))
 
 
 def test_the_crd_knows_every_field_that_is_written() -> None:

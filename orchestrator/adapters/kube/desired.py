@@ -1,0 +1,117 @@
+"""Which pods and objects a job should have, beside those it has: pure, and the same answer however often it is asked.
+
+An ordinal is one place of the job (worker 2, spare 0); the pods that hold it one after another are its incarnations. A place
+whose newest pods are all going, finished or gone gets a new one at once, so that a dead node's pod, which nobody will ever end,
+blocks nothing. Only a pod that keeps ending soon after its start is waited with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TypeAlias
+
+from orchestrator.adapters.kube import names
+from orchestrator.adapters.kube.api import Object
+from orchestrator.adapters.kube.objects import support
+from orchestrator.adapters.kube.objects.common import Target
+from orchestrator.adapters.kube.observed import PodFacts
+from orchestrator.adapters.kube.resources import CLAIMS, SERVICES, Resource
+
+SHORT_LIFE_S = 600.0  # a pod that ended within this is waited with before the next, each time longer
+BACKOFF_FIRST_S = 2.0
+BACKOFF_MAX_S = 300.0
+KILL_MARGIN_S = 30.0  # a kubelet that answers has ended a pod this long after its grace
+LOOK_S = 2.0  # between two looks at a pod that is waited for
+
+
+Highest: TypeAlias = Mapping[tuple[str, int], int]  # (role, ordinal) -> the newest incarnation that was ever seen
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewPod:
+    """A pod to make, with the pod whose place it takes."""
+
+    role: str
+    ordinal: int
+    incarnation: int
+    after: PodFacts | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Staffing:
+    """What to do about the pods of a role."""
+
+    make: tuple[NewPod, ...] = ()
+    remove: tuple[PodFacts, ...] = ()
+    surplus: tuple[PodFacts, ...] = ()  # those of `remove` that the job has become too small for
+    again_s: float | None = None  # look again after this, for a pod that is waited with
+
+
+def claim_and_services(target: Target) -> tuple[tuple[Resource, Object], ...]:
+    """What is made before the pods and stays as it was made."""
+    return (
+        (CLAIMS, support.head_claim(target)),
+        (SERVICES, support.head_service(target)),
+        (SERVICES, support.pods_service(target)),
+    )
+
+
+def staff(pods: Sequence[PodFacts], *, role: str, count: int, highest: Highest, now: datetime) -> Staffing:
+    """One live pod for each ordinal below `count`, none for the others. `highest` knows incarnations that are gone."""
+    make: list[NewPod] = []
+    remove: list[PodFacts] = []
+    surplus: list[PodFacts] = []
+    waits: list[float] = []
+    held: dict[int, list[PodFacts]] = {}
+    for pod in sorted(pods, key=lambda pod: pod.incarnation):
+        if pod.role == role:
+            held.setdefault(pod.ordinal, []).append(pod)
+    for ordinal in range(count):
+        mine = held.get(ordinal, [])
+        live = [pod for pod in mine if pod.live]
+        old = [pod for pod in mine if pod.finished and not pod.terminating]
+        if live:
+            remove += [*live[:-1], *old]  # the newest holds the place
+        elif not mine:
+            make.append(NewPod(role=role, ordinal=ordinal, incarnation=1 + highest.get((role, ordinal), 0)))
+        else:
+            wait_s = backoff_s(mine[-1], now)
+            if wait_s > 0:
+                waits.append(wait_s)
+            else:
+                newest = max(mine[-1].incarnation, highest.get((role, ordinal), 0))
+                make.append(NewPod(role=role, ordinal=ordinal, incarnation=1 + newest, after=mine[-1]))
+                remove += old
+    for ordinal in sorted(held):
+        if ordinal >= count:
+            surplus += [pod for pod in held[ordinal] if not pod.terminating]
+    return Staffing(make=tuple(make), remove=(*remove, *surplus), surplus=tuple(surplus), again_s=min(waits, default=None))
+
+
+def staff_head(pods: Sequence[PodFacts], *, answering: frozenset[str], highest: Highest, now: datetime) -> Staffing:
+    """One live head. A second one never starts beside a head that may still write to the same volume.
+
+    `answering` are the nodes whose kubelet will end a pod that was asked to go; on a node that is gone nothing is waited for.
+    """
+    heads = [pod for pod in pods if pod.role == names.HEAD]
+    if not any(pod.live for pod in heads) and any(_still_ending(pod, answering, now) for pod in heads):
+        return Staffing(again_s=LOOK_S)
+    return staff(heads, role=names.HEAD, count=1, highest=highest, now=now)
+
+
+def _still_ending(pod: PodFacts, answering: frozenset[str], now: datetime) -> bool:
+    due = None if pod.gone_by is None else pod.gone_by + timedelta(seconds=KILL_MARGIN_S)
+    return due is not None and pod.node in answering and not pod.finished and now < due
+
+
+def backoff_s(ended: PodFacts, now: datetime) -> float:
+    """Seconds to wait before a place gets its next pod: none after the first end, or after a long life, or after a deletion."""
+    if not ended.finished or ended.terminating or ended.incarnation < 2:
+        return 0.0
+    end = ended.finished_at or ended.created
+    if (end - ended.created).total_seconds() > SHORT_LIFE_S:
+        return 0.0
+    wait_s = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0 ** min(ended.incarnation - 2, 16))
+    return max(0.0, wait_s - (now - end).total_seconds())

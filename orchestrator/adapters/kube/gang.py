@@ -1,0 +1,54 @@
+"""All of a job's pods or none, by those who can promise it: Kueue's pod groups and Volcano's PodGroup.
+
+Both hold pods back until the whole group has its place. Without either the operator does what it can from outside: it gives pods
+back that did not all find a place in time.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from orchestrator.adapters.kube.objects.common import Object, Target, metadata
+from orchestrator.adapters.kube.resources import POD_GROUPS
+
+VOLCANO: Final = "volcano"
+QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"
+KUEUE_GROUP_LABEL: Final = "kueue.x-k8s.io/pod-group-name"
+KUEUE_TOTAL: Final = "kueue.x-k8s.io/pod-group-total-count"
+VOLCANO_GROUP: Final = "scheduling.k8s.io/group-name"
+
+
+def is_volcano(target: Target) -> bool:
+    """Whether Volcano schedules the job."""
+    return target.kubernetes.scheduler == VOLCANO
+
+
+def gang_elsewhere(target: Target) -> bool:
+    """Whether somebody else sees to it that all pods are placed or none."""
+    return is_volcano(target) or target.kubernetes.queue is not None
+
+
+def pod_labels(target: Target) -> dict[str, str]:
+    """Labels that a pod needs for Kueue."""
+    queue = target.kubernetes.queue
+    return {} if queue is None else {QUEUE_LABEL: queue, KUEUE_GROUP_LABEL: target.name}
+
+
+def pod_annotations(target: Target) -> dict[str, str]:
+    """Annotations that a pod needs for Kueue and for Volcano."""
+    made = {}
+    if target.kubernetes.queue is not None:
+        made[KUEUE_TOTAL] = str(target.pods_total)
+    if is_volcano(target):
+        made[VOLCANO_GROUP] = target.name
+    return made
+
+
+def pod_group(target: Target) -> Object:
+    """Volcano's PodGroup. Spares are not waited for: a job trains without them."""
+    return {
+        "apiVersion": POD_GROUPS.group_version,
+        "kind": POD_GROUPS.kind,
+        "metadata": metadata(target, target.name),
+        "spec": {"minMember": 1 + target.job.cluster.nodes},
+    }

@@ -1,0 +1,168 @@
+"""What one turn of the operator sees of a job: the TrainingJob and everything that is its, listed afresh.
+
+The lists come from etcd and not from a watch's cache, so that a decision is never made on what was true a moment ago; watches
+only say when to look. No Secret is ever read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from orchestrator.adapters.kube import names
+from orchestrator.adapters.kube.api import KubeApi, KubeError, Object
+from orchestrator.adapters.kube.desired import Highest
+from orchestrator.adapters.kube.gang import is_volcano
+from orchestrator.adapters.kube.objects.common import Target
+from orchestrator.adapters.kube.observed import PodFacts, moment, node_ready, owned_by, pod_facts
+from orchestrator.adapters.kube.resources import (
+    BUDGETS,
+    BUDGETS_BETA,
+    CLAIMS,
+    KUEUE_GROUP,
+    NODES,
+    POD_GROUPS,
+    PODS,
+    RAY_CLUSTERS,
+    SERVICES,
+    TRAINING_JOBS,
+    Resource,
+)
+from orchestrator.apps.operator.status import INVALID, Past
+from orchestrator.spec.errors import SpecError
+from orchestrator.spec.kubernetes import Backend
+from orchestrator.spec.training_job import from_training_job
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """What the API server of this cluster knows."""
+
+    budgets: Resource
+    kuberay: bool
+    kueue: bool
+    volcano: bool
+
+    @classmethod
+    def of(cls, groups: dict[str, tuple[str, ...]]) -> Served:
+        """From its API groups and their versions."""
+        return cls(
+            budgets=BUDGETS if "v1" in groups.get("policy", ()) else BUDGETS_BETA,
+            kuberay="v1" in groups.get("ray.io", ()),
+            kueue=KUEUE_GROUP in groups,
+            volcano="v1beta1" in groups.get("scheduling.volcano.sh", ()),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a TrainingJob cannot be run."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observed:
+    """A job as it is at one moment."""
+
+    obj: Object
+    target: Target | Refusal
+    suspend: bool
+    pods: tuple[PodFacts, ...]
+    highest: Highest
+    answering: frozenset[str]  # of the nodes with pods that were asked to go, those whose kubelet will end them
+    claims: tuple[str, ...]
+    services: tuple[str, ...]
+    budgets: dict[str, int | None]  # name -> minAvailable
+    pod_groups: dict[str, int | None]  # name -> minMember
+    ray_cluster: Object | None
+    served: Served
+
+    @property
+    def leaving(self) -> datetime | None:
+        """Since when the TrainingJob is being deleted; None: it is not."""
+        return moment(self.obj["metadata"].get("deletionTimestamp"))
+
+    @property
+    def by_kuberay(self) -> bool:
+        """Whether KubeRay makes the pods. A job that has pods keeps to the way that they were made."""
+        if self.ray_cluster is not None or self.pods or isinstance(self.target, Refusal):
+            return self.ray_cluster is not None
+        backend = self.target.kubernetes.backend
+        return backend is Backend.KUBERAY or (backend is Backend.AUTO and self.served.kuberay)
+
+    def stuck(self, pod: PodFacts) -> bool:
+        """A pod that was asked to go, on a node that will not end it."""
+        return pod.terminating and bool(pod.node) and pod.node not in self.answering
+
+
+def read_target(obj: Object) -> tuple[Target | Refusal, bool]:
+    """The job that a TrainingJob describes, or what is wrong with it; and whether it is to be suspended."""
+    suspend = bool((obj.get("spec") or {}).get("suspend", False))
+    try:
+        job, kubernetes, suspend = from_training_job(obj, begun=Past.of(obj).begun)
+    except SpecError as error:
+        return Refusal(INVALID, str(error)), suspend
+    nodes = (obj["spec"].get("cluster") or {}).get("nodes", job.cluster.nodes)  # as it was scaled since it began
+    job = replace(job, cluster=replace(job.cluster, nodes=int(nodes)))
+    meta = obj["metadata"]
+    return Target(job=job, kubernetes=kubernetes, namespace=meta["namespace"], uid=meta["uid"]), suspend
+
+
+def observe(api: KubeApi, *, namespace: str, name: str, served: Served, highest: dict[tuple[str, int], int]) -> Observed | None:
+    """Look at a job. None: there is no such TrainingJob. Raises KubeError.
+
+    `highest` is brought up to date: it remembers pods that are gone, so that no name is used again while this operator lives.
+    """
+    obj = api.get(TRAINING_JOBS, name, namespace=namespace)
+    if obj is None:
+        return None
+    uid = obj["metadata"]["uid"]
+    target, suspend = read_target(obj)
+    labels = f"{names.LABEL_JOB}={name}"
+
+    def mine(resource: Resource) -> list[Object]:
+        return _owned(api.list(resource, namespace=namespace, labels=labels), [uid])
+
+    try:
+        clusters = mine(RAY_CLUSTERS) if served.kuberay else []
+    except KubeError as error:
+        if error.status != 403 or not (isinstance(target, Target) and target.kubernetes.backend is Backend.PODS):
+            raise
+        clusters = []  # who writes `pods` needs no rights on what KubeRay has
+    owners = [uid, *(cluster["metadata"]["uid"] for cluster in clusters)]
+    pods = tuple(pod_facts(pod) for pod in _owned(api.list(PODS, namespace=namespace, labels=labels), owners))
+    for pod in pods:
+        place = (pod.role, pod.ordinal)
+        highest[place] = max(pod.incarnation, highest.get(place, 0))
+    volcano = isinstance(target, Target) and is_volcano(target)
+    going_on = {pod.node for pod in pods if pod.terminating and pod.node}
+    return Observed(
+        obj=obj,
+        target=target,
+        suspend=suspend,
+        pods=pods,
+        highest=dict(highest),
+        answering=frozenset(node for node in going_on if node_ready(api.get(NODES, node))),
+        claims=_names(mine(CLAIMS)),
+        services=_names(mine(SERVICES)),
+        budgets=_numbers(mine(served.budgets), "minAvailable"),
+        pod_groups=_numbers(mine(POD_GROUPS), "minMember") if served.volcano and volcano else {},
+        ray_cluster=next(iter(clusters), None),
+        served=served,
+    )
+
+
+def _owned(objects: list[Object], owners: Iterable[str]) -> list[Object]:
+    owners = list(owners)
+    return [obj for obj in objects if owned_by(obj, owners)]
+
+
+def _names(objects: list[Object]) -> tuple[str, ...]:
+    return tuple(obj["metadata"]["name"] for obj in objects)
+
+
+def _numbers(objects: list[Object], key: str) -> dict[str, int | None]:
+    return {obj["metadata"]["name"]: (obj.get("spec") or {}).get(key) for obj in objects}

@@ -1,0 +1,36 @@
+"""How what a job has is given back: its pods only, or all that runs, or everything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from orchestrator.adapters.kube.resources import CLAIMS, POD_GROUPS, PODS, RAY_CLUSTERS, SERVICES
+from orchestrator.apps.operator.actions import Action, Delete
+from orchestrator.apps.operator.observation import Observed
+
+
+def pods(seen: Observed, *, force: bool = False) -> Iterator[Action]:
+    """All pods, and the RayCluster that would make them again; `force`: also those whose node will never end them."""
+    if seen.ray_cluster is not None and "deletionTimestamp" not in seen.ray_cluster["metadata"]:
+        meta = seen.ray_cluster["metadata"]
+        yield Delete(resource=RAY_CLUSTERS, name=meta["name"], uid=meta["uid"])
+    for pod in seen.pods:
+        if not pod.terminating:
+            yield Delete(resource=PODS, name=pod.name, uid=pod.uid)
+        elif force and seen.stuck(pod):
+            yield Delete(resource=PODS, name=pod.name, uid=pod.uid, force=True)
+
+
+def all_that_runs(seen: Observed) -> Iterator[Action]:
+    """What a job that is over has no use for. Its volume stays, with journal and logs, and so do its tokens."""
+    yield from pods(seen)
+    yield from (Delete(resource=SERVICES, name=name) for name in seen.services)
+    yield from (Delete(resource=seen.served.budgets, name=name) for name in seen.budgets)
+    yield from (Delete(resource=POD_GROUPS, name=name) for name in seen.pod_groups)
+
+
+def everything(seen: Observed) -> Iterator[Action]:
+    """Of a job that is being deleted."""
+    yield from pods(seen, force=True)
+    yield from all_that_runs(seen)
+    yield from (Delete(resource=CLAIMS, name=name) for name in seen.claims)

@@ -1,0 +1,56 @@
+"""Runs the Kubernetes tests in one process and ends with one line of JSON, whatever became of them.
+
+    python -m tests.kube [arguments of pytest]
+
+The figures are how many there were, and what tests handed to the fixture `figure`.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable
+from pathlib import Path
+
+from tests.world.jobs import ROOT
+
+FIGURE = "figure:"
+COUNTS = ("passed", "failed", "skipped")
+
+
+def figures(cases: Iterable[ET.Element]) -> dict[str, float]:
+    """From the test cases of a JUnit report. A test that failed once, in whatever phase, has failed."""
+    ends: dict[tuple[str | None, str | None], str] = {}
+    told: dict[str, float] = {}
+    for case in cases:
+        key = case.get("classname"), case.get("name")
+        failed = case.find("failure") is not None or case.find("error") is not None
+        skipped = case.find("skipped") is not None
+        end = "failed" if failed else "skipped" if skipped else "passed"
+        if ends.get(key) != "failed":
+            ends[key] = end
+        for item in case.iterfind("properties/property"):
+            name, value = item.get("name", ""), item.get("value", "")
+            if name.startswith(FIGURE):
+                told[name.removeprefix(FIGURE)] = float(value)
+    return {"total": len(ends), **{count: list(ends.values()).count(count) for count in COUNTS}, **told}
+
+
+def main() -> int:
+    """Exit code of pytest."""
+    with tempfile.TemporaryDirectory(prefix="kube-report-") as folder:
+        report = Path(folder) / "report.xml"
+        asked = sys.argv[1:]
+        where = [] if any((ROOT / word.partition("::")[0]).exists() for word in asked) else ["tests/kube"]
+        argv = [sys.executable, "-m", "pytest", "-m", "kube", f"--junit-xml={report}", *where, *asked]
+        code = subprocess.run(argv, cwd=ROOT).returncode
+        cases = ET.parse(report).iter("testcase") if report.exists() else ()  # none: pytest itself came to grief
+        print(json.dumps({"bench": "kube", "figures": figures(cases)}), flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""What the Kubernetes tests share: a control plane without nodes (`plane`), and a cluster whose pods really run (`site`).
+
+Both live as long as the session; what a test has switched off is switched on again after it. Each test makes its own namespace:
+`plane.namespace()`, `site.namespace()`. `figure(name, value)` hands a number to the last line of `make test-kube`.
+ORCHESTRATOR_TEST_KUBECONFIG makes `site` an existing cluster: docs/kubernetes-tests.md.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.kube import assets
+from tests.kube.control_plane import ControlPlane
+from tests.kube.existing import KUBECONFIG, ExistingCluster
+from tests.kube.lab_site import LabSite
+from tests.kube.processes import new_root
+from tests.kube.site import Site
+from tests.netlab.lab import cannot, missing_tools
+
+HERE = Path(__file__).parent
+KEEP = "NETLAB_KEEP"  # leaves logs and data behind
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything below this folder is marked `kube`."""
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.kube)
+
+
+@pytest.fixture(scope="session")
+def kube_root() -> Iterator[Path]:
+    """A short folder for all that belongs to this session."""
+    made = new_root()
+    yield made
+    if KEEP not in os.environ:
+        shutil.rmtree(made)
+
+
+@pytest.fixture(scope="session")
+def plane(kube_root: Path) -> Iterator[ControlPlane]:
+    """etcd, API server, controller-manager and scheduler on loopback; no nodes. This machine's, also where `site` is not."""
+    try:
+        assets.find()
+    except assets.AssetsError as error:
+        pytest.fail(str(error))
+    root = kube_root / "plane"
+    root.mkdir()
+    with ControlPlane(root=root) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def shared_site(kube_root: Path) -> Iterator[Site]:
+    """The cluster itself; tests use `site`."""
+    root = kube_root / "site"
+    root.mkdir()
+    if KUBECONFIG in os.environ:
+        with ExistingCluster(root=root) as existing:
+            yield existing
+        return
+    if reason := cannot():
+        pytest.skip(f"NO POD IS REALLY RUN: {reason}")
+    if reason := missing_tools():
+        pytest.fail(f"pods cannot be run: {reason}")
+    with LabSite(root=root) as made:
+        yield made
+
+
+@pytest.fixture
+def site(shared_site: Site) -> Iterator[Site]:
+    """A cluster with a control plane node and test nodes, all of them Ready; afterwards it is as it was before."""
+    shared_site.restore()
+    yield shared_site
+    shared_site.restore()
+    shared_site.clear()
+
+
+@pytest.fixture
+def figure(record_property: Callable[[str, object], None]) -> Callable[[str, float], None]:
+    """figure(name, value): a number for the last line of `make test-kube`."""
+    return lambda name, value: record_property(f"figure:{name}", value)

@@ -1,0 +1,113 @@
+"""What a job's objects say, where others rely on it: addresses, tokens, limits, places, and the same pods by way of KubeRay."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from orchestrator.adapters.kube import names
+from orchestrator.adapters.kube.gang import pod_group
+from orchestrator.adapters.kube.kuberay import ray_cluster
+from orchestrator.adapters.kube.objects import pods, support
+from orchestrator.adapters.kube.objects.common import Target, pod_limits
+from orchestrator.adapters.kube.resources import BUDGETS, BUDGETS_BETA
+from orchestrator.spec.training_job import from_training_job, training_job
+from tests.world.jobs import document
+
+Object = dict[str, Any]
+
+
+def target(*, kubernetes: Object | None = None, **settings: Any) -> Target:
+    """A job `j` of four nodes and a spare."""
+    made = training_job(json.dumps({**document("j", **settings), "kubernetes": {"image": "x:1", **(kubernetes or {})}}))
+    job, spec, _ = from_training_job(made)
+    return Target(job=job, kubernetes=spec, namespace="n", uid="u")
+
+
+def test_the_tokens_have_the_form_that_the_control_api_takes_and_differ() -> None:
+    first, second = (support.token_secret(target())["stringData"] for _ in range(2))
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]{43}", token) for token in (*first.values(), *second.values()))
+    assert len({*first.values(), *second.values()}) == 4
+
+
+def test_only_the_agent_can_speak_to_the_api_server() -> None:
+    spec = pods.head_pod(target(), incarnation=1)["spec"]
+    assert spec["automountServiceAccountToken"] is False
+    seeing = [c["name"] for c in spec["containers"] if any(m["mountPath"] == pods.API_TOKEN_PATH for m in c["volumeMounts"])]
+    assert seeing == [names.AGENT_CONTAINER]
+    worker = pods.training_pod(target(), role=names.WORKER, ordinal=0, incarnation=1)["spec"]
+    assert worker["automountServiceAccountToken"] is False
+    assert not any("projected" in volume for volume in worker["volumes"])
+
+
+def test_the_head_is_found_before_it_is_ready() -> None:
+    service = support.head_service(target())["spec"]
+    assert service["publishNotReadyAddresses"] is True
+    assert {p["port"] for p in service["ports"]} == {names.GCS_PORT, names.CONTROL_PORT}
+    assert pods.head_pod(target(), incarnation=1)["spec"]["enableServiceLinks"] is True
+
+
+def test_a_pod_on_a_lost_node_is_evicted_after_twice_the_time_to_detect() -> None:
+    job = target(detect_within="4s", kubernetes={"worker": {"tolerations": [{"key": "x", "operator": "Exists"}]}})
+    tolerations = pods.training_pod_spec(job, role=names.WORKER)["tolerations"]
+    found = {t["key"].rpartition("/")[2]: t.get("tolerationSeconds") for t in tolerations}
+    assert found == {"not-ready": 8, "unreachable": 8, "x": None}
+
+
+def test_a_pod_has_the_time_to_hand_its_shard_over() -> None:
+    job = target(detect_within="4s")
+    spec = pods.training_pod_spec(job, role=names.WORKER)
+    assert spec["terminationGracePeriodSeconds"] == pod_limits(job.job).worker_grace_s == 140
+    env = {e["name"]: e.get("value") for e in spec["containers"][0]["env"]}
+    assert env[names.ENV_GRACE_S] == "140"
+
+
+def test_workers_and_spares_are_spread_together_and_spares_avoid_workers() -> None:
+    job = target(kubernetes={"topologyKey": "zone"})
+    for role in (names.WORKER, names.SPARE):
+        (spread,) = pods.training_pod_spec(job, role=role)["topologySpreadConstraints"]
+        assert (spread["maxSkew"], spread["topologyKey"], spread["whenUnsatisfiable"]) == (1, "zone", "ScheduleAnyway")
+        assert spread["labelSelector"]["matchExpressions"][0]["values"] == [names.WORKER, names.SPARE]
+    assert "affinity" not in pods.training_pod_spec(job, role=names.WORKER)
+    (term,) = pods.training_pod_spec(job, role=names.SPARE)["affinity"]["podAntiAffinity"][
+        "preferredDuringSchedulingIgnoredDuringExecution"
+    ]
+    assert term["podAffinityTerm"]["labelSelector"]["matchLabels"][names.LABEL_ROLE] == names.WORKER
+
+
+def test_the_budget_lets_one_training_pod_go_in_the_version_that_is_served() -> None:
+    for resource in (BUDGETS, BUDGETS_BETA):
+        made = support.disruption_budget(target(), resource)
+        assert (made["apiVersion"], made["spec"]["minAvailable"]) == (resource.group_version, 4)
+
+
+def test_gpus_are_asked_for_where_the_job_trains_on_them() -> None:
+    made = target()
+    assert "limits" not in pods.training_pod_spec(made, role=names.WORKER)["containers"][0]["resources"]
+    asked = training_job(json.dumps({**document("j"), "kubernetes": {"image": "x:1"}}))
+    asked["spec"]["cluster"] |= {"device": "cuda", "slots_per_node": 8}
+    job, spec, _ = from_training_job(asked)
+    gpu = Target(job=job, kubernetes=spec, namespace="n", uid="u")
+    assert pods.training_pod_spec(gpu, role=names.WORKER)["containers"][0]["resources"]["limits"] == {pods.GPU: "8"}
+
+
+def test_kueue_and_volcano_are_told_of_the_group() -> None:
+    kueue = pods.training_pod(target(kubernetes={"queue": "q"}), role=names.WORKER, ordinal=0, incarnation=1)["metadata"]
+    assert kueue["labels"]["kueue.x-k8s.io/queue-name"] == "q"
+    assert kueue["annotations"]["kueue.x-k8s.io/pod-group-total-count"] == "6"
+    volcano = target(kubernetes={"scheduler": "volcano"})
+    pod = pods.training_pod(volcano, role=names.WORKER, ordinal=0, incarnation=1)
+    assert pod["spec"]["schedulerName"] == "volcano"
+    assert pod["metadata"]["annotations"]["scheduling.k8s.io/group-name"] == pod_group(volcano)["metadata"]["name"]
+    assert pod_group(volcano)["spec"]["minMember"] == 5
+
+
+def test_kuberay_makes_the_same_pods() -> None:
+    job = target()
+    spec = ray_cluster(job)["spec"]
+    assert spec["headGroupSpec"]["template"]["spec"] == pods.head_pod(job, incarnation=1)["spec"]
+    assert [(g["groupName"], g["replicas"]) for g in spec["workerGroupSpecs"]] == [(names.WORKER, 4), (names.SPARE, 1)]
+    for group in spec["workerGroupSpecs"]:
+        assert group["template"]["spec"] == pods.training_pod_spec(job, role=group["groupName"])
+        assert group["template"]["metadata"]["labels"][names.LABEL_ROLE] == group["groupName"]

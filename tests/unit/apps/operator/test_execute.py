@@ -1,0 +1,120 @@
+"""What is sent to the API server for a decision, and what becomes of its refusals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from orchestrator.adapters.kube import names
+from orchestrator.adapters.kube.api import KubeError
+from orchestrator.adapters.kube.resources import Resource
+from orchestrator.apps.operator.actions import Decision
+from orchestrator.apps.operator.execute import NotLeaderError, carry_out
+from orchestrator.apps.operator.reconcile import decide
+from tests.unit.apps.operator.toy import BEGIN, Toy
+
+Object = dict[str, Any]
+
+
+class Server:
+    """Notes what it is asked for; refuses to create what a test says."""
+
+    def __init__(self, refusals: dict[str, KubeError] | None = None) -> None:
+        self.refusals = refusals or {}
+        self.asked: list[str] = []
+        self.status: Object = {}
+
+    def create(self, resource: Resource, obj: Object) -> bool:
+        name = obj["metadata"]["name"]
+        self.asked.append(f"create {resource.kind} {name if resource.kind != 'Event' else obj['reason']}")
+        refused = self.refusals.get("events" if resource.kind == "Event" else name)
+        if refused is not None:
+            raise refused
+        return True
+
+    def apply(self, resource: Resource, obj: Object, *, manager: str, subresource: str = "") -> Object:
+        self.asked.append(f"apply {resource.kind} {obj['metadata']['name']} {subresource}".strip())
+        assert manager == names.OPERATOR
+        if subresource == "status":
+            self.status = obj
+        return obj
+
+    def merge(self, resource: Resource, name: str, patch: Object, *, namespace: str = "") -> Object:
+        assert patch["metadata"]["resourceVersion"] == "1"
+        self.asked.append(f"merge {resource.kind} {name}")
+        return {"metadata": {"resourceVersion": "2"}}
+
+
+def new() -> tuple[Toy, Decision]:
+    """A new job and the first decision about it."""
+    toy = Toy.of()
+    return toy, decide(toy.seen(), BEGIN)
+
+
+def condition(server: Server, kind: str) -> Object:
+    """Of the status that was applied."""
+    return next(c for c in server.status["status"]["conditions"] if c["type"] == kind)
+
+
+def test_the_status_is_applied_last_and_only_to_what_was_looked_at() -> None:
+    toy, decision = new()
+    server = Server()
+    carry_out(server, toy.obj, decision, now=BEGIN, may=lambda: True)  # type: ignore[arg-type]
+    assert server.asked[:3] == ["merge TrainingJob j", "create Event Accepted", "create Secret j-token"]
+    assert server.asked[-1] == "apply TrainingJob j status"
+    assert server.status["metadata"] == {"name": "j", "namespace": "n", "uid": "u", "resourceVersion": "2"}
+
+
+def test_a_status_without_a_phase_is_applied_whatever_the_agent_wrote_meanwhile() -> None:
+    toy = Toy.of().turn().pods_run().turn()
+    toy.agent_says("Running")
+    toy.pod("j-worker-0-1")["status"]["conditions"] = []
+    server = Server()
+    carry_out(server, toy.obj, decide(toy.seen(), BEGIN), now=BEGIN, may=lambda: True)  # type: ignore[arg-type]
+    assert server.asked == ["apply TrainingJob j status"]
+    assert "resourceVersion" not in server.status["metadata"]
+
+
+@pytest.mark.parametrize(
+    ("said", "reason", "fix"),
+    [
+        ('error looking up service account n/x: serviceaccount "x" not found', "ServiceAccountMissing", "manifests/namespace"),
+        ("exceeded quota: q, requested: pods=1", "QuotaExceeded", "ResourceQuota"),
+        ("violates PodSecurity", "Forbidden", "violates PodSecurity"),
+    ],
+)
+def test_a_refused_pod_is_told_in_the_status_and_ends_the_turn(said: str, reason: str, fix: str) -> None:
+    toy, decision = new()
+    server = Server({"j-worker-0-1": KubeError(status=403, reason="Forbidden", message=said)})
+    with pytest.raises(KubeError):
+        carry_out(server, toy.obj, decision, now=BEGIN, may=lambda: True)  # type: ignore[arg-type]
+    assert server.asked[-2:] == ["create Pod j-worker-0-1", "apply TrainingJob j status"]
+    assert (condition(server, "PodsReady")["reason"], server.status["status"]["reason"]) == (reason, reason)
+    assert "Pod j-worker-0-1 is refused" in server.status["status"]["message"]
+    assert fix in server.status["status"]["message"]
+
+
+def test_a_job_does_not_depend_on_events() -> None:
+    toy, decision = new()
+    server = Server({"events": KubeError(status=403, reason="Forbidden", message="events are not for you")})
+    carry_out(server, toy.obj, decision, now=BEGIN, may=lambda: True)  # type: ignore[arg-type]
+    assert server.asked[-1] == "apply TrainingJob j status"
+    assert server.status["status"]["phase"] == "Pending"
+
+
+@pytest.mark.parametrize("status", [0, 429, 500, 503])
+def test_a_server_that_is_away_is_no_news_about_the_job(status: int) -> None:
+    toy, decision = new()
+    server = Server({"j-head": KubeError(status=status, reason="", message="away")})
+    with pytest.raises(KubeError):
+        carry_out(server, toy.obj, decision, now=BEGIN, may=lambda: True)  # type: ignore[arg-type]
+    assert server.status == {}
+
+
+def test_nothing_more_is_done_once_another_operator_may_act() -> None:
+    toy, decision = new()
+    server = Server()
+    with pytest.raises(NotLeaderError):
+        carry_out(server, toy.obj, decision, now=BEGIN, may=lambda: len(server.asked) < 4)  # type: ignore[arg-type]
+    assert len(server.asked) == 4
