@@ -121,7 +121,7 @@ class LiveJob:
 
     def delete(self) -> None:
         """`kubectl delete`; nothing of it may be left."""
-        self.kubectl("delete", "trainingjob", self.name, "--timeout=120s")
+        self.kubectl("delete", "trainingjob", self.name, "--ignore-not-found", "--timeout=120s")
         kinds = "pods,services,secrets,persistentvolumeclaims,poddisruptionbudgets"
         left = ["get", kinds, "-l", f"{names.LABEL_JOB}={self.name}", "-o", "name"]
         self.until(lambda: self.kubectl(*left).split(), lambda found: not found, what="nothing is left")

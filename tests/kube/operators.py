@@ -149,7 +149,7 @@ class Yard:
 
     def submit(self, name: str, *, kubernetes: Object | None = None, change: Mapping[str, Any] = {}, **settings: Any) -> None:
         """Make a TrainingJob of two nodes and a spare; `change` is merged into its spec."""
-        asked = {"nodes": 2, "spares": 1, "detect_within": "1s", **settings}
+        asked = {"nodes": 2, "spares": 1, "detect_within": "10s", **settings}  # hands may be late: nothing is evicted for it
         place = {"image": "example.org/x:1", "scheduler": BY_HAND, "backend": "pods", **(kubernetes or {})}
         made = training_job(json.dumps({**document(name, **asked), "kubernetes": place}), namespace=self.namespace)
         made["spec"] |= change

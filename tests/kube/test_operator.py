@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.adapters.kube import names
-from orchestrator.adapters.kube.resources import PODS, SECRETS
+from orchestrator.adapters.kube.resources import PODS, SECRETS, SERVICES
 from tests.kube.control_plane import ControlPlane
 from tests.kube.operators import ACCOUNTS, OURS, TAINT, Operator, Yard
 
@@ -95,12 +95,19 @@ def test_a_job_gets_all_of_its_objects_in_order_and_owns_them(yard: Yard, operat
     assert yard.said("make") == ["Accepted: a head, 2 worker and 1 spare pods are asked for"]
 
 
-def test_the_tokens_are_made_once(yard: Yard) -> None:
+def test_another_head_finds_the_tokens_and_gets_the_address(yard: Yard) -> None:
     begin(yard, "tokens")
+    address = yard.api.get(SERVICES, "tokens-head", namespace=yard.namespace)
+    assert address is not None
     before = yard.api.get(SECRETS, "tokens-token", namespace=yard.namespace)
     yard.api.delete(PODS, "tokens-head-1", namespace=yard.namespace)
     yard.until(lambda: yard.live("tokens"), lambda live: "tokens-head-2" in live)
     assert yard.api.get(SECRETS, "tokens-token", namespace=yard.namespace) == before
+    after = yard.api.get(SERVICES, "tokens-head", namespace=yard.namespace)
+    assert after is not None
+    assert after["spec"]["clusterIP"] == address["spec"]["clusterIP"]
+    led = [service["spec"]["selector"][names.LABEL_INCARNATION] for service in (address, after)]
+    assert led == ["1", "2"]  # a dead head that stays Terminating is no end of the way any more
 
 
 def test_a_spec_that_only_we_can_judge_is_refused_with_the_text_of_the_spec(yard: Yard) -> None:
@@ -148,7 +155,7 @@ def test_a_pod_that_stays_terminating_blocks_nothing(yard: Yard) -> None:
 
 
 def test_a_lost_node_costs_its_pods_and_they_come_back_elsewhere(yard: Yard) -> None:
-    begin(yard, "node")
+    begin(yard, "node", detect_within="1s")
     (worker,) = [pod for pod in yard.pods("node") if pod.name == "node-worker-0-1"]
     others = {pod.name for pod in yard.pods("node") if pod.node != worker.node}
     yard.power_off(worker.node)
@@ -252,6 +259,7 @@ def test_a_namespace_without_our_accounts_is_told_what_it_lacks(yard: Yard) -> N
 def test_an_api_server_that_was_away_finds_everything_as_it_was(yard: Yard, operator: Operator, plane: ControlPlane) -> None:
     begin(yard, "away")
     before = [(pod.name, pod.uid) for pod in yard.pods("away")]
+    told = len(operator.said)
     plane.stop_api()
     try:
         yard.until(lambda: operator.said, lambda said: "does not answer" in said)
@@ -261,6 +269,7 @@ def test_an_api_server_that_was_away_finds_everything_as_it_was(yard: Yard, oper
     yard.until(lambda: yard.live("away"), lambda live: "away-worker-0-2" in live)
     after = {(pod.name, pod.uid) for pod in yard.pods("away")}
     assert {pod for pod in before if pod[0] != "away-worker-0-1"} <= after
+    assert re.findall(r"away: Pod (\S+) is (made|asked to go)", operator.said[told:])[0] == ("away-worker-0-2", "made")
 
 
 def test_of_two_operators_one_acts(plane: ControlPlane, operator_root: Path) -> None:
@@ -273,7 +282,7 @@ def test_of_two_operators_one_acts(plane: ControlPlane, operator_root: Path) -> 
             begin(yard, "two")
             assert "is made" in leader.said
             assert "is made" not in other.said
-            assert "waiting: the operator at work is" in other.said
+            yard.until(lambda: other.said, lambda said: "waiting: the operator at work is" in said)
             leader.kill()  # its lease lapses
             yard.hands.fail("two-worker-0-1")
             yard.until(lambda: yard.live("two"), lambda live: "two-worker-0-2" in live)

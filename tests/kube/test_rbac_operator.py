@@ -44,6 +44,7 @@ BREAKS: Final[dict[Right, str]] = {
     Right("", "nodes", "get"): "a pod on a lost node is replaced",
     Right("", "services", "list"): NOTHING,
     Right("", "services", "create"): "the services are there",
+    Right("", "services", "patch"): "the services are there",
     Right("", "services", "delete"): "services go",
     Right("", "persistentvolumeclaims", "list"): NOTHING,
     Right("", "persistentvolumeclaims", "create"): "the head has a volume",

@@ -22,6 +22,7 @@ class Staged(GPT):
     at_step: int = 0
     at_micro_batch: int = 0
     marker: str = ""
+    talk: bool = False  # print a line for each step
     diary: str = ""  # a file to which each micro-batch adds a line "step micro_batch": how far it got, whoever listens
 
     def batch(self, *, seed: int, step: int, micro_batch: int) -> Any:
@@ -29,6 +30,8 @@ class Staged(GPT):
         if self.diary:
             with open(self.diary, "a") as file:
                 file.write(f"{step} {micro_batch}\n")
+        if self.talk and micro_batch == 0:
+            print(f"step {step}", flush=True)
         now = bool(self.act) and (step, micro_batch) == (self.at_step, self.at_micro_batch) and self._first()
         return *super().batch(seed=seed, step=step, micro_batch=micro_batch), torch.tensor(now)
 

@@ -13,11 +13,7 @@ from datetime import datetime, timedelta
 from typing import TypeAlias
 
 from orchestrator.adapters.kube import names
-from orchestrator.adapters.kube.api import Object
-from orchestrator.adapters.kube.objects import support
-from orchestrator.adapters.kube.objects.common import Target
 from orchestrator.adapters.kube.observed import PodFacts
-from orchestrator.adapters.kube.resources import CLAIMS, SERVICES, Resource
 
 SHORT_LIFE_S = 600.0  # a pod that ended within this is waited with before the next, each time longer
 BACKOFF_FIRST_S = 2.0
@@ -47,15 +43,6 @@ class Staffing:
     remove: tuple[PodFacts, ...] = ()
     surplus: tuple[PodFacts, ...] = ()  # those of `remove` that the job has become too small for
     again_s: float | None = None  # look again after this, for a pod that is waited with
-
-
-def claim_and_services(target: Target) -> tuple[tuple[Resource, Object], ...]:
-    """What is made before the pods and stays as it was made."""
-    return (
-        (CLAIMS, support.head_claim(target)),
-        (SERVICES, support.head_service(target)),
-        (SERVICES, support.pods_service(target)),
-    )
 
 
 def staff(pods: Sequence[PodFacts], *, role: str, count: int, highest: Highest, now: datetime) -> Staffing:

@@ -25,7 +25,7 @@ from orchestrator.adapters.kube.access import Options, connect
 from orchestrator.adapters.kube.api import KubeApi, KubeError
 from orchestrator.apps.operator.execute import carry_out
 from orchestrator.apps.operator.lease import CALL_S, Lease
-from orchestrator.apps.operator.observation import Served, observe
+from orchestrator.apps.operator.observation import Served, observe, remember
 from orchestrator.apps.operator.reconcile import decide
 from orchestrator.apps.operator.turns import Key, Turns
 from orchestrator.apps.operator.watching import watch
@@ -90,7 +90,19 @@ class Operator:
             return None
         now = datetime.now(UTC)
         decision = decide(seen, now)
-        carry_out(self._api, seen.obj, decision, now=now, may=lambda: self._lease.held)
+        carry_out(
+            self._api,
+            seen.obj,
+            decision,
+            now=now,
+            may=lambda: self._lease.held,
+            made=lambda labels: remember(
+                highest,
+                role=labels[names.LABEL_ROLE],
+                ordinal=int(labels[names.LABEL_ORDINAL]),
+                incarnation=int(labels[names.LABEL_INCARNATION]),
+            ),
+        )
         return RESYNC_S if decision.again_s is None else min(RESYNC_S, decision.again_s)
 
     def _what_is_served(self) -> Served:

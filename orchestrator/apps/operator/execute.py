@@ -7,14 +7,14 @@ Each action is asked for only while this operator is still the one that may act.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 
 from orchestrator.adapters.kube import names
 from orchestrator.adapters.kube.api import KubeApi, KubeError, Object
 from orchestrator.adapters.kube.events import event
 from orchestrator.adapters.kube.objects.support import token_secret
-from orchestrator.adapters.kube.resources import EVENTS, SECRETS, TRAINING_JOBS
+from orchestrator.adapters.kube.resources import EVENTS, PODS, SECRETS, TRAINING_JOBS
 from orchestrator.apps.operator.actions import (
     Action,
     Apply,
@@ -35,8 +35,16 @@ class NotLeaderError(Exception):
     """Another operator may act by now."""
 
 
-def carry_out(api: KubeApi, obj: Object, decision: Decision, *, now: datetime, may: Callable[[], bool]) -> None:
-    """Do it. Raises KubeError (some of it may be done), NotLeaderError."""
+def carry_out(
+    api: KubeApi,
+    obj: Object,
+    decision: Decision,
+    *,
+    now: datetime,
+    may: Callable[[], bool],
+    made: Callable[[Mapping[str, str]], None],
+) -> None:
+    """Do it, and tell `made` the labels of each new pod. Raises KubeError (some of it may be done), NotLeaderError."""
     meta, draft = obj["metadata"], decision.draft
     refusal: KubeError | None = None
     for action in decision.actions:
@@ -44,6 +52,8 @@ def carry_out(api: KubeApi, obj: Object, decision: Decision, *, now: datetime, m
             raise NotLeaderError
         try:
             _do(api, obj, action, now)
+            if isinstance(action, Create) and action.resource is PODS:
+                made(action.obj["metadata"]["labels"])
         except KubeError as error:
             if isinstance(action, Say) and _for_good(error):
                 log.warning("%s/%s: the Event %s cannot be made: %s", meta["namespace"], meta["name"], action.reason, error)

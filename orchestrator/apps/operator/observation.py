@@ -73,8 +73,8 @@ class Observed:
     pods: tuple[PodFacts, ...]
     highest: Highest
     answering: frozenset[str]  # of the nodes with pods that were asked to go, those whose kubelet will end them
-    claims: tuple[str, ...]
-    services: tuple[str, ...]
+    claims: dict[str, bool]  # name -> whether it was asked to go
+    services: dict[str, int]  # name -> incarnation that it leads to; 0: to all
     budgets: dict[str, int | None]  # name -> minAvailable
     pod_groups: dict[str, int | None]  # name -> minMember
     ray_cluster: Object | None
@@ -135,8 +135,7 @@ def observe(api: KubeApi, *, namespace: str, name: str, served: Served, highest:
     owners = [uid, *(cluster["metadata"]["uid"] for cluster in clusters)]
     pods = tuple(pod_facts(pod) for pod in _owned(api.list(PODS, namespace=namespace, labels=labels), owners))
     for pod in pods:
-        place = (pod.role, pod.ordinal)
-        highest[place] = max(pod.incarnation, highest.get(place, 0))
+        remember(highest, role=pod.role, ordinal=pod.ordinal, incarnation=pod.incarnation)
     volcano = isinstance(target, Target) and is_volcano(target)
     going_on = {pod.node for pod in pods if pod.terminating and pod.node}
     return Observed(
@@ -146,8 +145,8 @@ def observe(api: KubeApi, *, namespace: str, name: str, served: Served, highest:
         pods=pods,
         highest=dict(highest),
         answering=frozenset(node for node in going_on if node_ready(api.get(NODES, node))),
-        claims=_names(mine(CLAIMS)),
-        services=_names(mine(SERVICES)),
+        claims={claim["metadata"]["name"]: "deletionTimestamp" in claim["metadata"] for claim in mine(CLAIMS)},
+        services={service["metadata"]["name"]: leads_to(service) for service in mine(SERVICES)},
         budgets=_numbers(mine(served.budgets), "minAvailable"),
         pod_groups=_numbers(mine(POD_GROUPS), "minMember") if served.volcano and volcano else {},
         ray_cluster=next(iter(clusters), None),
@@ -155,13 +154,19 @@ def observe(api: KubeApi, *, namespace: str, name: str, served: Served, highest:
     )
 
 
+def remember(highest: dict[tuple[str, int], int], *, role: str, ordinal: int, incarnation: int) -> None:
+    """Note a pod that there is."""
+    highest[role, ordinal] = max(incarnation, highest.get((role, ordinal), 0))
+
+
 def _owned(objects: list[Object], owners: Iterable[str]) -> list[Object]:
     owners = list(owners)
     return [obj for obj in objects if owned_by(obj, owners)]
 
 
-def _names(objects: list[Object]) -> tuple[str, ...]:
-    return tuple(obj["metadata"]["name"] for obj in objects)
+def leads_to(service: Object) -> int:
+    """The incarnation that a Service selects; 0 for all."""
+    return int((service["spec"].get("selector") or {}).get(names.LABEL_INCARNATION) or 0)
 
 
 def _numbers(objects: list[Object], key: str) -> dict[str, int | None]:

@@ -33,4 +33,4 @@ def everything(seen: Observed) -> Iterator[Action]:
     """Of a job that is being deleted."""
     yield from pods(seen, force=True)
     yield from all_that_runs(seen)
-    yield from (Delete(resource=CLAIMS, name=name) for name in seen.claims)
+    yield from (Delete(resource=CLAIMS, name=name) for name, going in seen.claims.items() if not going)

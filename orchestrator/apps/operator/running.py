@@ -11,13 +11,13 @@ from datetime import datetime
 
 from orchestrator.adapters.kube import names
 from orchestrator.adapters.kube.api import Object
-from orchestrator.adapters.kube.desired import NewPod, Staffing, claim_and_services, staff, staff_head
+from orchestrator.adapters.kube.desired import NewPod, Staffing, staff, staff_head
 from orchestrator.adapters.kube.gang import gang_elsewhere, is_volcano, pod_group
 from orchestrator.adapters.kube.kuberay import ray_cluster, sizes
+from orchestrator.adapters.kube.objects import support
 from orchestrator.adapters.kube.objects.common import Target
 from orchestrator.adapters.kube.objects.pods import head_pod, training_pod
-from orchestrator.adapters.kube.objects.support import disruption_budget
-from orchestrator.adapters.kube.resources import CLAIMS, POD_GROUPS, PODS, RAY_CLUSTERS
+from orchestrator.adapters.kube.resources import CLAIMS, POD_GROUPS, PODS, RAY_CLUSTERS, SERVICES
 from orchestrator.apps.operator import removal
 from orchestrator.apps.operator import status as st
 from orchestrator.apps.operator.actions import Action, Apply, Create, Decision, Delete, MakeTokens, Say
@@ -39,9 +39,8 @@ def run(seen: Observed, decision: Decision, draft: Draft, target: Target, now: d
         message = f"a head, {cluster.nodes} worker and {cluster.spares} spare pods are asked for"
         decision.actions.append(Say(reason="Accepted", message=message))
     if _gang(seen, decision, draft, target, now, anew=resumed):
-        decision.actions += _surroundings(seen, target)
         if seen.by_kuberay:
-            decision.actions += _by_kuberay(seen, target)
+            decision.actions += [*_surroundings(seen, target, head=None), *_by_kuberay(seen, target)]
         else:
             _pods(seen, decision, target, now)
     _say_how_it_is(seen, decision, draft, target)
@@ -55,14 +54,20 @@ def head_serves(seen: Observed) -> bool:
 # ---- objects
 
 
-def _surroundings(seen: Observed, target: Target) -> Iterator[Action]:
-    """In this order, for whatever is named later needs what is before: pods the tokens, their environment the services."""
+def _surroundings(seen: Observed, target: Target, *, head: int | None) -> Iterator[Action]:
+    """In this order, for whatever is named later needs what is before: pods the tokens, their environment the services.
+
+    `head` is the incarnation that the head's address leads to.
+    """
     if names.head_claim(target.name) not in seen.claims or not any(pod.role == names.HEAD for pod in seen.pods):
         yield MakeTokens(target)
-    for resource, obj in claim_and_services(target):
-        if obj["metadata"]["name"] not in (seen.claims if resource is CLAIMS else seen.services):
-            yield Create(resource, obj)
-    budget = disruption_budget(target, seen.served.budgets)
+    if names.head_claim(target.name) not in seen.claims:
+        yield Create(CLAIMS, support.head_claim(target))
+    if seen.services.get(names.head_service(target.name)) != (head or 0):
+        yield Apply(SERVICES, support.head_service(target, incarnation=head))
+    if names.pods_service(target.name) not in seen.services:
+        yield Create(SERVICES, support.pods_service(target))
+    budget = support.disruption_budget(target, seen.served.budgets)
     if seen.budgets.get(target.name) != budget["spec"]["minAvailable"]:
         yield Apply(seen.served.budgets, budget)
     if is_volcano(target):
@@ -74,8 +79,11 @@ def _surroundings(seen: Observed, target: Target) -> Iterator[Action]:
 def _pods(seen: Observed, decision: Decision, target: Target, now: datetime) -> None:
     """The head, workers, and then spares: a spare goes where it is not beside a worker, as far as there is such a place."""
     cluster = target.job.cluster
+    head = staff_head(seen.pods, answering=seen.answering, highest=seen.highest, now=now)
+    heads = [new.incarnation for new in head.make] or [p.incarnation for p in seen.pods if p.role == names.HEAD]
+    decision.actions += _surroundings(seen, target, head=max(heads))
     staffings: list[Staffing] = [
-        staff_head(seen.pods, answering=seen.answering, highest=seen.highest, now=now),
+        head,
         staff(seen.pods, role=names.WORKER, count=cluster.nodes, highest=seen.highest, now=now),
         staff(seen.pods, role=names.SPARE, count=cluster.spares, highest=seen.highest, now=now),
     ]

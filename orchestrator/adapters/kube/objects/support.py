@@ -40,10 +40,15 @@ def head_claim(target: Target) -> Object:
     }
 
 
-def head_service(target: Target) -> Object:
-    """One address for the head, whichever pod is it. Not only when it is ready: workers join before the supervisor answers."""
+def head_service(target: Target, *, incarnation: int | None = None) -> Object:
+    """One address for the head. Not only when it is ready: workers join before the supervisor answers.
+
+    With an `incarnation` it leads to that pod only, and never to a dead one that nobody has removed yet.
+    """
     ports = [_port("gcs", names.GCS_PORT), _port("control", names.CONTROL_PORT)]
-    return _service(target, names.head_service(target.name), {"selector": selector(target.name, names.HEAD), "ports": ports})
+    only = {} if incarnation is None else {names.LABEL_INCARNATION: str(incarnation)}
+    spec = {"selector": selector(target.name, names.HEAD) | only, "ports": ports}
+    return _service(target, names.head_service(target.name), spec)
 
 
 def pods_service(target: Target) -> Object:

@@ -52,6 +52,10 @@ def new() -> tuple[Toy, Decision]:
     return toy, decide(toy.seen(), BEGIN)
 
 
+def ignore(_: object) -> None:
+    """Nobody wants to know."""
+
+
 def condition(server: Server, kind: str) -> Object:
     """Of the status that was applied."""
     return next(c for c in server.status["status"]["conditions"] if c["type"] == kind)
@@ -60,7 +64,16 @@ def condition(server: Server, kind: str) -> Object:
 def test_the_status_is_applied_last_and_only_to_what_was_looked_at() -> None:
     toy, decision = new()
     server = Server()
-    carry_out(server, toy.obj, decision, now=BEGIN, may=lambda: True)  # type: ignore[arg-type]
+    made: list[str] = []
+    carry_out(
+        server,  # type: ignore[arg-type]
+        toy.obj,
+        decision,
+        now=BEGIN,
+        may=lambda: True,
+        made=lambda labels: made.append(labels[names.LABEL_ROLE]),
+    )
+    assert made == [names.HEAD, names.WORKER, names.WORKER, names.SPARE]
     assert server.asked[:3] == ["merge TrainingJob j", "create Event Accepted", "create Secret j-token"]
     assert server.asked[-1] == "apply TrainingJob j status"
     assert server.status["metadata"] == {"name": "j", "namespace": "n", "uid": "u", "resourceVersion": "2"}
@@ -71,7 +84,7 @@ def test_a_status_without_a_phase_is_applied_whatever_the_agent_wrote_meanwhile(
     toy.agent_says("Running")
     toy.pod("j-worker-0-1")["status"]["conditions"] = []
     server = Server()
-    carry_out(server, toy.obj, decide(toy.seen(), BEGIN), now=BEGIN, may=lambda: True)  # type: ignore[arg-type]
+    carry_out(server, toy.obj, decide(toy.seen(), BEGIN), now=BEGIN, may=lambda: True, made=ignore)  # type: ignore[arg-type]
     assert server.asked == ["apply TrainingJob j status"]
     assert "resourceVersion" not in server.status["metadata"]
 
@@ -88,7 +101,7 @@ def test_a_refused_pod_is_told_in_the_status_and_ends_the_turn(said: str, reason
     toy, decision = new()
     server = Server({"j-worker-0-1": KubeError(status=403, reason="Forbidden", message=said)})
     with pytest.raises(KubeError):
-        carry_out(server, toy.obj, decision, now=BEGIN, may=lambda: True)  # type: ignore[arg-type]
+        carry_out(server, toy.obj, decision, now=BEGIN, may=lambda: True, made=ignore)  # type: ignore[arg-type]
     assert server.asked[-2:] == ["create Pod j-worker-0-1", "apply TrainingJob j status"]
     assert (condition(server, "PodsReady")["reason"], server.status["status"]["reason"]) == (reason, reason)
     assert "Pod j-worker-0-1 is refused" in server.status["status"]["message"]
@@ -98,7 +111,7 @@ def test_a_refused_pod_is_told_in_the_status_and_ends_the_turn(said: str, reason
 def test_a_job_does_not_depend_on_events() -> None:
     toy, decision = new()
     server = Server({"events": KubeError(status=403, reason="Forbidden", message="events are not for you")})
-    carry_out(server, toy.obj, decision, now=BEGIN, may=lambda: True)  # type: ignore[arg-type]
+    carry_out(server, toy.obj, decision, now=BEGIN, may=lambda: True, made=ignore)  # type: ignore[arg-type]
     assert server.asked[-1] == "apply TrainingJob j status"
     assert server.status["status"]["phase"] == "Pending"
 
@@ -108,7 +121,7 @@ def test_a_server_that_is_away_is_no_news_about_the_job(status: int) -> None:
     toy, decision = new()
     server = Server({"j-head": KubeError(status=status, reason="", message="away")})
     with pytest.raises(KubeError):
-        carry_out(server, toy.obj, decision, now=BEGIN, may=lambda: True)  # type: ignore[arg-type]
+        carry_out(server, toy.obj, decision, now=BEGIN, may=lambda: True, made=ignore)  # type: ignore[arg-type]
     assert server.status == {}
 
 
@@ -116,5 +129,5 @@ def test_nothing_more_is_done_once_another_operator_may_act() -> None:
     toy, decision = new()
     server = Server()
     with pytest.raises(NotLeaderError):
-        carry_out(server, toy.obj, decision, now=BEGIN, may=lambda: len(server.asked) < 4)  # type: ignore[arg-type]
+        carry_out(server, toy.obj, decision, now=BEGIN, may=lambda: len(server.asked) < 4, made=ignore)  # type: ignore[arg-type]
     assert len(server.asked) == 4

@@ -175,10 +175,12 @@ def test_no_second_head_beside_one_that_may_still_write() -> None:
     toy.asked_to_go("j-head-1", grace_s=60)
     toy.turn()
     assert "j-head-2" not in toy.pods
-    assert toy.again_s is not None
+    assert (toy.again_s, toy.seen().services["j-head"]) == (2, 1)
     toy.answering.discard("a")  # now nobody will end it, and the volume is not its any more
-    toy.turn()
+    toy.turn(2)
     assert "j-head-2" in toy.live
+    assert toy.log[-2:] == ["+Service j-head", "+j-head-2"]  # workers find the new one only, while the dead one is still listed
+    assert toy.seen().services == {"j-head": 2, "j-pods": 0}
 
 
 def test_a_head_that_its_node_cannot_end_is_not_waited_for_for_ever() -> None:
@@ -401,6 +403,7 @@ def test_a_deleted_job_leaves_nothing_behind() -> None:
     toy.turn()
     assert (toy.objects, toy.gone) == ({}, True)
     assert toy.log[-2:] == ["no tokens", "finalizers -"]
+    assert toy.log.count("-j-head") == 2  # the Service and the claim, each asked once
 
 
 def test_a_deleted_job_forces_pods_whose_node_is_gone() -> None:

@@ -25,7 +25,7 @@ from orchestrator.apps.operator.actions import (
     Say,
     SetFinalizers,
 )
-from orchestrator.apps.operator.observation import Observed, Served, read_target
+from orchestrator.apps.operator.observation import Observed, Served, leads_to, read_target
 from orchestrator.apps.operator.reconcile import decide
 from orchestrator.spec.training_job import training_job
 from tests.world.jobs import document
@@ -91,8 +91,8 @@ class Toy:
             pods=tuple(pod_facts(pod) for pod in self.of_kind(PODS)),
             highest=dict(self.highest),
             answering=frozenset(self.answering),
-            claims=tuple(o["metadata"]["name"] for o in self.of_kind(CLAIMS)),
-            services=tuple(o["metadata"]["name"] for o in self.of_kind(SERVICES)),
+            claims={o["metadata"]["name"]: "deletionTimestamp" in o["metadata"] for o in self.of_kind(CLAIMS)},
+            services={o["metadata"]["name"]: leads_to(o) for o in self.of_kind(SERVICES)},
             budgets={o["metadata"]["name"]: o["spec"]["minAvailable"] for o in self.of_kind(BUDGETS_BETA)},
             pod_groups={o["metadata"]["name"]: o["spec"]["minMember"] for o in self.of_kind(POD_GROUPS)},
             ray_cluster=clusters[0] if clusters else None,
@@ -123,6 +123,7 @@ class Toy:
                     self.obj["metadata"].setdefault("deletionTimestamp", timestamp(self.now))
                 case Say():
                     self.said.append(f"{action.reason}: {action.message}")
+        self._end_claims()
         if decision.draft is not None:
             kept = {k: v for k, v in self.status.items() if k in self.agents}
             mine = decision.draft.content()
@@ -152,6 +153,8 @@ class Toy:
         if action.resource is PODS and found["spec"].get("nodeName") and not action.force:
             grace_s = found["spec"]["terminationGracePeriodSeconds"]
             self.asked_to_go(action.name, grace_s=grace_s)
+        elif action.resource is CLAIMS and self.pods:  # Kubernetes keeps it while a pod uses it
+            found["metadata"]["deletionTimestamp"] = timestamp(self.now)
         else:
             del self.objects[action.resource.kind, action.name]
 
@@ -203,6 +206,12 @@ class Toy:
         """Pods that were asked to go are gone: these, or all."""
         for name in pods or [n for n in self.pods if "deletionTimestamp" in self.pod(n)["metadata"]]:
             del self.objects["Pod", name]
+        self._end_claims()
+
+    def _end_claims(self) -> None:
+        for key in [key for key, obj in self.objects.items() if key[0] == CLAIMS.kind and "deletionTimestamp" in obj["metadata"]]:
+            if not self.pods:
+                del self.objects[key]
 
     def change(self, *, nodes: int | None = None, suspend: bool | None = None) -> Toy:
         """Edit the spec."""
