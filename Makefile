@@ -36,10 +36,10 @@ test: setup ## Run all tests (ARGS="-k name" narrows)
 	@tools/test.sh $(BIN) $(ARGS)
 
 test-fast: setup ## Run the tests that need no Ray cluster
-	@$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not ray and not chaos and not slow and not kube" $(ARGS)
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not ray and not chaos and not slow and not kube" $(ARGS)
 
 test-chaos: setup ## Run the tests that kill, stop and cut off real processes
-	@$(BIN)/python -m pytest -m "chaos and not kube" $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "chaos and not kube" $(ARGS)
 
 test-kube: setup ## Run the tests on Kubernetes: a real control plane and pods in namespaces of this machine, or a cluster of yours
 	@test -n "$${KUBEBUILDER_ASSETS:-}" || tools/kube_assets.sh >/dev/null

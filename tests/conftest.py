@@ -4,11 +4,16 @@ Property tests have no deadline, because this suite asserts what is computed and
 run it are busy. In CI they draw the same examples each time, so that a red run means a change and not luck; elsewhere
 they explore. A failing example prints the line that replays it. Where slow tests are left out, a property that names no number
 of its own draws a quarter of them.
+
+Every worker of xdist collects everything. So a folder whose tests all bear a mark is not even imported where that mark is left
+out, and garbage is looked for only after the collection, and then not in what it has made.
 """
 
 from __future__ import annotations
 
+import gc
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -19,12 +24,35 @@ settings.register_profile(
 settings.register_profile("ci", settings.get_profile("default"), derandomize=True, database=None)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
+HERE = Path(__file__).parent
+MARKED = {HERE / "kube": "kube", HERE / "chaos": "chaos", HERE / "netlab": "chaos", HERE / "e2e": "slow"}
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Quick runs draw fewer examples."""
+    gc.disable()
     if "not slow" in config.option.markexpr:
         settings.register_profile("fast", settings(), max_examples=25)
         settings.load_profile("fast")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Folders that hold nothing which was asked for."""
+    mark, asked = MARKED.get(collection_path), config.option.markexpr
+    return True if mark and " or " not in asked and f"not {mark}" in asked.split(" and ") else None
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """What is below a marked folder bears its mark."""
+    for folder, mark in MARKED.items():
+        if folder in item.path.parents:
+            item.add_marker(mark)
+
+
+def pytest_collection_finish() -> None:
+    """From here on garbage matters."""
+    gc.enable()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

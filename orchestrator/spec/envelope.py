@@ -20,7 +20,7 @@ from orchestrator.spec.kube_values import LabelValue, NamespaceName, checked_job
 from orchestrator.spec.model import JobSpec
 from orchestrator.spec.reading import first, validated
 from orchestrator.spec.section import Section
-from orchestrator.spec.values import refused
+from orchestrator.spec.values import checked_name, refused
 
 GROUP = "orchestrator.dev"
 VERSION = "v1alpha1"
@@ -115,6 +115,10 @@ def name_unfit(job: Document) -> list[Problem]:
     """The problem of a bare job's name that is good elsewhere but not on Kubernetes."""
     name = job.root.get("name")
     if not isinstance(name, str):
+        return []
+    try:
+        checked_name(name)
+    except PydanticCustomError:  # good nowhere: said where every job is judged
         return []
     try:
         checked_job_name(name)

@@ -1,4 +1,6 @@
-"""Runs the Kubernetes tests in one process and ends with one line of JSON, whatever became of them.
+"""Runs the Kubernetes tests in two processes and ends with one line of JSON, whatever became of them.
+
+Whole jobs train in one of them, which mostly waits, while the other does the rest.
 
     python -m tests.kube [arguments of pytest]
 
@@ -45,7 +47,9 @@ def main() -> int:
         report = Path(folder) / "report.xml"
         asked = sys.argv[1:]
         where = [] if any((ROOT / word.partition("::")[0]).exists() for word in asked) else ["tests/kube"]
-        argv = [sys.executable, "-m", "pytest", "-m", "kube", f"--junit-xml={report}", *where, *asked]
+        side_by_side = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
+        told = ["-o", "junit_family=xunit1", f"--junit-xml={report}"]  # xunit2 has no place for figures
+        argv = [sys.executable, "-m", "pytest", "-m", "kube", *side_by_side, *told, *where, *asked]
         code = subprocess.run(argv, cwd=ROOT).returncode
         cases = ET.parse(report).iter("testcase") if report.exists() else ()  # none: pytest itself came to grief
         print(json.dumps({"bench": "kube", "figures": figures(cases)}), flush=True)

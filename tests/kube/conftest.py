@@ -28,10 +28,11 @@ KEEP = "NETLAB_KEEP"  # leaves logs and data behind
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything below this folder is marked `kube`."""
+    """Everything below this folder is marked `kube`; whole jobs, which take longest, come first."""
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.kube)
+    items.sort(key=lambda item: item.path != HERE / "test_job.py")
 
 
 @pytest.fixture(scope="session")

@@ -52,6 +52,7 @@ class LabSite(Site):
     def __init__(self, *, root: Path) -> None:
         super().__init__(root=root)
         self.image = "lab.invalid/orchestrator:lab"  # whatever it is called: tests/kube/image.py
+        self.pace_ms = 200
         self.job_env = {ENV_WORKDIR: str(ROOT)}  # the tree is at its own path there
         self.lab = Lab(nodes=1 + TEST_NODES, root=root / "lab", private="kubelet")
         self._volumes = root / "volumes"

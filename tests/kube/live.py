@@ -17,6 +17,7 @@ Object = dict[str, Any]
 Pods = dict[str, Object]  # by name
 
 LIMIT_S: Final = 180.0
+END_LIMIT_S: Final = 900.0
 POLL_S: Final = 0.2
 
 
@@ -34,7 +35,7 @@ class LiveJob:
 
     def manifest(self, *, kubernetes: Mapping[str, Any] | None = None, **settings: Any) -> Object:
         """The TrainingJob: four ranks and a spare, one pod each, with the head beside the control plane."""
-        asked = document(self.name, **{"nodes": 4, "spares": 1, "zero": 1, "pace_ms": 30, **settings})
+        asked = document(self.name, **{"nodes": 4, "spares": 1, "zero": 1, "pace_ms": 80, **settings})
         place = {"image": self.site.image, "env": self.site.job_env, "head": self.site.head_placement, **(kubernetes or {})}
         return training_job(json.dumps({**asked, "kubernetes": place}), namespace=self.namespace)
 
@@ -115,7 +116,9 @@ class LiveJob:
     def finish(self) -> Object:
         """The status at the end, which must be a good one."""
         ended = ("Succeeded", "Failed", "Cancelled")
-        end = self.until(lambda: self.status, lambda s: s.get("phase") in ended and "completionTime" in s, what="the end")
+        end = self.until(
+            lambda: self.status, lambda s: s.get("phase") in ended and "completionTime" in s, what="the end", limit_s=END_LIMIT_S
+        )
         assert end["phase"] == "Succeeded", self.story()
         return end
 

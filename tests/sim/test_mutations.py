@@ -23,8 +23,11 @@ from orchestrator.runtime.carrier import Carrier
 from orchestrator.runtime.ports import Record
 from orchestrator.testkit.sim import scenario
 from orchestrator.testkit.sim.run import simulate
+from orchestrator.testkit.sim.scenario import Kind
 
 SEEDS = 300
+CLEAN = 10
+ALL = tuple(Kind)
 Plant = Callable[[pytest.MonkeyPatch], None]
 
 
@@ -207,35 +210,43 @@ def a_planned_change_is_charged(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(changes, "fence", dear)
 
 
+@pytest.fixture(scope="module")
+def clean() -> None:
+    """Without any bug the same seeds, with the same jobs, find nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scenario, "AUTO_SHARE", 0.0)
+        failing = [seed for seed in range(CLEAN) if simulate(seed).violations]
+    assert not failing, f"seeds {failing} fail without any bug"
+
+
+@pytest.mark.usefixtures("clean")
 @pytest.mark.parametrize(
-    ("plant", "says"),
+    ("plant", "says", "kinds"),
     [
-        (commits_are_ignored, "its survivors hold step"),
-        (a_transfer_is_forgotten, "were not sent to rank"),
-        (old_ids_are_not_fenced, "live on"),
-        (the_next_epoch_does_not_wait, "and not fenced"),
-        (commands_go_out_before_the_record, "acts before it is in the journal"),
-        (records_are_not_durable, "was not written durably"),
-        (the_first_ready_rank_speaks_for_all, "have no state yet"),
-        (a_pause_of_the_supervisor_counts_as_silence, ""),
-        (a_decision_depends_on_more_than_its_event, "replay: "),
-        (torn_params_are_believed, "params"),
-        (a_shrink_forgets_a_region, "its survivors hold step"),
-        (a_job_shrinks_below_its_minimum, "must never train"),
-        (growth_knows_no_pause, "the size changed at step"),
-        (growth_is_put_off_for_ever, "the job does not grow"),
-        (the_heirs_get_nothing, "hands over again and again"),
-        (the_accused_goes_on, "is known to be wrong"),
-        (a_planned_change_is_charged, "cost a step or a unit of the budget"),
+        (commits_are_ignored, "its survivors hold step", [Kind.ELASTIC]),
+        (a_transfer_is_forgotten, "were not sent to rank", ALL),
+        (old_ids_are_not_fenced, "live on", ALL),
+        (the_next_epoch_does_not_wait, "and not fenced", ALL),
+        (commands_go_out_before_the_record, "acts before it is in the journal", ALL),
+        (records_are_not_durable, "was not written durably", ALL),
+        (the_first_ready_rank_speaks_for_all, "have no state yet", ALL),
+        (a_pause_of_the_supervisor_counts_as_silence, "", [Kind.PAUSES]),
+        (a_decision_depends_on_more_than_its_event, "replay: ", ALL),
+        (torn_params_are_believed, "params", [Kind.ELASTIC]),
+        (a_shrink_forgets_a_region, "its survivors hold step", [Kind.ELASTIC]),
+        (a_job_shrinks_below_its_minimum, "must never train", ALL),
+        (growth_knows_no_pause, "the size changed at step", ALL),
+        (growth_is_put_off_for_ever, "the job does not grow", ALL),
+        (the_heirs_get_nothing, "hands over again and again", [Kind.PLANNED]),
+        (the_accused_goes_on, "is known to be wrong", [Kind.CORRUPT]),
+        (a_planned_change_is_charged, "cost a step or a unit of the budget", ALL),
     ],
     ids=lambda v: v.__name__ if callable(v) else None,
 )
-def test_a_planted_bug_is_found(plant: Plant, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    clean = next((s for s in range(3) if simulate(s).violations), None)
-    assert clean is None, f"seed {clean} fails without any bug"
+def test_a_planted_bug_is_found(plant: Plant, says: str, kinds: Sequence[Kind], monkeypatch: pytest.MonkeyPatch) -> None:
     plant(monkeypatch)
     monkeypatch.setattr(scenario, "AUTO_SHARE", 0.0)  # none of these bugs is the planner's, and choosing takes time
-    for seed in range(SEEDS):
+    for seed in (s for s in range(SEEDS) if scenario.scenario(s).kind in kinds):
         violations = simulate(seed).violations
         if any(says in v for v in violations):
             return

@@ -137,6 +137,7 @@ def torch_check() -> str:
     return command.replace("/opt/orchestrator/bin/python", sys.executable)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wanted", ["cpu", "gpu"])
 def test_a_build_of_torch_that_was_not_asked_for_stops_the_build(wanted: str) -> None:
     import torch

@@ -6,6 +6,7 @@ of its refusals becomes an error in words (refusals.py), and long answers are re
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -165,14 +166,33 @@ def _from_file(config: Any, settings: Any, files: str, options: Options) -> tupl
         if options.context and options.context not in names:
             raise BadRequestError(f"there is no context {options.context} in {files}; fix: name one of {', '.join(names)}")
         chosen = next((c for c in contexts if c["name"] == options.context), active)
-        config.load_kube_config(
-            config_file=files, context=options.context or None, client_configuration=settings, persist_config=False
-        )
+        with _complaints() as complaints:
+            config.load_kube_config(
+                config_file=files, context=options.context or None, client_configuration=settings, persist_config=False
+            )
     except (config.ConfigException, yaml.YAMLError, KeyError, TypeError, AttributeError, OSError, ValueError) as error:
         raise BadRequestError(
             f"the kubeconfig {files} cannot be used: {_line(error)}; fix: look at `kubectl config view`"
         ) from None
-    return str(chosen["context"].get("namespace") or ""), f"context {chosen['name']} of {files}"
+    source = f"context {chosen['name']} of {files}"
+    if complaints:
+        raise ControlError(
+            f"the credentials of {source} cannot be made: {complaints[0]}; fix: install what makes them, or log in"
+        )
+    return str(chosen["context"].get("namespace") or ""), source
+
+
+@contextmanager
+def _complaints() -> Iterator[list[str]]:
+    """What the client only logs, on the root logger, before it goes on without credentials: a login or a plugin that failed."""
+    said: list[str] = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger().addHandler(handler)
+    try:
+        yield said
+    finally:
+        logging.getLogger().removeHandler(handler)
 
 
 def _from_pod(config: Any, settings: Any) -> tuple[str, str]:

@@ -20,7 +20,6 @@ from orchestrator.adapters.kube.resources import APPLY, JSON, MERGE, Resource
 Object: TypeAlias = dict[str, Any]
 
 REQUEST_TIMEOUT_S = 15.0
-PAGE_OBJECTS = 500
 
 
 class KubeError(Exception):
@@ -89,18 +88,13 @@ class KubeApi:
             raise
 
     def list(self, resource: Resource, *, namespace: str = "", labels: str = "", fields: str = "") -> list[Object]:
-        """All that match, as etcd has them now: never from the API server's cache."""
-        found: list[Object] = []
-        token = ""
-        while True:
-            query = {"limit": str(PAGE_OBJECTS), "labelSelector": labels, "fieldSelector": fields, "continue": token}
-            page = self.request(
-                "GET", resource.path(namespace=namespace), query={key: value for key, value in query.items() if value}
-            )
-            found += page.get("items") or []
-            token = page.get("metadata", {}).get("continue") or ""
-            if not token:
-                return found
+        """All that match, as they are now: no resourceVersion, so nothing that is out of date.
+
+        Not page by page: pages are read from etcd, where such a list as a whole is answered by the API server itself (since
+        Kubernetes 1.31), and etcd would go through all objects of the namespace for the few that match.
+        """
+        query = {key: value for key, value in (("labelSelector", labels), ("fieldSelector", fields)) if value}
+        return list(self.request("GET", resource.path(namespace=namespace), query=query).get("items") or [])
 
     def create(self, resource: Resource, obj: Object) -> bool:
         """False where an object of that name is there already."""

@@ -2,7 +2,7 @@
 
 An ordinal is one place of the job (worker 2, spare 0); the pods that hold it one after another are its incarnations. A place
 whose newest pods are all going, finished or gone gets a new one at once, so that a dead node's pod, which nobody will ever end,
-blocks nothing. Only a pod that keeps ending soon after its start is waited with.
+blocks nothing. Only a place whose pods keep ending soon after their start is waited with.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class NewPod:
     role: str
     ordinal: int
     incarnation: int
+    failures: int = 0  # pods of this place in a row that ended soon after their start
     after: PodFacts | None = None
 
 
@@ -40,8 +41,8 @@ class Staffing:
     """What to do about the pods of a role."""
 
     make: tuple[NewPod, ...] = ()
-    remove: tuple[PodFacts, ...] = ()
-    surplus: tuple[PodFacts, ...] = ()  # those of `remove` that the job has become too small for
+    remove: tuple[PodFacts, ...] = ()  # whose place another has
+    surplus: tuple[PodFacts, ...] = ()  # that the job has become too small for
     again_s: float | None = None  # look again after this, for a pod that is waited with
 
 
@@ -68,13 +69,15 @@ def staff(pods: Sequence[PodFacts], *, role: str, count: int, highest: Highest, 
             if wait_s > 0:
                 waits.append(wait_s)
             else:
-                newest = max(mine[-1].incarnation, highest.get((role, ordinal), 0))
-                make.append(NewPod(role=role, ordinal=ordinal, incarnation=1 + newest, after=mine[-1]))
+                last = mine[-1]
+                newest = max(last.incarnation, highest.get((role, ordinal), 0))
+                failures = 1 + last.failures if _ended_soon(last) else 0
+                make.append(NewPod(role=role, ordinal=ordinal, incarnation=1 + newest, failures=failures, after=last))
                 remove += old
     for ordinal in sorted(held):
         if ordinal >= count:
             surplus += [pod for pod in held[ordinal] if not pod.terminating]
-    return Staffing(make=tuple(make), remove=(*remove, *surplus), surplus=tuple(surplus), again_s=min(waits, default=None))
+    return Staffing(make=tuple(make), remove=tuple(remove), surplus=tuple(surplus), again_s=min(waits, default=None))
 
 
 def staff_head(pods: Sequence[PodFacts], *, answering: frozenset[str], highest: Highest, now: datetime) -> Staffing:
@@ -95,10 +98,16 @@ def _still_ending(pod: PodFacts, answering: frozenset[str], now: datetime) -> bo
 
 def backoff_s(ended: PodFacts, now: datetime) -> float:
     """Seconds to wait before a place gets its next pod: none after the first end, or after a long life, or after a deletion."""
-    if not ended.finished or ended.terminating or ended.incarnation < 2:
+    if not _ended_soon(ended) or ended.failures < 1:
         return 0.0
-    end = ended.finished_at or ended.created
-    if (end - ended.created).total_seconds() > SHORT_LIFE_S:
-        return 0.0
-    wait_s = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0 ** min(ended.incarnation - 2, 16))
-    return max(0.0, wait_s - (now - end).total_seconds())
+    wait_s = min(BACKOFF_MAX_S, BACKOFF_FIRST_S * 2.0 ** min(ended.failures - 1, 16))
+    return max(0.0, wait_s - (now - _end(ended)).total_seconds())
+
+
+def _ended_soon(pod: PodFacts) -> bool:
+    """By itself, and soon after its start."""
+    return pod.finished and not pod.terminating and (_end(pod) - pod.created).total_seconds() <= SHORT_LIFE_S
+
+
+def _end(pod: PodFacts) -> datetime:
+    return pod.finished_at or pod.created

@@ -1,7 +1,7 @@
 """Kubernetes Events of a TrainingJob, so that `kubectl describe` tells its story.
 
-An Event's name is made of what it says, so that the same thing said again finds the Event that is there, also after a restart of
-whoever says it.
+An Event's name is made of what it says and of the spec's generation, so that the same thing said again about the same spec finds
+the Event that is there, also after a restart of whoever says it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def event(about: Object, *, reason: str, message: str, warning: bool, component:
     meta = about["metadata"]
     said = message if len(message) <= MESSAGE_CHARS_MAX else message[: MESSAGE_CHARS_MAX - 3] + "..."
     kind = "Warning" if warning else "Normal"
-    digest = hashlib.sha256("\0".join((meta["uid"], kind, reason, said, component)).encode()).hexdigest()[:16]
+    told = (meta["uid"], str(meta.get("generation", "")), kind, reason, said, component)
+    digest = hashlib.sha256("\0".join(told).encode()).hexdigest()[:16]
     return {
         "apiVersion": EVENTS.group_version,
         "kind": EVENTS.kind,

@@ -121,7 +121,7 @@ def follow(
                     away_since_s = None
                     yield Trouble("")
                 for line in lines:
-                    change = json.loads(line)
+                    change = _change(line, path)
                     seen = change["object"]
                     if change["type"] == "ERROR":
                         raise refusal(failure(int(seen.get("code", 500)), line), what=f"watch {path}", server=access.server)
@@ -148,3 +148,11 @@ def follow(
             continue
         if time.monotonic() - began_s < patience.pause_s:
             stop.wait(patience.pause_s)
+
+
+def _change(line: bytes, path: str) -> Any:
+    """One line of a watch. Raises UnreachableError for half a line, which is how a proxy ends a stream that it cuts off."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        raise UnreachableError(f"the stream of {path} ended in the middle of a line") from None

@@ -1,8 +1,9 @@
 """A job's pods by way of KubeRay: one RayCluster with a head group, a worker group and a spare group.
 
 The pods are those that the operator would make itself; KubeRay only counts and replaces them. Its own start commands are switched
-off, because ours set Ray up as the supervisor needs it. A group's pod that fails is replaced by KubeRay; one that stays
-Terminating on a dead node would block its replacement (KubeRay 4078), so the operator removes it by force.
+off, because ours set Ray up as the supervisor needs it, and so are its liveness probes, which ask a dashboard that is not there.
+A group's pod that fails is replaced by KubeRay; one that stays Terminating on a dead node would block its replacement (KubeRay
+4078), so the operator removes it by force.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from orchestrator.adapters.kube.objects.pods import head_pod, pod_labels, traini
 from orchestrator.adapters.kube.resources import RAY_CLUSTERS
 
 OWN_COMMANDS: Final = {"ray.io/overwrite-container-cmd": "true"}
+PATIENCE: Final = {"periodSeconds": 5, "failureThreshold": 120}  # KubeRay's own
+# KubeRay puts a container with this one's environment and mounts before it, which asks Ray whether the head is up
+RAY_TOKEN: Final = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": f"{names.TOKEN_PATH}/{names.RAY_TOKEN}"}
 
 
 def ray_cluster(target: Target) -> Object:
@@ -57,6 +61,11 @@ def _template(target: Target, spec: Object, *, role: str) -> Object:
     labels = {**APP_LABELS, names.LABEL_JOB: target.name, **pod_labels(target, role=role)}
     for label in (gang.QUEUE_LABEL, gang.KUEUE_GROUP_LABEL):  # the RayCluster is what Kueue admits, not its pods
         labels.pop(label, None)
+    ray = spec["containers"][0]
+    port = names.GCS_PORT if role == names.HEAD else names.NODE_MANAGER_PORT
+    ray["livenessProbe"] = {"tcpSocket": {"port": port}, **PATIENCE}
+    others = [entry for entry in ray["env"] if entry["name"] not in RAY_TOKEN]  # server-side apply takes no name twice
+    ray["env"] = [*others, *({"name": key, "value": value} for key, value in RAY_TOKEN.items())]
     annotations = dict(OWN_COMMANDS)
     if gang.is_volcano(target):
         annotations[gang.VOLCANO_GROUP] = target.name

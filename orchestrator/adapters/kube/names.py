@@ -23,6 +23,7 @@ LABEL_JOB: Final = f"{GROUP}/job"
 LABEL_ROLE: Final = f"{GROUP}/role"
 LABEL_ORDINAL: Final = f"{GROUP}/ordinal"
 LABEL_INCARNATION: Final = f"{GROUP}/incarnation"
+NOTE_FAILURES: Final = f"{GROUP}/failures"  # an annotation
 HEAD: Final = "head"
 WORKER: Final = "worker"
 SPARE: Final = "spare"

@@ -60,8 +60,8 @@ class Notice:
     reason: str
 
 
-def pod_seen(pod: Mapping[str, Any], *, gone: bool = False) -> PodSeen:
-    """Read a Pod object."""
+def pod_seen(pod: Mapping[str, Any]) -> PodSeen:
+    """Read a Pod object that is there."""
     meta, spec, status = pod["metadata"], pod.get("spec") or {}, pod.get("status") or {}
     return PodSeen(
         name=meta["name"],
@@ -70,7 +70,6 @@ def pod_seen(pod: Mapping[str, Any], *, gone: bool = False) -> PodSeen:
         node=spec.get("nodeName") or "",
         leaving=meta.get("deletionTimestamp") or "",
         over=_how_it_ended(status),
-        gone=gone,
     )
 
 
@@ -110,9 +109,10 @@ def notices(
     homes = {p.node for p in pods if p.node in nodes and not p.gone}
     unready = {n for n in homes if nodes[n].ready != "True"}
     believed = len(unready) * 2 <= len(homes) or len(homes) == 1  # else it is the control plane that cannot see
+    at = _by_address(pods)
     out = []
     for place in places:
-        pod = _pod_at(place.address, pods)
+        pod = at.get(place.address)
         if pod is None:
             continue  # no pod that we ever saw: a cluster of another kind, or one that begins
         node = nodes.get(pod.node)
@@ -153,10 +153,12 @@ def _without_node(pod: PodSeen) -> Iterator[tuple[Action, str]]:
         yield Action.GONE, f"node {pod.node} was deleted from the cluster"
 
 
-def _pod_at(address: str, pods: Sequence[PodSeen]) -> PodSeen | None:
-    """Of all pods that have or had this IP, the one that has it now: an IP is given away again when its pod has ended."""
-    there = [p for p in pods if p.address == address]
-    return min(there, key=lambda p: (p.gone, bool(p.over)), default=None)
+def _by_address(pods: Sequence[PodSeen]) -> dict[str, PodSeen]:
+    """Of all pods that have or had an IP, the one that has it now: an IP is given away again when its pod has ended."""
+    found: dict[str, PodSeen] = {}
+    for pod in sorted(pods, key=lambda p: (p.gone, bool(p.over))):
+        found.setdefault(pod.address, pod)
+    return found
 
 
 def _how_it_ended(status: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ Parsed once, here: a pod is gone, going, finished or alive; a node answers or do
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -13,6 +13,7 @@ from orchestrator.adapters.kube import names
 from orchestrator.adapters.kube.api import Object
 
 FINISHED = ("Succeeded", "Failed")
+WORDS_CHARS_MAX = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +25,7 @@ class PodFacts:
     role: str
     ordinal: int
     incarnation: int
+    failures: int  # pods before it in its place, in a row, that ended soon after their start
     phase: str
     node: str  # empty until it is scheduled
     created: datetime
@@ -56,6 +58,11 @@ class PodFacts:
         """It has a node."""
         return bool(self.node)
 
+    @property
+    def by_kuberay(self) -> bool:
+        """KubeRay made it, which does not count incarnations; ours begin with 1."""
+        return self.incarnation == 0
+
 
 def moment(text: str | None) -> datetime | None:
     """A time as Kubernetes writes it, None for none."""
@@ -81,6 +88,7 @@ def pod_facts(pod: Object) -> PodFacts:
         role=labels.get(names.LABEL_ROLE, ""),
         ordinal=_number(labels.get(names.LABEL_ORDINAL)),
         incarnation=_number(labels.get(names.LABEL_INCARNATION)),
+        failures=_number((meta.get("annotations") or {}).get(names.NOTE_FAILURES)),
         phase=status.get("phase") or "Pending",
         node=spec.get("nodeName") or "",
         created=created,
@@ -106,10 +114,15 @@ def conditions_of(obj: Object) -> Mapping[str, Object]:
     return {c["type"]: c for c in (obj.get("status") or {}).get("conditions") or []}
 
 
-def owned_by(obj: Object, uids: Iterable[str]) -> bool:
-    """Whether one of `uids` owns the object."""
-    wanted = set(uids)
-    return any(owner.get("uid") in wanted for owner in obj["metadata"].get("ownerReferences") or [])
+def owned_by(obj: Object, uid: str) -> bool:
+    """Whether the object with this uid owns it."""
+    return any(owner.get("uid") == uid for owner in obj["metadata"].get("ownerReferences") or [])
+
+
+def made_by(obj: Object, kind: str, name: str) -> bool:
+    """Whether an object of this kind and name owns it, or did until it was deleted."""
+    owners = obj["metadata"].get("ownerReferences") or []
+    return any((owner.get("kind"), owner.get("name")) == (kind, name) for owner in owners)
 
 
 def phase_managers(obj: Object) -> frozenset[str]:
@@ -141,7 +154,10 @@ def _trouble(status: Object, placed: Object) -> str:
         waiting = (container.get("state") or {}).get("waiting") or {}
         reason = waiting.get("reason", "")
         if reason and reason not in ("ContainerCreating", "PodInitializing"):
-            return f"{container['name']}: {reason}" + (f": {waiting['message']}" if waiting.get("message") else "")
+            crashes = reason == "CrashLoopBackOff"  # which by itself says nothing about why
+            last = (container.get("lastState") or {}).get("terminated") if crashes else None
+            why = _ended(container["name"], last) if last else waiting.get("message") or ""
+            return f"{container['name']}: {reason}" + (f": {why}" if why else "")
     return ""
 
 
@@ -151,9 +167,15 @@ def _end(status: Object) -> str:
     for container in _containers(status):
         ended = (container.get("state") or {}).get("terminated")
         if ended:
-            code, reason = ended.get("exitCode"), ended.get("reason")
-            return f"{container['name']} ended with {code}" + (f" ({reason})" if reason else "")
+            return _ended(container["name"], ended)
     return ""
+
+
+def _ended(name: str, ended: Object) -> str:
+    """With the last line that it said: its log goes with the pod."""
+    code, reason = ended.get("exitCode"), ended.get("reason")
+    words = next((line.strip() for line in reversed((ended.get("message") or "").splitlines()) if line.strip()), "")
+    return f"{name} ended with {code}" + (f" ({reason})" if reason else "") + (f": {words[:WORDS_CHARS_MAX]}" if words else "")
 
 
 def _number(text: str | None) -> int:

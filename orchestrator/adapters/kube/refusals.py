@@ -21,6 +21,8 @@ from orchestrator.runtime.control import (
     UnreachableError,
 )
 
+INSTALL = "kubectl apply --server-side -k examples/kubernetes/install, after putting in your image"  # CRD, operator, roles
+
 _FORBIDDEN = re.compile(
     r'User "(?P<user>[^"]*)" cannot (?P<verb>\S+) resource "(?P<resource>[^"]*)" in API group "(?P<group>[^"]*)"'
     r'(?: in the namespace "(?P<namespace>[^"]*)")?'
@@ -144,4 +146,4 @@ def _not_found(details: Mapping[str, Any], said: str, *, what: str) -> str:
 
 def crd_missing() -> str:
     """What to do in a cluster that does not know the kind."""
-    return f"the cluster does not know the kind {KIND}; fix: kubectl apply -k manifests/base (it holds the CRD and the operator)"
+    return f"the cluster does not know the kind {KIND}; fix: {INSTALL}"

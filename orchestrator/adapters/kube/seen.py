@@ -13,9 +13,7 @@ from typing import Any
 
 from orchestrator.adapters.kube.names import AGENT, LABEL_JOB
 from orchestrator.adapters.kube.resources import EVENTS, PODS, TRAINING_JOBS
-from orchestrator.core.timeouts import derive
-
-DETECT_WITHIN = "4s"  # what an object without defaults means
+from orchestrator.core.timeouts import DETECT_WITHIN_MS, derive
 
 
 class Phase(StrEnum):
@@ -73,6 +71,7 @@ class JobSeen:
     goodput: str
     eta_s: int | None
     recoveries: int
+    failures: int  # that count against the budget now
     steps_lost: int
     epoch: int | None
     ranks: int | None
@@ -161,6 +160,7 @@ def job_seen(found: Mapping[str, Any]) -> JobSeen:
         goodput=str(status.get("goodput") or ""),
         eta_s=_number(status, "etaSeconds"),
         recoveries=int(status.get("recoveries") or 0),
+        failures=int(status.get("failures") or 0),
         steps_lost=int(status.get("stepsLost") or 0),
         epoch=_number(status, "epoch"),
         ranks=_number(status, "ranks"),
@@ -231,9 +231,8 @@ def _number(status: Mapping[str, Any], key: str) -> int | None:
 def _detect_within_ms(spec: Mapping[str, Any]) -> int:
     from orchestrator.spec.values import duration_ms
 
-    text = str((spec.get("resilience") or {}).get("detect_within", DETECT_WITHIN))
     try:
-        derive(found := duration_ms(text))
-    except ValueError:  # the operator refuses the job, and says so
-        return duration_ms(DETECT_WITHIN)
+        derive(found := duration_ms(str(spec["resilience"]["detect_within"])))
+    except (KeyError, TypeError, ValueError):  # not written; or wrong: the operator refuses the job, and says so
+        return DETECT_WITHIN_MS
     return found

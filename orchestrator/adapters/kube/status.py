@@ -6,6 +6,7 @@ keeps the time of its last change, so whoever makes the next status passes the c
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
@@ -25,7 +26,7 @@ OURS: Final = (TRAINING, DEGRADED, CHECKPOINTED, SUCCEEDED, FAILED)
 MESSAGE_CHARS_MAX: Final = 8_000  # of the 32 Ki that a condition may have; a traceback keeps its end, where the error is
 DECISION_CHARS_MAX: Final = 1_000
 SEATS_MAX: Final = 4_096  # an object has to stay well below the 1.5 MiB that etcd takes
-_DECISION: Final = re.compile(r"#(\d+) ")
+_DECISION: Final = re.compile(r"#(\d+) (.*)", re.DOTALL)
 _ENDED: Final = {
     JobPhase.SUCCEEDED: "Succeeded",
     JobPhase.FAILED: "Failed",
@@ -61,10 +62,10 @@ def parked(status: JobStatus) -> bool:
     return bool(status.suspended) and status.phase is JobPhase.WAITING and not alive
 
 
-def told_seq(status: Mapping[str, Any]) -> int:
-    """Number of the newest decision that `.status` tells of; 0 when it tells of none."""
+def last_told(status: Mapping[str, Any]) -> tuple[int, str]:
+    """Number and reason of the newest decision that `.status` tells of; (0, "") when it tells of none."""
     match = _DECISION.match(status.get("lastDecision") or "")
-    return int(match[1]) if match else 0
+    return (int(match[1]), match[2]) if match else (0, "")
 
 
 def job_fields(
@@ -88,7 +89,7 @@ def job_fields(
         "step": status.step,
         "steps": status.steps,
         "progress": f"{status.step * 100 // status.steps}%" if status.steps else "0%",
-        "loss": status.loss,
+        "loss": status.loss if status.loss is not None and math.isfinite(status.loss) else None,  # JSON has no NaN
         "etaSeconds": round(status.eta_s) if status.eta_s is not None else None,
         "goodput": f"{status.goodput:.2f}" if status.goodput is not None else None,
         "recoveries": status.recoveries,

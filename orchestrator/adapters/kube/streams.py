@@ -7,7 +7,6 @@ import threading
 from collections.abc import Mapping, Sequence
 
 from orchestrator.adapters.kube.follow import PATIENCE, News, Object, Patience, Server, follow
-from orchestrator.runtime.control import ControlError
 
 WAITING_MAX = 1_000  # changes that wait for the one who reads them
 
@@ -48,8 +47,6 @@ class Streams:
         try:
             for news in follow(access, path, query=query, stop=self._stop, patience=patience):
                 self._put(tag, news)
-        except ControlError as error:
-            self._put(tag, error)
         except Exception as error:  # a bug of ours must end the one who waits, too
             self._put(tag, error)
 

@@ -1,8 +1,8 @@
 """What the agent sees of the cluster: its TrainingJob, the pods of the job, and the nodes, each followed in a thread of its own.
 
-The newest state of every object is kept, and pods that were there are remembered for a while, because that a pod is gone is a
-fact that the supervisor must learn. An API server that is away leaves the last picture, which then says so: nothing is concluded
-from it.
+The newest state of every object is kept, of pods and nodes only the few facts that matter: a cluster may have thousands of nodes.
+Pods that were there are remembered for a while, because that a pod is gone is a fact that the supervisor must learn. An API
+server that is away leaves the last picture, which then says so: nothing is concluded from it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ Object = Mapping[str, Any]
 GONE_MAX: Final = 256  # pods that were there, the newest
 NEVER_S: Final = 10.0**9  # an agent gives an API server up at no time: the job trains on meanwhile
 RETRY_MAX_S: Final = 10.0
+
+# What is kept of an object: the TrainingJob itself, a PodSeen, a NodeSeen.
+_READ: Final[Mapping[str, Callable[[Object], Any]]] = {"job": lambda found: found, "pods": pod_seen, "nodes": node_seen}
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +67,7 @@ class Watching:
             "nodes": (NODES.path(), {}),
         }
         self._lock = threading.Lock()  # guards everything below
-        self._objects: dict[str, dict[str, Object]] = {tag: {} for tag in self._sources}  # by uid, else by name
+        self._kept: dict[str, dict[str, Any]] = {tag: {} for tag in self._sources}  # by uid, else by name
         self._listed: set[str] = set()
         self._away: set[str] = set(self._sources)
         self._gone: deque[PodSeen] = deque(maxlen=GONE_MAX)
@@ -79,12 +82,10 @@ class Watching:
         """What is known now."""
         with self._lock:
             now_s = time.monotonic()
-            nodes = {n["metadata"]["name"]: node_seen(n) for n in self._objects["nodes"].values()}
-            pods = tuple(pod_seen(p) for p in self._objects["pods"].values())
             return Picture(
-                job=next(iter(self._objects["job"].values()), None),
-                pods=(*pods, *self._gone),
-                nodes=nodes,
+                job=next(iter(self._kept["job"].values()), None),
+                pods=(*self._kept["pods"].values(), *self._gone),
+                nodes={node.name: node for node in self._kept["nodes"].values()},
                 unready_s={n: now_s - since for n, since in self._unready_since_s.items()},
                 complete=len(self._listed) == len(self._sources) and not self._away,
             )
@@ -106,20 +107,20 @@ class Watching:
 
     def _take(self, tag: str, news: Listed | Changed | Removed | Trouble) -> None:
         with self._lock:
-            objects = self._objects[tag]
+            kept, read = self._kept[tag], _READ[tag]
             match news:
                 case Listed():
-                    found = {_key(o): o for o in news.objects}
-                    for key in objects.keys() - found.keys():
-                        self._remove(tag, objects[key])
-                    self._objects[tag] = found
+                    found = {_key(o): read(o) for o in news.objects}
+                    for key in kept.keys() - found.keys():
+                        self._remove(tag, kept[key])
+                    self._kept[tag] = found
                     self._listed.add(tag)
                     self._away.discard(tag)
                 case Changed():
-                    objects[_key(news.object)] = news.object
+                    kept[_key(news.object)] = read(news.object)
                 case Removed():
-                    objects.pop(_key(news.object), None)
-                    self._remove(tag, news.object)
+                    kept.pop(_key(news.object), None)
+                    self._remove(tag, read(news.object))
                 case Trouble() if news.why:
                     log.warning("following %s: %s", tag, news.why)
                     self._away.add(tag)
@@ -130,14 +131,14 @@ class Watching:
                 self._note_unready()
         self._changed()
 
-    def _remove(self, tag: str, gone: Object) -> None:
+    def _remove(self, tag: str, gone: Any) -> None:
         if tag == "pods":
-            self._gone.appendleft(pod_seen(gone, gone=True))
+            self._gone.appendleft(replace(gone, gone=True))
 
     def _note_unready(self) -> None:
         """A node that is seen to be Ready begins anew; time while nothing was heard of any node counts for nobody."""
         now_s = time.monotonic()
-        unready = {n["metadata"]["name"] for n in self._objects["nodes"].values() if node_seen(n).ready != "True"}
+        unready = {node.name for node in self._kept["nodes"].values() if node.ready != "True"}
         if "nodes" in self._away:
             self._unready_since_s.clear()
             return

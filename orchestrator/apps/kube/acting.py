@@ -19,7 +19,7 @@ from orchestrator.adapters.kube.watching import Picture
 from orchestrator.core.job import Job
 from orchestrator.core.supervisor.events import ScaleRequested
 from orchestrator.core.timeouts import derive
-from orchestrator.runtime.control import BadRequestError, ControlError, NotFoundError, NotPossibleError
+from orchestrator.runtime.control import BadRequestError, ControlError, NotFoundError, NotPossibleError, UnreachableError
 from orchestrator.runtime.status_types import JobStatus
 
 Object = Mapping[str, Any]
@@ -70,10 +70,13 @@ class Acting:
 
     def act(self, picture: Picture, status: JobStatus) -> None:
         """Ask for whatever is wanted now and was not asked for. Errors of the supervisor are said, and tried again."""
-        if picture.job is not None:
-            self._follow_spec(picture.job, status)
-        if picture.complete:
-            self._heed(picture, status)
+        try:
+            if picture.job is not None:
+                self._follow_spec(picture.job, status)
+            if picture.complete:
+                self._heed(picture, status)
+        except UnreachableError as error:  # each try takes its time-out: what else is wanted waits for the next round
+            log.warning("%s", error)
 
     # ---- the spec
 
@@ -130,7 +133,7 @@ class Acting:
         return bool(there) and all(not w.connected or w.silence_ms >= self._silent_ms for w in there)
 
     def _ask(self, wish: str, call: Callable[[], Any]) -> bool:
-        """Whether it was granted. What is refused for good is remembered; who does not answer is asked again."""
+        """Whether it was granted. What is refused for good is remembered. Raises UnreachableError."""
         if wish in self._refused:
             return False
         try:
@@ -139,6 +142,8 @@ class Acting:
             log.warning("%s: refused: %s", wish, error)
             self._refused.add(wish)
             return False
+        except UnreachableError:
+            raise
         except ControlError as error:
             log.warning("%s: %s", wish, error)
             return False

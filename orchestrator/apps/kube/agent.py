@@ -12,19 +12,24 @@ import signal
 import sys
 import threading
 import time
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from orchestrator.adapters.grpc.client import ControlClient
 from orchestrator.adapters.kube import names
 from orchestrator.adapters.kube.access import Access, Options, connect
+from orchestrator.adapters.kube.api import KubeError
+from orchestrator.adapters.kube.events import event
+from orchestrator.adapters.kube.resources import EVENTS
+from orchestrator.adapters.kube.status import last_told
 from orchestrator.adapters.kube.watching import Watching
 from orchestrator.apps.cli.render import log_line
 from orchestrator.apps.kube.acting import Acting
-from orchestrator.apps.kube.pod import EXIT_SETUP, Pod, PodError
-from orchestrator.apps.kube.reporting import StatusWriter, Told, already_told
+from orchestrator.apps.kube.pod import EXIT_BUG, EXIT_SETUP, Pod, PodError
+from orchestrator.apps.kube.reporting import StatusWriter, Told
 from orchestrator.apps.kube.supervising import Supervising
 from orchestrator.core.timeouts import DETECT_WITHIN_MS, derive
-from orchestrator.runtime.control import ControlError
+from orchestrator.runtime.control import BadRequestError, ControlError, NotPossibleError
 from orchestrator.runtime.ports import LogLine
 from orchestrator.spec.errors import SpecError
 from orchestrator.spec.kube_values import ENV_WORKDIR
@@ -63,6 +68,12 @@ class Agent:
         self._stop.set()
         self._changed.set()
 
+    def thread_failed(self, failed: threading.ExceptHookArgs) -> None:
+        """A thread that a bug has ended would leave an agent that sees half of what happens: end, and be started again."""
+        if not self._stop.is_set():
+            log.critical("the thread %s has failed", failed.thread and failed.thread.name, exc_info=failed.exc_value)
+            os._exit(EXIT_BUG)
+
     def run(self) -> None:
         """Until `stop`: submit or adopt the job, then report and act, round after round; quietly when the job is over."""
         self._watching.start()
@@ -70,7 +81,8 @@ class Agent:
         if found is None:
             return
         job, acting, detect_within_ms = found
-        told = Told(self._api, about=self._object, pod=self._pod.name, seq=already_told(job), stop=self._stop)
+        newest = last_told(job.get("status") or {})
+        told = Told(self._api, about=self._object, pod=self._pod.name, newest=newest, stop=self._stop)
         supervising = Supervising(
             self._client,
             job=self._pod.job,
@@ -98,7 +110,7 @@ class Agent:
                 # what was heard before the supervisor went away is no news: whoever knows better may say so meanwhile
                 if ended or (ended_s is None and heard.reachable):
                     digest = heard.digest if heard.status.phase.terminal else ""
-                    pods = {p.address: p.name for p in picture.pods if not p.gone}
+                    pods = {p.address: p.name for p in picture.pods if p.address and not p.over and not p.gone}
                     if writer.write(picture.job, heard.status, decision=told.newest, digest=digest, pods=pods):
                         self._touch(READY_FILE)
             self._changed.wait(ROUND_S)
@@ -120,8 +132,10 @@ class Agent:
                     acting = Acting(self._client, job, agent=self._pod.name)
                     acting.adopt_or_submit(found)
                     return found, acting, job.resilience.detect_within_ms
-                except SpecError as error:
+                except (SpecError, BadRequestError, NotPossibleError) as error:
                     words = f"the job cannot be submitted: {error}"
+                    if words != said:
+                        self._tell(found, words)
                 except ControlError as error:
                     words = str(error)
             if words != said:
@@ -130,6 +144,16 @@ class Agent:
             self._changed.wait(RETRY_S)
             self._changed.clear()
         return None
+
+    def _tell(self, about: Any, words: str) -> None:
+        """As an Event too: as long as the supervisor has no job there are no decisions to be told."""
+        made = event(
+            dict(about), reason="NotSubmitted", message=words, warning=True, component=names.AGENT, now=datetime.now(UTC)
+        )
+        try:
+            self._api.create(EVENTS, made)
+        except KubeError as error:
+            log.warning("that cannot be told as an Event: %s", error)
 
     def _object(self) -> Any:
         return self._watching.picture().job
@@ -156,8 +180,10 @@ def main() -> int:
     address = os.environ.get(ENV_SUPERVISOR) or f"{pod.address}:{names.CONTROL_PORT}"
     with ControlClient(address=address, token=token) as client:
         agent = Agent(pod=pod, access=access, client=client, base_dir=os.environ.get(ENV_WORKDIR) or WORKDIR)
+        threading.excepthook = agent.thread_failed
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: agent.stop())
+            # in a thread, for the main one may just hold the lock of an event that `stop` sets
+            signal.signal(number, lambda *_: threading.Thread(target=agent.stop, daemon=True).start())
         log.info("serving TrainingJob %s/%s, supervisor at %s, API server at %s", pod.namespace, pod.job, address, access.server)
         agent.run()
     log.info("the agent ends, as it was told to")

@@ -34,7 +34,8 @@ ENV_HEAD: Final = "ORCHESTRATOR_HEAD"  # host of the head's Service, where names
 SCRATCH_PATH: Final = "/tmp"
 CLUSTER: Final = "kubernetes"  # the name of the job's Ray cluster in the head's home
 STOP_LIMIT_S: Final = 15.0  # from SIGTERM to SIGKILL of what we started
-EXIT_SETUP: Final = 2  # exit codes of the programs in pods: the pod is not set up as it must be,
+EXIT_BUG: Final = 1  # exit codes of the programs in pods: a traceback stands above,
+EXIT_SETUP: Final = 2  # the pod is not set up as it must be,
 EXIT_NO_HEAD: Final = 3  # no head came,
 EXIT_RAY: Final = 4  # Ray ended though nobody asked for it
 _POLL_S: Final = 0.1
@@ -151,10 +152,8 @@ class Child:
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
 
-    def _stop(self, number: int, _: FrameType | None) -> None:
-        if not self.stopping:
-            self.stopping = True
-            print(f"told to stop ({signal.Signals(number).name}): ending Ray", flush=True)
+    def _stop(self, _number: int, _frame: FrameType | None) -> None:
+        self.stopping = True  # and no word: a signal may come in the middle of one, and streams are not entered twice
 
     def lives(self) -> bool:
         """Whether it runs; reaps whatever else has ended below us."""
@@ -192,6 +191,7 @@ class Child:
         """SIGTERM, and after a while SIGKILL, to all of its session; idempotent."""
         due_s = time.monotonic() + STOP_LIMIT_S
         if self.lives():
+            log.info("told to stop: ending Ray" if self.stopping else "ending Ray")
             self._process.terminate()
         while self.lives() and time.monotonic() < due_s:
             time.sleep(_POLL_S)

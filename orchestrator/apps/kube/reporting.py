@@ -18,7 +18,7 @@ from orchestrator.adapters.kube.api import KubeApi, KubeError
 from orchestrator.adapters.kube.events import timestamp
 from orchestrator.adapters.kube.recorder import event_of
 from orchestrator.adapters.kube.resources import EVENTS, TRAINING_JOBS
-from orchestrator.adapters.kube.status import job_fields, told_seq
+from orchestrator.adapters.kube.status import job_fields
 from orchestrator.runtime.ports import Record
 from orchestrator.runtime.status_types import JobStatus
 
@@ -40,13 +40,15 @@ def passing(error: KubeError) -> bool:
 class Told:
     """Decisions become Events, one after another; knows which was told last."""
 
-    def __init__(self, api: KubeApi, *, about: Callable[[], Object | None], pod: str, seq: int, stop: threading.Event) -> None:
+    def __init__(
+        self, api: KubeApi, *, about: Callable[[], Object | None], pod: str, newest: tuple[int, str], stop: threading.Event
+    ) -> None:
         self._api = api
         self._about = about
         self._pod = pod
         self._stop = stop
         self._refused = ""
-        self._newest: tuple[int, str] = (seq, "")
+        self._newest = newest  # what an agent before this one told
 
     @property
     def newest(self) -> tuple[int, str]:
@@ -124,8 +126,3 @@ class StatusWriter:
         self._due_s = now_s + HEARTBEAT_S
         self.final = status.phase.terminal
         return True
-
-
-def already_told(job: Object) -> int:
-    """Number of the newest decision that an agent before this one has told; 0 when there was none."""
-    return told_seq(job.get("status") or {})

@@ -7,6 +7,7 @@ handed over what was here before the SIGTERM arrives. The exit code says why it 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 
@@ -23,6 +24,9 @@ LOOK_MS = 1_000
 def main() -> int:
     """Run the node. Returns 0 when it was told to stop, else EXIT_SETUP, EXIT_NO_HEAD or EXIT_RAY."""
     talk()
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(0)
+    )  # process 1 of a container is not ended by a signal that it leaves alone
     try:
         pod = Pod.of(os.environ)
         environment = pod.ray_environment()

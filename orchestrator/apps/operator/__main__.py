@@ -65,7 +65,7 @@ class Operator:
             daemon=True,
         )
         released = threading.Event()
-        leasing = threading.Thread(target=self._lease.run, args=(released, lambda: None), name="lease", daemon=True)
+        leasing = threading.Thread(target=self._lease.run, args=(released,), name="lease", daemon=True)
         for thread in (watching, leasing):
             thread.start()
         self.turns.start()
@@ -107,10 +107,11 @@ class Operator:
 
     def _what_is_served(self) -> Served:
         now_s = time.monotonic()
-        if self._served is None or now_s > self._served_until_s:
-            self._served = Served.of(self._api.groups())
+        served = self._served  # another turn may forget it meanwhile
+        if served is None or now_s > self._served_until_s:
+            self._served = served = Served.of(self._api.groups())
             self._served_until_s = now_s + SERVED_S
-        return self._served
+        return served
 
 
 def serve_health(operator: Operator, port: int) -> None:

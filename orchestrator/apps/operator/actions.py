@@ -6,11 +6,12 @@ Each may be carried out twice without harm, because names are the job's and what
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
+from orchestrator.adapters.kube import names
 from orchestrator.adapters.kube.api import Object
 from orchestrator.adapters.kube.objects.common import Target
-from orchestrator.adapters.kube.resources import Resource
+from orchestrator.adapters.kube.resources import SECRETS, Resource
 from orchestrator.apps.operator.status import Draft
 
 
@@ -26,6 +27,12 @@ class MakeTokens:
     """Create the job's Secret with fresh tokens, unless it has one."""
 
     target: Target
+    resource: ClassVar[Resource] = SECRETS
+
+    @property
+    def name(self) -> str:
+        """Name of the Secret."""
+        return names.token_secret(self.target.name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,7 @@ def carry_out(
             if isinstance(action, Say) and _for_good(error):
                 log.warning("%s/%s: the Event %s cannot be made: %s", meta["namespace"], meta["name"], action.reason, error)
                 continue  # the job does not depend on it
-            if draft is None or not isinstance(action, Create | Apply) or not _for_good(error):
+            if draft is None or not isinstance(action, MakeTokens | Create | Apply) or not _for_good(error):
                 raise
             draft.refused(what=f"{action.resource.kind} {action.name}", reason=error.reason, message=error.message)
             refusal = error
@@ -84,7 +84,7 @@ def _do(api: KubeApi, obj: Object, action: Action, now: datetime) -> None:
             changed = api.merge(TRAINING_JOBS, name, patch, namespace=namespace)
             meta["resourceVersion"] = changed["metadata"]["resourceVersion"]
         case MakeTokens(target):
-            api.create(SECRETS, token_secret(target))  # where it is there already it stays: running pods hold its tokens
+            api.create(action.resource, token_secret(target))  # where it is there already it stays: running pods hold its tokens
         case DropTokens():
             api.delete(SECRETS, names.token_secret(name), namespace=namespace)
         case Create(resource, made):
@@ -103,19 +103,13 @@ def _do(api: KubeApi, obj: Object, action: Action, now: datetime) -> None:
             log.info("%s/%s: kept as long as it asked for after its end", namespace, name)
             api.delete(TRAINING_JOBS, name, namespace=namespace, uid=meta["uid"])
         case Say():
-            log.log(
-                logging.WARNING if action.warning else logging.INFO,
-                "%s/%s: %s: %s",
-                namespace,
-                name,
-                action.reason,
-                action.message,
-            )
             about = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": meta}
             said = event(
                 about, reason=action.reason, message=action.message, warning=action.warning, component=names.OPERATOR, now=now
             )
-            api.create(EVENTS, said)  # False: said before
+            if api.create(EVENTS, said):  # else it was said before
+                level = logging.WARNING if action.warning else logging.INFO
+                log.log(level, "%s/%s: %s: %s", namespace, name, action.reason, action.message)
 
 
 def _for_good(error: KubeError) -> bool:

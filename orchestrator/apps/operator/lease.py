@@ -44,16 +44,13 @@ class Lease:
         """Whether we may act now."""
         return self._clock_s() < self._held_until_s
 
-    def run(self, stop: threading.Event, changed: Callable[[], None]) -> None:
+    def run(self, stop: threading.Event) -> None:
         """Take it, keep it, and in the end give it back, so that the next one need not wait."""
         while not stop.is_set():
-            before = self.held
             try:
                 self.attempt()
-            except KubeError as error:
+            except Exception as error:  # also credentials that cannot be read: without this thread nobody would act again
                 self._say(f"the lease {self._namespace}/{names.OPERATOR} cannot be had: {error}")
-            if self.held != before:
-                changed()
             stop.wait(RENEW_S)
         self.release()
 

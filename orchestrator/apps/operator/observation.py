@@ -1,12 +1,11 @@
 """What one turn of the operator sees of a job: the TrainingJob and everything that is its, listed afresh.
 
-The lists come from etcd and not from a watch's cache, so that a decision is never made on what was true a moment ago; watches
-only say when to look. No Secret is ever read.
+The lists are asked for and not kept by a watch, so that a decision is never made on what was true a moment ago; watches only say
+when to look. No Secret is ever read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -15,7 +14,7 @@ from orchestrator.adapters.kube.api import KubeApi, KubeError, Object
 from orchestrator.adapters.kube.desired import Highest
 from orchestrator.adapters.kube.gang import is_volcano
 from orchestrator.adapters.kube.objects.common import Target
-from orchestrator.adapters.kube.observed import PodFacts, moment, node_ready, owned_by, pod_facts
+from orchestrator.adapters.kube.observed import PodFacts, made_by, moment, node_ready, owned_by, pod_facts
 from orchestrator.adapters.kube.resources import (
     BUDGETS,
     BUDGETS_BETA,
@@ -88,14 +87,20 @@ class Observed:
     @property
     def by_kuberay(self) -> bool:
         """Whether KubeRay makes the pods. A job that has pods keeps to the way that they were made."""
-        if self.ray_cluster is not None or self.pods or isinstance(self.target, Refusal):
-            return self.ray_cluster is not None
+        if self.ray_cluster is not None:
+            return True
+        if self.pods or isinstance(self.target, Refusal):
+            return bool(self.pods) and all(pod.by_kuberay for pod in self.pods)
         backend = self.target.kubernetes.backend
         return backend is Backend.KUBERAY or (backend is Backend.AUTO and self.served.kuberay)
 
     def stuck(self, pod: PodFacts) -> bool:
         """A pod that was asked to go, on a node that will not end it."""
         return pod.terminating and bool(pod.node) and pod.node not in self.answering
+
+    def inert(self, pod: PodFacts) -> bool:
+        """A pod that was asked to go and is not waited for: stuck, or nothing runs in it and a finalizer (Kueue's) holds it."""
+        return self.stuck(pod) or (pod.terminating and (pod.finished or not pod.node))
 
 
 def read_target(obj: Object) -> tuple[Target | Refusal, bool]:
@@ -124,19 +129,29 @@ def observe(api: KubeApi, *, namespace: str, name: str, served: Served, highest:
     labels = f"{names.LABEL_JOB}={name}"
 
     def mine(resource: Resource) -> list[Object]:
-        return _owned(api.list(resource, namespace=namespace, labels=labels), [uid])
+        return [obj for obj in api.list(resource, namespace=namespace, labels=labels) if owned_by(obj, uid)]
 
-    try:
-        clusters = mine(RAY_CLUSTERS) if served.kuberay else []
-    except KubeError as error:
-        if error.status != 403 or not (isinstance(target, Target) and target.kubernetes.backend is Backend.PODS):
-            raise
-        clusters = []  # who writes `pods` needs no rights on what KubeRay has
-    owners = [uid, *(cluster["metadata"]["uid"] for cluster in clusters)]
-    pods = tuple(pod_facts(pod) for pod in _owned(api.list(PODS, namespace=namespace, labels=labels), owners))
+    def others(resource: Resource) -> tuple[list[Object], str]:
+        """Mine of a kind for which the rights are in an overlay, or why they are not for us."""
+        try:
+            return mine(resource), ""
+        except KubeError as error:
+            if error.status != 403:
+                raise
+            return [], error.message
+
+    clusters, no_kuberay = others(RAY_CLUSTERS) if served.kuberay else ([], "")
+    groups, no_volcano = others(POD_GROUPS) if served.volcano and isinstance(target, Target) and is_volcano(target) else ([], "")
+    listed = api.list(PODS, namespace=namespace, labels=labels)
+    # KubeRay's pods outlive their RayCluster for a while, and its uid is not known any more
+    pods = tuple(pod_facts(pod) for pod in listed if owned_by(pod, uid) or made_by(pod, RAY_CLUSTERS.kind, name))
     for pod in pods:
         remember(highest, role=pod.role, ordinal=pod.ordinal, incarnation=pod.incarnation)
-    volcano = isinstance(target, Target) and is_volcano(target)
+    has_own = any(not pod.by_kuberay for pod in pods)  # and keeps to them
+    if no_volcano:
+        target = Refusal("VolcanoForbidden", f"{no_volcano}; fix: kubectl apply -k manifests/overlays/volcano")
+    elif no_kuberay and not has_own and isinstance(target, Target) and target.kubernetes.backend is not Backend.PODS:
+        target = Refusal("KubeRayForbidden", f"{no_kuberay}; fix: kubectl apply -k manifests/overlays/kuberay, or write pods")
     going_on = {pod.node for pod in pods if pod.terminating and pod.node}
     return Observed(
         obj=obj,
@@ -148,7 +163,7 @@ def observe(api: KubeApi, *, namespace: str, name: str, served: Served, highest:
         claims={claim["metadata"]["name"]: "deletionTimestamp" in claim["metadata"] for claim in mine(CLAIMS)},
         services={service["metadata"]["name"]: leads_to(service) for service in mine(SERVICES)},
         budgets=_numbers(mine(served.budgets), "minAvailable"),
-        pod_groups=_numbers(mine(POD_GROUPS), "minMember") if served.volcano and volcano else {},
+        pod_groups=_numbers(groups, "minMember"),
         ray_cluster=next(iter(clusters), None),
         served=served,
     )
@@ -157,11 +172,6 @@ def observe(api: KubeApi, *, namespace: str, name: str, served: Served, highest:
 def remember(highest: dict[tuple[str, int], int], *, role: str, ordinal: int, incarnation: int) -> None:
     """Note a pod that there is."""
     highest[role, ordinal] = max(incarnation, highest.get((role, ordinal), 0))
-
-
-def _owned(objects: list[Object], owners: Iterable[str]) -> list[Object]:
-    owners = list(owners)
-    return [obj for obj in objects if owned_by(obj, owners)]
 
 
 def leads_to(service: Object) -> int:

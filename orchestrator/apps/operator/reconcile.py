@@ -12,7 +12,7 @@ from orchestrator.adapters.kube import names
 from orchestrator.adapters.kube.desired import LOOK_S
 from orchestrator.adapters.kube.events import timestamp
 from orchestrator.adapters.kube.gang import is_volcano
-from orchestrator.adapters.kube.objects.common import Target, pod_limits, worker_selector
+from orchestrator.adapters.kube.objects.common import Target, pod_limits
 from orchestrator.apps.operator import removal
 from orchestrator.apps.operator import status as st
 from orchestrator.apps.operator.actions import Decision, DeleteJob, DropTokens, Say, SetFinalizers
@@ -36,6 +36,10 @@ def decide(seen: Observed, now: datetime) -> Decision:
         decision.draft = None
         _leave(seen, decision, now - seen.leaving)
         return decision
+    draft.count(seen.pods)
+    if past.over:
+        _finish(seen, decision, draft, now)
+        return decision
     if isinstance(target, Target) and not past.begun:
         target = _lacking(target, seen.served) or target
     if isinstance(target, Refusal):
@@ -45,12 +49,9 @@ def decide(seen: Observed, now: datetime) -> Decision:
     if names.FINALIZER not in finalizers:
         decision.actions.append(SetFinalizers((*finalizers, names.FINALIZER)))
     draft.condition(st.ACCEPTED, "True", "Accepted", "the operator has taken the job on")
-    draft.fields |= {"replicas": 0, "readyReplicas": 0, "selector": worker_selector(target.name)}
     deadline_s = target.kubernetes.active_deadline_s
     late_s = None if deadline_s is None or past.start is None else (now - past.start).total_seconds() - deadline_s
-    if past.over:
-        _finish(seen, decision, draft, target, now)
-    elif seen.suspend:
+    if seen.suspend:
         _suspend(seen, decision, draft, target, now)
     elif late_s is not None and late_s >= 0:
         _expire(seen, decision, draft, deadline_s or 0)
@@ -99,32 +100,34 @@ def _leave(seen: Observed, decision: Decision, since: timedelta) -> None:
     finalizers = tuple(seen.obj["metadata"].get("finalizers") or ())
     if names.FINALIZER not in finalizers:
         return
-    decision.actions += removal.everything(seen)
     left = seen.pods or seen.services or seen.claims or seen.budgets or seen.pod_groups or seen.ray_cluster
     if left and since.total_seconds() < LEAVE_LIMIT_S:
+        decision.actions += removal.everything(seen)
         decision.look_again(LOOK_S)
         return
     decision.actions += [DropTokens(), SetFinalizers(tuple(f for f in finalizers if f != names.FINALIZER))]
 
 
-def _finish(seen: Observed, decision: Decision, draft: Draft, target: Target, now: datetime) -> None:
-    """Pods and services go; volume and tokens stay as long as the TrainingJob does."""
+def _finish(seen: Observed, decision: Decision, draft: Draft, now: datetime) -> None:
+    """Pods and services go, whatever has become of the spec; volume and tokens stay as long as the TrainingJob does."""
     past = draft.past
     completion = past.completion or now
     draft.started(past.start)
     draft.fields["completionTime"] = timestamp(completion)
+    if st.ACCEPTED in past.conditions:
+        draft.conditions[st.ACCEPTED] = past.conditions[st.ACCEPTED]
     for name in (st.PODS_READY, st.HEAD_READY):
         draft.condition(name, "False", "Finished", "the job is over")
     if past.deadline_passed:
         draft.conditions[st.FAILED] = past.conditions[st.FAILED]
-    if past.deadline_passed and not any(pod.role == names.HEAD and not seen.stuck(pod) for pod in seen.pods):
+    if past.deadline_passed and not any(pod.role == names.HEAD and not seen.inert(pod) for pod in seen.pods):
         draft.phase("Failed", st.DEADLINE, past.conditions[st.FAILED]["message"])  # nobody is left who would say otherwise
     else:
         draft.keep_phase()
     decision.actions += removal.all_that_runs(seen)
-    if seen.pods:
+    if not all(seen.inert(pod) for pod in seen.pods):
         decision.look_again(LOOK_S)
-    ttl_s = target.kubernetes.ttl_after_finished_s
+    ttl_s = seen.target.kubernetes.ttl_after_finished_s if isinstance(seen.target, Target) else None
     if ttl_s is None:
         return
     left_s = ttl_s - (now - completion).total_seconds()
@@ -146,7 +149,7 @@ def _expire(seen: Observed, decision: Decision, draft: Draft, deadline_s: int) -
 def _suspend(seen: Observed, decision: Decision, draft: Draft, target: Target, now: datetime) -> None:
     """Pods go once the agent has the state saved, or after a limit; at once where no head came up that could hold any."""
     past = draft.past
-    if seen.ray_cluster is None and all(seen.stuck(pod) for pod in seen.pods):
+    if seen.ray_cluster is None and all(seen.inert(pod) for pod in seen.pods):
         for name in (st.PODS_READY, st.HEAD_READY):
             draft.condition(name, "False", "Suspended", "the job is suspended")
         draft.condition(st.SUSPENDED, "True", "Suspended", "no pod is left; spec.suspend: false goes on from the saved state")
@@ -167,7 +170,7 @@ def _suspend(seen: Observed, decision: Decision, draft: Draft, target: Target, n
     else:
         draft.phase("Suspending", "Suspending", "spec.suspend is true")
     if checkpointed or nothing_to_save or left_s <= 0 or any(p.role == names.HEAD and p.terminating for p in seen.pods):
-        if left_s <= 0 and not checkpointed:
+        if left_s <= 0 and not checkpointed and not all(pod.terminating for pod in seen.pods):
             message = (
                 "the agent did not report a saved state in time: the job goes on from its newest checkpoint when it is resumed"
             )

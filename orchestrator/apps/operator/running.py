@@ -17,6 +17,7 @@ from orchestrator.adapters.kube.kuberay import ray_cluster, sizes
 from orchestrator.adapters.kube.objects import support
 from orchestrator.adapters.kube.objects.common import Target
 from orchestrator.adapters.kube.objects.pods import head_pod, training_pod
+from orchestrator.adapters.kube.observed import PodFacts
 from orchestrator.adapters.kube.resources import CLAIMS, POD_GROUPS, PODS, RAY_CLUSTERS, SERVICES
 from orchestrator.apps.operator import removal
 from orchestrator.apps.operator import status as st
@@ -24,6 +25,7 @@ from orchestrator.apps.operator.actions import Action, Apply, Create, Decision, 
 from orchestrator.apps.operator.observation import Observed
 from orchestrator.apps.operator.status import Draft
 
+MAKE_MAX = 200  # pods in one turn, so that it ends soon enough to see that a large job was suspended or deleted meanwhile
 GANG_PAUSE_MAX_S = 300.0  # between giving the pods back and asking again; less where gangTimeout is less
 
 
@@ -87,31 +89,42 @@ def _pods(seen: Observed, decision: Decision, target: Target, now: datetime) -> 
         staff(seen.pods, role=names.WORKER, count=cluster.nodes, highest=seen.highest, now=now),
         staff(seen.pods, role=names.SPARE, count=cluster.spares, highest=seen.highest, now=now),
     ]
-    for staffing in staffings:
-        for new in staffing.make:
-            pod = _made(target, new)
-            decision.actions.append(Create(PODS, pod))
-            if new.after is not None:
-                why = new.after.end or ("it is being deleted" if new.after.terminating else "it ended")
-                message = f"{pod['metadata']['name']} takes the place of {new.after.name}: {why}"
-                decision.actions.append(Say(reason="PodReplaced", message=message, warning=new.after.finished))
-        decision.look_again(staffing.again_s)
-    for staffing in staffings:
-        decision.actions += [Delete(resource=PODS, name=pod.name, uid=pod.uid) for pod in staffing.remove]
+    for staffing in staffings:  # first, for a quota may have no room for others beside them
         if staffing.surplus:
             gone = ", ".join(pod.name for pod in staffing.surplus)
+            decision.actions += [_delete(pod) for pod in staffing.surplus]
             decision.actions.append(Say(reason="ScaledDown", message=f"the job has become smaller: {gone} can go"))
+        decision.look_again(staffing.again_s)
+    wanted = [new for staffing in staffings for new in staffing.make]
+    for new in wanted[:MAKE_MAX]:
+        pod = _made(target, new)
+        decision.actions.append(Create(PODS, pod))
+        if new.after is not None:
+            why = new.after.end or ("it is being deleted" if new.after.terminating else "it ended")
+            message = f"{pod['metadata']['name']} takes the place of {new.after.name}: {why}"
+            decision.actions.append(Say(reason="PodReplaced", message=message, warning=new.after.finished))
+    if len(wanted) > MAKE_MAX:
+        decision.look_again(0.0)
+    else:
+        decision.actions += [_delete(pod) for staffing in staffings for pod in staffing.remove]
+
+
+def _delete(pod: PodFacts) -> Delete:
+    return Delete(resource=PODS, name=pod.name, uid=pod.uid)
 
 
 def _made(target: Target, new: NewPod) -> Object:
     if new.role == names.HEAD:
-        return head_pod(target, incarnation=new.incarnation)
-    return training_pod(target, role=new.role, ordinal=new.ordinal, incarnation=new.incarnation)
+        return head_pod(target, incarnation=new.incarnation, failures=new.failures)
+    return training_pod(target, role=new.role, ordinal=new.ordinal, incarnation=new.incarnation, failures=new.failures)
 
 
 def _by_kuberay(seen: Observed, target: Target) -> Iterator[Action]:
     cluster = target.job.cluster
-    if seen.ray_cluster is None or sizes(seen.ray_cluster) != {names.WORKER: cluster.nodes, names.SPARE: cluster.spares}:
+    if seen.ray_cluster is None:
+        if all(seen.inert(pod) for pod in seen.pods):  # else a second head beside one that may still write to the volume
+            yield Apply(RAY_CLUSTERS, ray_cluster(target))
+    elif sizes(seen.ray_cluster) != {names.WORKER: cluster.nodes, names.SPARE: cluster.spares}:
         yield Apply(RAY_CLUSTERS, ray_cluster(target))
     for pod in seen.pods:
         if seen.stuck(pod):  # KubeRay would wait for it for ever
@@ -166,19 +179,18 @@ def _placed(seen: Observed) -> int:
 def _say_how_it_is(seen: Observed, decision: Decision, draft: Draft, target: Target) -> None:
     past, cluster = draft.past, target.job.cluster
     live = [pod for pod in seen.pods if pod.live]
-    workers = [pod for pod in live if pod.role == names.WORKER]
-    draft.fields |= {"replicas": len(workers), "readyReplicas": sum(pod.ready for pod in workers)}
     ready = sum(pod.ready for pod in live)
-    trouble = next((f"{pod.name}: {pod.trouble}" for pod in live if pod.trouble), "")
+    ended = [f"{pod.name}: {pod.end}" for pod in seen.pods if pod.finished and not pod.terminating and pod.end]
+    trouble = next((f"{pod.name}: {pod.trouble}" for pod in live if pod.trouble), "") or next(iter(ended), "")
     message = f"{ready} of {1 + cluster.nodes + cluster.spares} pods are ready" + (f"; {trouble}" if trouble else "")
     all_ready = ready >= 1 + cluster.nodes + cluster.spares
     draft.condition(st.PODS_READY, "True" if all_ready else "False", "Ready" if all_ready else "Waiting", message)
     lost = _head(seen, decision, draft)
-    waits = draft.conditions[st.PLACED]
+    waits, heads = draft.conditions[st.PLACED], any(pod.role == names.HEAD for pod in seen.pods)
     if lost:
         draft.phase("Recovering", st.HEAD_LOST, draft.conditions[st.HEAD_READY]["message"])
-    elif past.phase_is_agents or past.is_phase("Recovering", st.HEAD_LOST):
-        draft.keep_phase()  # until the agent speaks again
+    elif (waits["status"] != "Unknown" or heads) and (past.phase_is_agents or past.is_phase("Recovering", st.HEAD_LOST)):
+        draft.keep_phase()  # until the agent speaks again; of pods that were given back none does
     elif waits["status"] == "True":
         draft.phase("Starting", "Starting", message)
     else:
@@ -201,5 +213,7 @@ def _head(seen: Observed, decision: Decision, draft: Draft) -> bool:
     message = f"the head is away ({words or 'it has no pod'}): workers train on, and it comes back around its volume"
     draft.condition(st.HEAD_READY, "False", st.HEAD_LOST, message)
     if lost_now:
+        ready = past.since(st.HEAD_READY)  # makes it another Event than that of the loss before
+        message = f"{message}; it had been ready since {ready:%H:%M:%S} UTC" if ready is not None else message
         decision.actions.append(Say(reason=st.HEAD_LOST, message=message, warning=True))
     return lost_now

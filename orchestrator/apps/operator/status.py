@@ -6,6 +6,7 @@ nobody else can. A field that the operator once wrote stays until it writes it o
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
@@ -13,7 +14,8 @@ from typing import Final
 from orchestrator.adapters.kube import names
 from orchestrator.adapters.kube.api import Object
 from orchestrator.adapters.kube.events import timestamp
-from orchestrator.adapters.kube.observed import conditions_of, moment, phase_managers
+from orchestrator.adapters.kube.objects.common import worker_selector
+from orchestrator.adapters.kube.observed import PodFacts, conditions_of, moment, phase_managers
 
 TERMINAL: Final = ("Succeeded", "Failed", "Cancelled")
 ACCEPTED: Final = "Accepted"
@@ -42,6 +44,7 @@ class Past:
     start: datetime | None
     completion: datetime | None
     conditions: dict[str, Object]
+    name: str  # the job's
     generation: int
 
     @classmethod
@@ -56,6 +59,7 @@ class Past:
             start=moment(status.get("startTime")),
             completion=moment(status.get("completionTime")),
             conditions=dict(conditions_of(obj)),
+            name=obj["metadata"]["name"],
             generation=int(obj["metadata"].get("generation") or 0),
         )
 
@@ -127,6 +131,12 @@ class Draft:
         self.started(self.past.start)
         if self.past.completion is not None:
             self.fields["completionTime"] = timestamp(self.past.completion)
+
+    def count(self, pods: Iterable[PodFacts]) -> None:
+        """Say how many workers there are; the scale subresource shows it."""
+        workers = [pod for pod in pods if pod.live and pod.role == names.WORKER]
+        self.fields |= {"replicas": len(workers), "readyReplicas": sum(pod.ready for pod in workers)}
+        self.fields["selector"] = worker_selector(self.past.name)
 
     def started(self, when: datetime | None) -> None:
         """Since when the job may run."""

@@ -19,7 +19,8 @@ Key: TypeAlias = tuple[str, str]  # namespace, name
 Turn: TypeAlias = Callable[[Key], float | None]  # seconds until the next one at the latest; None: the job is gone
 
 THREADS: Final = 4
-SETTLE_S: Final = 0.1  # changes come in heaps
+SETTLE_S: Final = 0.1  # changes come in heaps;
+SETTLE_MAX_S: Final = 2.0  # those of a job of many pods, at which a look takes long, in larger ones
 RETRY_S: Final = 0.5
 RETRY_MAX_S: Final = 30.0
 IDLE_S: Final = 1.0  # between two looks at whether we may act and whether we are to stop
@@ -36,8 +37,10 @@ class Turns:
         self._changed = threading.Condition()  # guards all below
         self._due_s: dict[Key, float] = {}
         self._busy: dict[Key, float] = {}  # since when
+        self._settle_s: dict[Key, float] = {}  # from a change to the turn for it: as long as the last turn took
         self._again: set[Key] = set()  # woken while they had a turn
-        self._pause_s: dict[Key, float] = {}
+        self._pause_s: dict[Key, float] = {}  # of those whose last turn failed
+        self._said: dict[Key, str] = {}  # why
         self._stopping = False
         self._threads: list[threading.Thread] = []
 
@@ -56,13 +59,13 @@ class Turns:
         for thread in self._threads:
             thread.join(max(0.0, due_s - time.monotonic()))
 
-    def wake(self, key: Key, *, after_s: float = SETTLE_S) -> None:
+    def wake(self, key: Key) -> None:
         """A turn for this job soon."""
         with self._changed:
             if key in self._busy:
                 self._again.add(key)
             else:
-                due_s = time.monotonic() + after_s
+                due_s = time.monotonic() + self._settle_s.get(key, SETTLE_S)
                 self._due_s[key] = min(due_s, self._due_s.get(key, due_s))
             self._changed.notify()
 
@@ -75,14 +78,18 @@ class Turns:
         while (key := self._next()) is not None:
             wait_s = self._give(key)
             with self._changed:
-                del self._busy[key]
+                now_s = time.monotonic()
+                settle_s = min(SETTLE_MAX_S, max(SETTLE_S, now_s - self._busy.pop(key)))
                 woken = key in self._again
                 self._again.discard(key)
                 if wait_s is not None:
                     failing = key in self._pause_s
-                    self._due_s[key] = time.monotonic() + (SETTLE_S if woken and not failing else wait_s)
-                elif woken:
-                    self._due_s[key] = time.monotonic() + SETTLE_S
+                    self._settle_s[key] = settle_s
+                    self._due_s[key] = now_s + (settle_s if woken and not failing else wait_s)
+                else:
+                    self._settle_s.pop(key, None)
+                    if woken:
+                        self._due_s[key] = now_s + SETTLE_S
                 self._changed.notify()
 
     def _next(self) -> Key | None:
@@ -90,17 +97,21 @@ class Turns:
             while not self._stopping:
                 now_s = time.monotonic()
                 key = min(self._due_s, key=self._due_s.__getitem__, default=None)
-                if key is not None and self._due_s[key] <= now_s and self._may():
+                if key is None or not self._may():
+                    self._changed.wait(IDLE_S)
+                elif (wait_s := self._due_s[key] - now_s) > 0:
+                    self._changed.wait(min(IDLE_S, wait_s))
+                else:
                     del self._due_s[key]
                     self._busy[key] = now_s
                     return key
-                self._changed.wait(IDLE_S if key is None else min(IDLE_S, max(0.05, self._due_s[key] - now_s)))
             return None
 
     def _give(self, key: Key) -> float | None:
         try:
             wait_s = self._turn(key)
             self._pause_s.pop(key, None)
+            self._said.pop(key, None)
             return wait_s
         except NotLeaderError:
             return IDLE_S
@@ -113,5 +124,7 @@ class Turns:
             said = "see above"
         pause_s = min(RETRY_MAX_S, 2 * self._pause_s.get(key, RETRY_S / 2))
         self._pause_s[key] = pause_s
-        log.warning("%s/%s: tried again in %.1f s: %s", *key, pause_s, said)
+        if self._said.get(key) != said:  # a quota may be full for days
+            self._said[key] = said
+            log.warning("%s/%s: tried again, from %.1f to %.0f s later: %s", *key, pause_s, RETRY_MAX_S, said)
         return pause_s

@@ -56,12 +56,16 @@ def _run(api: KubeApi, *, namespace: str, wake: Wake, stop: threading.Event) -> 
     registry = kopf.OperatorRegistry()
     seen: dict[tuple[str, str], object] = {}
 
-    async def job_changed(body: kopf.Body, name: str | None, namespace: str | None, **_: Any) -> None:
+    async def job_changed(type: str | None, body: kopf.Body, name: str | None, namespace: str | None, **_: Any) -> None:
         key = (namespace or "", name or "")
-        news = _news(body)
-        if seen.get(key) != news:  # how training goes is reported every second, and nothing for us
+        news = None if type == "DELETED" else _news(body)
+        if seen.get(key) == news:  # how training goes is reported every second, and nothing for us
+            return
+        if news is None:
+            del seen[key]
+        else:
             seen[key] = news
-            wake(key)
+        wake(key)
 
     async def pod_changed(labels: kopf.Labels, namespace: str | None, **_: Any) -> None:
         wake((namespace or "", labels[names.LABEL_JOB]))

@@ -122,6 +122,15 @@ def test_another_head_pod_begins_again_and_nothing_is_shown_twice() -> None:
     assert "sinceTime" not in server.asked[1][1]
 
 
+def test_a_new_head_pod_that_kept_less_than_was_shown_skips_no_new_line() -> None:
+    server = Server(
+        jobs=[RUNNING, OVER],
+        pods=[[pod("head", 1)], [pod("head", 2)]],
+        logs=[stamped(A, A, A), [*stamped(A, second=30), *stamped(A, B, second=45)]],
+    )
+    assert list(of(server).follow()) == [A, A, A, A, B]
+
+
 def test_following_waits_for_the_head_and_ends_with_the_job(capsys: pytest.CaptureFixture[str]) -> None:
     server = Server(
         jobs=[RUNNING, RUNNING, RUNNING, RUNNING, OVER],

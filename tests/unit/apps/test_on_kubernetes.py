@@ -131,6 +131,12 @@ def test_nulls_of_the_status_are_nothing() -> None:
     assert "None" not in "\n".join(words.status_lines(SEEN))
 
 
+def test_failures_that_count_are_told_and_none_is_not() -> None:
+    failed = job_seen({**JOB, "status": {"phase": "Running", "recoveries": 3, "failures": 2}})
+    assert any("3 recoveries, 0 steps lost, 2 failures counted" in line for line in words.status_lines(failed))
+    assert "counted" not in "\n".join(words.status_lines(SEEN))
+
+
 def test_a_command_in_a_message_reaches_the_same_cluster() -> None:
     there = Options(kubeconfig="/my files/k", context="lab")
     assert (

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 LOOK = """
 import gc, sys
 collections = []
@@ -16,6 +18,7 @@ assert gc.isenabled()
 """
 
 
+@pytest.mark.slow
 def test_torch_is_loaded_without_looking_for_garbage_and_then_garbage_is_looked_for_again() -> None:
     # Half a second of CPU time at every start of a worker.
     subprocess.run([sys.executable, "-c", LOOK], check=True, timeout=120)

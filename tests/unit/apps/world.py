@@ -5,6 +5,7 @@ Nothing here starts a process or opens a socket; the fake client answers from a 
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import typer.main
 from typer.testing import CliRunner, Result
 
 from orchestrator.apps.cli.main import app
@@ -454,9 +456,14 @@ def install(monkeypatch: pytest.MonkeyPatch, client: FakeClient | None = None) -
     return fake
 
 
+command_of = functools.cache(typer.main.get_command)  # the runner itself would build every command anew for every call
+
+
 def cli(*arguments: str | Path, home: Path) -> Result:
     """Run the program in this process, as a shell without a terminal would."""
-    return CliRunner().invoke(app, [str(a) for a in arguments], env={"ORCHESTRATOR_HOME": str(home)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("typer.testing._get_command", command_of)
+        return CliRunner().invoke(app, [str(a) for a in arguments], env={"ORCHESTRATOR_HOME": str(home)})
 
 
 def statuses(*items: JobStatus | ControlError) -> list[JobStatus | ControlError]:

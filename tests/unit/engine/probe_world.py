@@ -7,7 +7,6 @@ there too. Told to vanish, it kills or stops itself where the others start.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -91,9 +90,9 @@ def main(order: Order) -> None:
 @contextmanager
 def running(orders: Sequence[Order]) -> Iterator[None]:
     """The workers as processes of this machine, forked from one that has torch; killed at the end."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    started = [context.Process(target=main, args=(order,), daemon=True) for order in orders]
+    from tests.unit.engine.forking import CONTEXT  # not where a worker has a machine of its own
+
+    started = [CONTEXT.Process(target=main, args=(order,), daemon=True) for order in orders]
     try:
         for process in started:
             process.start()

@@ -24,6 +24,7 @@ from orchestrator.engine.describe import build_seeded
 from orchestrator.engine.tasks.loading import load_task
 from orchestrator.runtime.ports import Left
 from tests.unit.engine.engine_world import Trap, World, curve, job, undisturbed, world
+from tests.unit.engine.forking import forked
 
 
 @cache
@@ -59,6 +60,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, World]:
     return folder, save(folder)
 
 
+@forked
 def test_what_is_written_and_reported(saved: tuple[Path, World]) -> None:
     folder, w = saved
     assert names(folder) == ["step-00000003", "step-00000006"]
@@ -74,6 +76,7 @@ def test_what_is_written_and_reported(saved: tuple[Path, World]) -> None:
     assert verify(f"{folder}/step-00000003").digest == digests[3]
 
 
+@forked
 @pytest.mark.parametrize(("size", "zero", "copies"), [(1, 0, 0), (2, 1, 1), (3, 0, 0), (4, 1, 0)])
 def test_any_layout_resumes_from_it(saved: tuple[Path, World], size: int, zero: int, copies: int) -> None:
     workers = [f"n{n}" for n in range(size)]
@@ -85,6 +88,7 @@ def test_any_layout_resumes_from_it(saved: tuple[Path, World], size: int, zero: 
         assert curve(w) == {s: v for s, v in reference()[1].items() if s > 3}
 
 
+@forked
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 def test_anybody_reads_it_with_plain_torch(saved: tuple[Path, World], tmp_path: Path) -> None:
     the_job = job()
@@ -113,6 +117,7 @@ def test_anybody_reads_it_with_plain_torch(saved: tuple[Path, World], tmp_path: 
     assert torch.equal(read["optim"]["inner.weight.exp_avg"], state["optim.inner.weight.exp_avg"])
 
 
+@forked
 def test_damaged_and_half_written_ones_are_passed_over_with_a_reason(tmp_path: Path) -> None:
     save(tmp_path)
     newest, older = tmp_path / "step-00000006", tmp_path / "step-00000003"
@@ -137,6 +142,7 @@ def test_damaged_and_half_written_ones_are_passed_over_with_a_reason(tmp_path: P
         verify(str(newest))
 
 
+@forked
 def test_a_checkpoint_of_another_job_is_none_of_ours(saved: tuple[Path, World]) -> None:
     why: list[str] = []
     assert newest_good(str(saved[0]), "other", why) is None
@@ -212,6 +218,7 @@ def test_of_two_attempts_at_one_step_the_committed_one_is_kept(tmp_path: Path) -
     assert "step-00000040-e12-ab" not in names(tmp_path)
 
 
+@forked
 def test_leftovers_of_an_earlier_run_are_not_taken_for_parts_of_this_one(tmp_path: Path) -> None:
     stale = tmp_path / temp_name(3, 1)  # epochs of each run count from 1
     stale.mkdir()
@@ -223,6 +230,7 @@ def test_leftovers_of_an_earlier_run_are_not_taken_for_parts_of_this_one(tmp_pat
     assert [len(verify(uri).files) for _, uri in list_steps(str(tmp_path))] == [5, 5]
 
 
+@forked
 def test_two_jobs_do_not_take_each_others_checkpoints(tmp_path: Path) -> None:
     marked(tmp_path, "step-00000003", step=3, job="other")
     with world(saving(tmp_path, size=1)) as w:
@@ -235,6 +243,7 @@ def test_two_jobs_do_not_take_each_others_checkpoints(tmp_path: Path) -> None:
     assert verify(f"{tmp_path}/step-00000003").job == "other"
 
 
+@forked
 def test_a_place_that_cannot_be_reached_is_reported() -> None:
     with world(saving("nosuchscheme://bucket/x", size=1)) as w:
         w.spawn("w0")
@@ -245,11 +254,13 @@ def test_a_place_that_cannot_be_reached_is_reported() -> None:
     assert "nosuchscheme" in reports[0].detail
 
 
+@forked
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     save(tmp_path, every=1, keep=2)
     assert names(tmp_path) == ["step-00000005", "step-00000006"]
 
 
+@forked
 def test_the_last_checkpoint_is_written_again_when_its_epoch_breaks(tmp_path: Path) -> None:
     with world(saving(tmp_path, size=2)) as w:
         w.spawn("w0", "spare")
@@ -266,6 +277,7 @@ def test_the_last_checkpoint_is_written_again_when_its_epoch_breaks(tmp_path: Pa
     assert names(tmp_path) == ["step-00000003", "step-00000006"]
 
 
+@forked
 def test_a_swapped_digest_is_found_when_it_is_loaded(tmp_path: Path) -> None:
     save(tmp_path)
     marker = tmp_path / "step-00000003" / "COMMIT.json"
@@ -285,6 +297,7 @@ def test_a_swapped_digest_is_found_when_it_is_loaded(tmp_path: Path) -> None:
 LAYERED: dict[str, Any] = {"target": "layered_task.py:Layered", "batch_norm": True, "steps": 4}
 
 
+@forked
 def test_a_run_goes_on_from_the_checkpoint_of_another_plan_at_equal_bits(tmp_path: Path) -> None:
     every = CheckpointSettings(str(tmp_path), 2, 9)
     writer = job(size=2, zero_stage=3, fields={"pipeline": 2}, checkpoint=every, **LAYERED)

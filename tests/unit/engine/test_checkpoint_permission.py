@@ -16,6 +16,7 @@ from orchestrator.engine.checkpoint_files import list_steps
 from orchestrator.engine.engine import TorchEngine
 from orchestrator.runtime.ports import Finished
 from tests.unit.engine.engine_world import job
+from tests.unit.engine.forking import forked
 
 
 def trained(folder: Path, *, refusals: int) -> list[CheckpointReported]:
@@ -39,6 +40,7 @@ def _train(folder: Path, refusals: int) -> list[CheckpointReported]:
     return [e for e in events if isinstance(e, CheckpointReported)]
 
 
+@forked
 def test_without_a_supervisor_it_trains_on_and_nothing_is_committed(tmp_path: Path) -> None:
     told = trained(tmp_path, refusals=10_000)
     assert [(t.step, t.ok) for t in told] == [(3, False), (6, False)]
@@ -46,6 +48,7 @@ def test_without_a_supervisor_it_trains_on_and_nothing_is_committed(tmp_path: Pa
     assert list_steps(str(tmp_path)) == []
 
 
+@forked
 def test_a_supervisor_that_is_back_soon_is_waited_for(tmp_path: Path) -> None:
     told = trained(tmp_path, refusals=2)
     assert [(t.step, t.ok) for t in told] == [(3, True), (6, True)]

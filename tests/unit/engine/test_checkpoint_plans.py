@@ -102,7 +102,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return out
 
 
-@pytest.mark.parametrize("reader", list(PLANS))
+@pytest.mark.parametrize(
+    "reader", [name if name in ("serial", "all") else pytest.param(name, marks=pytest.mark.slow) for name in PLANS]
+)
 def test_any_plan_reads_what_any_plan_wrote(written: dict[str, str], reader: str) -> None:
     plan = plan_of(reader)
     blank = [Rank(plan, n, blank=True) for n in range(plan.size)]

@@ -9,6 +9,7 @@ import time
 import psutil
 import pytest
 
+from tests.unit.engine.forking import forked
 from tests.unit.engine.groups_world import DEADLINE_S, Child, processes
 
 
@@ -57,6 +58,7 @@ def test_killed_rank_in_a_collective() -> None:
         swap_in_and_end(survivors, spare)
 
 
+@forked
 def test_killed_rank_that_all_wait_for_in_a_receive() -> None:
     with processes(4) as children:
         endpoint = form_all(children, epoch=1, host_of_store=children[0])
@@ -71,6 +73,7 @@ def test_killed_rank_that_all_wait_for_in_a_receive() -> None:
             socket.create_connection((host, int(port)), timeout=DEADLINE_S)
 
 
+@forked
 @pytest.mark.parametrize("op", ["all_reduce", "barrier", "recv1"])
 def test_stopped_rank_is_left_by_an_abort(op: str) -> None:
     with processes(5) as (zero, victim, two, three, spare):
@@ -94,6 +97,7 @@ def test_stopped_rank_is_left_by_an_abort(op: str) -> None:
         victim.kill(signal.SIGCONT)
 
 
+@forked
 @pytest.mark.parametrize(("mine", "theirs"), [("send-much", "take-some"), ("recv-much", "give-some")])
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_transfer_that_is_half_way_through_is_left_by_an_abort(mine: str, theirs: str, killed: bool) -> None:

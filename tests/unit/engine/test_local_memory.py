@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from orchestrator.engine.local_memory import BEACON_WORDS, Beacon, PeerGone, PeerMemory, readable
-from tests.unit.engine.forking import CONTEXT
+from tests.unit.engine.forking import CONTEXT, forked
 
 LIMIT_S = 60.0
 
@@ -44,6 +44,7 @@ def sender(numel: int) -> Iterator[tuple[list[int], int, Connection, multiproces
         process.join(LIMIT_S)
 
 
+@forked
 def test_the_bytes_arrive_and_the_end_is_noticed() -> None:
     numel = 3 << 20
     with sender(numel) as (words, address, link, process):

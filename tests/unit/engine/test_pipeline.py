@@ -19,6 +19,7 @@ from orchestrator.engine.pipeline import PipelineRunner
 from orchestrator.engine.rank_state import UserError
 from orchestrator.engine.task import Task
 from orchestrator.engine.tasks.gpt import GPT
+from tests.unit.engine.forking import forked
 from tests.unit.engine.groups_world import run_ranks
 from tests.unit.engine.layered_task import Layered
 from tests.unit.engine.layered_world import SCALE, SEED, STEP, Told, bare, build, make_plan, run_plan
@@ -56,6 +57,7 @@ def check(told: Sequence[Told], plan: Plan, task: Task, runs: Sequence[Sequence[
         assert {n for t in mine for n in t.evaluated} == set(range(replica, 5, replicas))
 
 
+@forked
 @pytest.mark.parametrize(
     ("pipeline", "per_rank", "schedule", "recompute"),
     [
@@ -84,6 +86,7 @@ def test_every_schedule_gives_the_bits_of_the_plain_loop(
     assert {n: loss for t in told for n, loss in t.evaluated.items()} == runner.evaluate(range(5))
 
 
+@forked
 def test_replicas_have_pipelines_of_their_own() -> None:
     task = GPT(layers=2, width=16, heads=2, context=16, batch_size=2, dropout=0.1)
     plan = make_plan(4, pipeline=2, data=2, schedule=ZERO)
@@ -91,6 +94,7 @@ def test_replicas_have_pipelines_of_their_own() -> None:
     check(run_plan(task, plan, *runs), plan, task, runs)
 
 
+@forked
 def test_every_micro_batch_may_have_a_shape_of_its_own() -> None:
     plan = make_plan(6, pipeline=2)
     runs = ((0, 3, 1, 2), (3,))

@@ -12,9 +12,11 @@ import torch
 from orchestrator.core.cluster.rounds import Meeting
 from orchestrator.engine.groups import StoreServer
 from orchestrator.engine.probe_links import measure_links
+from tests.unit.engine.forking import forked
 from tests.unit.engine.probe_world import HOST, measured_here
 
 
+@forked
 def test_all_levels_are_measured(tmp_path: Path) -> None:
     got = measured_here(tmp_path, ["a", "a", "b", "b"], seconds=20.0)
     ends = {(link.senders, link.receivers) for link in got}
@@ -26,6 +28,7 @@ def test_all_levels_are_measured(tmp_path: Path) -> None:
         assert 1e-6 < link.latency_s < 1.0
 
 
+@forked
 @pytest.mark.parametrize("way", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_peer_that_vanishes_costs_its_own_links_only(tmp_path: Path, way: signal.Signals) -> None:
     got = measured_here(tmp_path, ["a", "b", "c"], seconds=9.0, vanish={2: way})
@@ -40,6 +43,7 @@ def test_a_peer_that_vanishes_costs_its_own_links_only(tmp_path: Path, way: sign
         assert (link.bandwidth, link.latency_s) == (0.0, 0.0)
 
 
+@forked
 def test_who_is_told_to_stop_measures_nothing_and_returns(tmp_path: Path) -> None:
     assert measured_here(tmp_path, ["a", "b"], seconds=600.0, stop=True) == []
 

@@ -27,7 +27,7 @@ from orchestrator.engine.layered import LayeredStage
 from orchestrator.engine.task import Task, TaskError
 from orchestrator.engine.tasks.gpt import GPT
 from orchestrator.engine.tensor_parallel import TensorParallel, cut_dim
-from tests.unit.engine.forking import CONTEXT
+from tests.unit.engine.forking import CONTEXT, forked
 from tests.unit.engine.groups_world import DEADLINE_S, HOST, form, run_ranks
 from tests.unit.engine.layered_task import Layered
 from tests.unit.engine.layered_world import SCALE, SEED, build
@@ -302,12 +302,14 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@forked
 @pytest.mark.parametrize(("name", "degree"), [("gpt", 2), ("gpt", 4), ("layered", 3)])
 def test_losses_of_the_serial_run_and_equal_bits_of_what_is_whole(name: str, degree: int) -> None:
     found = [told for (told,) in results(degree, run_train, name, "")]
     assert_like_serial(found, train(TASKS[name]()))
 
 
+@forked
 def test_every_way_to_run_a_layer_gives_the_same_bits() -> None:
     for plain, *others in results(2, run_train, "gpt", "", "halves", "recompute", "recompute+halves", "moving"):
         for other in others:
@@ -316,6 +318,7 @@ def test_every_way_to_run_a_layer_gives_the_same_bits() -> None:
                 assert torch.equal(gradient, other.grads[name]), name
 
 
+@forked
 def test_processes_may_change_places() -> None:
     (first, second), serial = results(2, run_roles, "gpt", ""), train(gpt())
     assert_like_serial([first[0], second[0]], serial)
@@ -340,6 +343,7 @@ def test_an_abort_ends_a_wait_that_gloo_has_forgotten(monkeypatch: pytest.Monkey
         forgotten.set()
 
 
+@forked
 @pytest.mark.parametrize("phase", ["forward", "backward"])
 def test_an_abort_wakes_whoever_waits_for_a_stopped_rank(phase: str) -> None:
     with closing(Ranks(2, run_broken, phase, "stop")) as ranks:
@@ -354,6 +358,7 @@ def test_an_abort_wakes_whoever_waits_for_a_stopped_rank(phase: str) -> None:
         assert ranks.result(0) == ranks.result(1)
 
 
+@forked
 @pytest.mark.parametrize("phase", ["forward", "backward"])
 def test_a_killed_rank_breaks_the_group(phase: str) -> None:
     with closing(Ranks(2, run_broken, phase, "kill")) as ranks:

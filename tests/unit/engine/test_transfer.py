@@ -25,7 +25,7 @@ from orchestrator.engine.extents import Extents
 from orchestrator.engine.groups import EpochGroup, GroupBroken, StoreServer
 from orchestrator.engine.transfer import Arrival, Corrupt, MoveReport, TransferCorrupt, move
 from orchestrator.engine.transfer_cut import WINDOW_NUMEL, windows
-from tests.unit.engine.forking import CONTEXT
+from tests.unit.engine.forking import CONTEXT, forked
 from tests.unit.engine.groups_world import HOST, form, run_ranks
 
 KEYS = ((PARAMS, torch.float32), (OPTIMIZER, torch.float32), (OPTIMIZER, torch.float64))
@@ -400,6 +400,7 @@ def _told(link: Connection) -> object:
     return link.recv()
 
 
+@forked
 def test_between_processes_the_receiver_pulls() -> None:
     server, children, links = _start(trap=False)
     try:
@@ -412,6 +413,7 @@ def test_between_processes_the_receiver_pulls() -> None:
         server.close()
 
 
+@forked
 def test_a_sender_that_dies_while_it_is_read_breaks_the_group() -> None:
     server, children, links = _start(trap=True)
     try:

@@ -62,6 +62,7 @@ SEEN_BY_THE_SCHEMA = [  # bad files that a schema can refuse; the others break Y
 ]
 
 
+@pytest.fixture(scope="module")
 def validator() -> Any:
     jsonschema = importlib.import_module("jsonschema")  # comes with Ray; ships no types
     jsonschema.Draft202012Validator.check_schema(schema())
@@ -91,14 +92,14 @@ def test_every_key_is_explained() -> None:
 
 
 @pytest.mark.parametrize("path", sorted([*HERE.glob("good/*.yaml"), *ROOT.glob("examples/*/job.yaml")]), ids=str)
-def test_the_schema_accepts_what_the_loader_accepts(path: Path) -> None:
-    validator().validate(read(path.read_text(encoding="utf-8"), file=path.name).root)
+def test_the_schema_accepts_what_the_loader_accepts(path: Path, validator: Any) -> None:
+    validator.validate(read(path.read_text(encoding="utf-8"), file=path.name).root)
 
 
 @pytest.mark.parametrize("name", SEEN_BY_THE_SCHEMA)
-def test_the_schema_refuses_what_it_can_see(name: str) -> None:
+def test_the_schema_refuses_what_it_can_see(name: str, validator: Any) -> None:
     tree = read((HERE / "bad" / f"{name}.yaml").read_text(encoding="utf-8"), file=name).root
-    assert not validator().is_valid(tree)
+    assert not validator.is_valid(tree)
 
 
 def test_the_template_loads() -> None:

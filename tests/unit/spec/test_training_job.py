@@ -95,6 +95,12 @@ def test_a_bare_file_that_is_fine_elsewhere(text: str, expected: list[str]) -> N
     assert sorted(problem.path for problem in caught.value.problems) == sorted(expected)
 
 
+def test_a_name_that_is_good_nowhere_is_said_once() -> None:
+    with pytest.raises(SpecError) as caught:
+        training_job("name: jöb\nkubernetes: {image: i}")
+    assert [problem.path for problem in caught.value.problems] == ["name"]
+
+
 def test_a_name_of_the_longest_length_is_taken() -> None:
     name = "a" * kube_values.JOB_NAME_CHARS_MAX
     assert training_job(BARE, name=name)["metadata"]["name"] == name

@@ -25,6 +25,7 @@ from orchestrator.spec.kubernetes import TolerationSpec
 
 USER: Final = 1000
 GPU: Final = "nvidia.com/gpu"
+GPU_NAMES: Final = ("/gpu", "/mig-")  # also amd.com/gpu, nvidia.com/gpu.shared, nvidia.com/mig-1g.10gb
 AGENT_REQUESTS: Final = {"cpu": "50m", "memory": "128Mi"}
 AGENT_READY: Final = "/tmp/agent-ready"  # there once the agent has spoken to the supervisor and to the API server
 AGENT_ALIVE: Final = "/tmp/agent-alive"  # touched by every turn of the agent's loop
@@ -34,7 +35,7 @@ API_TOKEN_S: Final = 3600  # kubelets renew it long before
 PROBE_FAILURES: Final = 3
 
 
-def head_pod(target: Target, *, incarnation: int) -> Object:
+def head_pod(target: Target, *, incarnation: int, failures: int = 0) -> Object:
     """The pod with Ray's head, the supervisor (both in one container) and the agent that speaks to Kubernetes."""
     limits = pod_limits(target.job)
     asked = target.kubernetes.head
@@ -69,14 +70,14 @@ def head_pod(target: Target, *, incarnation: int) -> Object:
     }
     if asked.priority_class:
         spec["priorityClassName"] = asked.priority_class
-    return _pod(target, spec, role=names.HEAD, ordinal=0, incarnation=incarnation)
+    return _pod(target, spec, role=names.HEAD, ordinal=0, incarnation=incarnation, failures=failures)
 
 
-def training_pod(target: Target, *, role: str, ordinal: int, incarnation: int) -> Object:
+def training_pod(target: Target, *, role: str, ordinal: int, incarnation: int, failures: int = 0) -> Object:
     """A pod that is one node of the job: `role` is worker or spare, which differ only in where they would rather not be."""
     spec = training_pod_spec(target, role=role)
     spec["hostname"] = names.pod_name(target.name, role=role, ordinal=ordinal, incarnation=incarnation)
-    return _pod(target, spec, role=role, ordinal=ordinal, incarnation=incarnation)
+    return _pod(target, spec, role=role, ordinal=ordinal, incarnation=incarnation, failures=failures)
 
 
 def training_pod_spec(target: Target, *, role: str) -> Object:
@@ -84,7 +85,7 @@ def training_pod_spec(target: Target, *, role: str) -> Object:
     limits = pod_limits(target.job)
     asked, cluster = target.kubernetes.worker, target.job.cluster
     others = dict(asked.resources)
-    if cluster.device is DeviceKind.CUDA and not any(name.endswith("/gpu") for name in others):
+    if cluster.device is DeviceKind.CUDA and not any(part in name for name in others for part in GPU_NAMES):
         others[GPU] = str(cluster.slots_per_node)
     ray = _container(target, limits, names.WORKER_CONTAINER, ("orchestrator.apps.kube.worker",), grace_s=limits.worker_grace_s)
     ray["ports"] = [_port("node-manager", names.NODE_MANAGER_PORT)]
@@ -120,17 +121,18 @@ def pod_labels(target: Target, *, role: str) -> dict[str, str]:
     return {names.LABEL_ROLE: role, **gang.pod_labels(target)}
 
 
-def _pod(target: Target, spec: Object, *, role: str, ordinal: int, incarnation: int) -> Object:
+def _pod(target: Target, spec: Object, *, role: str, ordinal: int, incarnation: int, failures: int) -> Object:
     labels = {
         **pod_labels(target, role=role),
         names.LABEL_ORDINAL: str(ordinal),
         names.LABEL_INCARNATION: str(incarnation),
     }
     name = names.pod_name(target.name, role=role, ordinal=ordinal, incarnation=incarnation)
+    annotations = gang.pod_annotations(target) | ({names.NOTE_FAILURES: str(failures)} if failures else {})
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": metadata(target, name, labels=labels, annotations=gang.pod_annotations(target), controller=True),
+        "metadata": metadata(target, name, labels=labels, annotations=annotations, controller=True),
         "spec": spec,
     }
 
@@ -194,6 +196,7 @@ def _container(target: Target, limits: PodLimits, name: str, module: tuple[str, 
         "name": name,
         "image": kubernetes.image,
         "command": ["python", "-m", *module],
+        "terminationMessagePolicy": "FallbackToLogsOnError",  # its last words outlive its log, in the pod's status
         "env": [
             *({"name": key, "value": value} for key, value in sorted(kubernetes.env.items())),
             _value(names.ENV_JOB, target.name),

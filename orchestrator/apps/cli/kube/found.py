@@ -12,7 +12,7 @@ from typing import Any
 
 from orchestrator.adapters.kube import names
 from orchestrator.adapters.kube.access import Access
-from orchestrator.adapters.kube.refusals import ForbiddenError, crd_missing
+from orchestrator.adapters.kube.refusals import INSTALL, ForbiddenError, crd_missing
 from orchestrator.adapters.kube.resources import ACCOUNTS, LEASES, NAMESPACES, TRAINING_JOBS, Resource
 from orchestrator.adapters.kube.seen import JobSeen, job_path, job_seen, seconds
 from orchestrator.apps.cli.base import CliError, Code
@@ -20,7 +20,6 @@ from orchestrator.apps.units import duration
 from orchestrator.runtime.control import NotFoundError
 
 STALE_LEASES = 3  # lease durations without a renewal; clocks differ, and an operator may be changing places
-INSTALL = "kubectl apply --server-side -k examples/kubernetes/install, after putting in your image"
 ACCOUNTS_FIX = "kubectl apply --server-side -k manifests/namespace; for another namespace see examples/kubernetes/team-namespace"
 
 

@@ -94,7 +94,7 @@ def _check(access: Access, namespace: str, *, only_say: bool) -> None:
     check_kind(access)
     check_namespace(access, namespace)
     if missing := missing_accounts(access, namespace):
-        words = f"{accounts_words(namespace, missing)}"
+        words = accounts_words(namespace, missing)
         if not only_say:
             raise NotPossibleError(f"the pods of a job could not be made: {words}")
         say(f"warning: {words}")

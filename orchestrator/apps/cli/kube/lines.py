@@ -1,8 +1,8 @@
 """What the workers of a job printed, read from the log of the agent in its head pod.
 
 The agent prints each worker's lines with their rank; its own words are left out. A stream that breaks is resumed by the kubelet's
-time stamps. Another head pod begins with everything that is kept, so there what was shown is skipped, by worker. Where no head is
-up, the worker pods' own logs are what there is.
+time stamps. Another head pod begins with everything that is kept, so there what was shown is skipped, by worker; only for a
+moment, as not all may be kept. Where no head is up, the worker pods' own logs are what there is.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from orchestrator.adapters.kube.follow import PASSING, Patience
 from orchestrator.adapters.kube.names import AGENT_CONTAINER, HEAD, LABEL_INCARNATION, LABEL_ROLE, WORKER_CONTAINER
 from orchestrator.adapters.kube.refusals import InvalidError, QuietError
 from orchestrator.adapters.kube.resources import PODS
-from orchestrator.adapters.kube.seen import JobSeen, job_path, job_seen, of_job, pods_path
+from orchestrator.adapters.kube.seen import JobSeen, job_path, job_seen, of_job, pods_path, seconds
 from orchestrator.adapters.kube.streams import newest
 from orchestrator.apps.cli.base import CliError, Code, say
 from orchestrator.runtime.control import NotFoundError
+
+SKIP_S = 10.0  # by the kubelet's clock: lines that were kept arrive at once; what comes later is new
 
 _LINE = re.compile(r"\[(?:rank (?P<rank>\d+)|spare) (?P<worker>[^\]\s]+)\] ")
 
@@ -39,6 +41,7 @@ class Lines:
         self._shown: Counter[str] = Counter()
         self._skip: Counter[str] = Counter()
         self._pod = ""  # uid of the head pod that was read last
+        self._began_s = 0.0  # when its first line of a worker was printed
         self._since = ""  # time stamp of the line that was read last
         self._waiting = ""  # what was said about waiting
 
@@ -95,7 +98,7 @@ class Lines:
         """One stream of one head pod."""
         uid = str(head["metadata"]["uid"])
         if uid != self._pod:
-            self._pod, self._since = uid, ""
+            self._pod, self._since, self._began_s = uid, "", 0.0
             self._skip = Counter(self._shown)
         query = {"follow": "true", "timestamps": "true"} | ({"sinceTime": _whole(self._since)} if self._since else {})
         with self._log(head, AGENT_CONTAINER, quiet_s=self._patience.watch_s, **query) as lines:
@@ -107,8 +110,9 @@ class Lines:
                 match = _LINE.match(text)
                 if match is None:
                     continue
-                worker = match["worker"]
-                if self._skip[worker] > 0:
+                worker, now_s = match["worker"], seconds(stamp)
+                self._began_s = self._began_s or now_s
+                if self._skip[worker] > 0 and now_s - self._began_s < SKIP_S:
                     self._skip[worker] -= 1
                     continue
                 self._shown[worker] += 1

@@ -60,9 +60,9 @@ def status_lines(job: JobSeen) -> list[str]:
     if job.eta_s is not None:
         facts.append(("ETA", duration(job.eta_s)))
     goodput = f", goodput {job.goodput}" if job.goodput else ""
-    facts.append(
-        ("resilience", f"{job.recoveries} recover{'y' if job.recoveries == 1 else 'ies'}, {job.steps_lost} steps lost{goodput}")
-    )
+    recoveries = f"{job.recoveries} recover{'y' if job.recoveries == 1 else 'ies'}"
+    counted = f", {job.failures} failure{'' if job.failures == 1 else 's'} counted" if job.failures else ""
+    facts.append(("resilience", f"{recoveries}, {job.steps_lost} steps lost{goodput}{counted}"))
     ranks = f"; {job.ranks} ranks, {job.spares or 0} spare" if job.ranks is not None else ""
     ready = f"{job.ready or 0} of {job.replicas} ready" if job.replicas is not None else "none yet"
     facts.append(("nodes", f"{job.nodes} wanted, {ready}{ranks}"))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.adapters.kube.access import Options, connect, contexts_of
-from orchestrator.runtime.control import BadRequestError, UnreachableError
+from orchestrator.runtime.control import BadRequestError, ControlError, UnreachableError
 
 SERVER = "https://127.0.0.1:1"
 
@@ -62,6 +62,17 @@ def test_a_context_that_is_not_there(tmp_path: Path) -> None:
     path = config(tmp_path / "k", team="jobs", other="")
     with pytest.raises(BadRequestError, match=r"there is no context none in .*; fix: name one of team, other"):
         connect(Options(kubeconfig=str(path), context="none"))
+
+
+def test_a_login_plugin_that_fails_is_said_once_and_ends_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = config(tmp_path / "k", team="jobs")
+    document = json.loads(path.read_text())
+    plugin = {"apiVersion": "client.authentication.k8s.io/v1", "command": "no-such-plugin", "interactiveMode": "Never"}
+    document["users"] = [{"name": "u", "user": {"exec": plugin}}]
+    path.write_text(json.dumps(document))
+    with pytest.raises(ControlError, match=r"the credentials of context team of .* cannot be made: .*'no-such-plugin'; fix:"):
+        connect(Options(kubeconfig=str(path)))
+    assert capsys.readouterr().err == ""
 
 
 def test_no_kubeconfig_at_all() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from orchestrator.adapters.kube.recorder import event_of, is_warning, reason_of
-from orchestrator.adapters.kube.status import job_fields, parked, phase_of, told_seq
+from orchestrator.adapters.kube.status import job_fields, last_told, parked, phase_of
 from orchestrator.adapters.kube.status import reason_of as status_reason
 from orchestrator.core.supervisor import events as ev
 from orchestrator.core.supervisor.commands import Command, EndJob, FenceEpoch, KillWorker
@@ -103,8 +103,13 @@ def test_the_fields_are_those_of_the_crd() -> None:
         "checkpoint": 40,
         "lastDecision": "#9 all is well",
     }
-    assert told_seq(made) == 9
-    assert told_seq({}) == 0
+    assert last_told(made) == (9, "all is well")
+    assert last_told({}) == (0, "")
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_loss_that_json_cannot_hold_is_left_out(loss: float) -> None:
+    assert "loss" not in fields(replace(STATUS, loss=loss))
 
 
 def test_each_rank_has_the_pod_that_has_its_nodes_address() -> None:

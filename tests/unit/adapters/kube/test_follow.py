@@ -126,6 +126,13 @@ def test_a_version_too_old_is_listed_anew() -> None:
     assert server.asked[1]["resourceVersion"] == "20"
 
 
+def test_half_a_line_is_a_stream_that_was_cut_off() -> None:
+    server = Script([LIST], [[change("ADDED", thing("b", 6)), change("ADDED", thing("c", 7))[:20]], []])
+    news, _ = told(server, pauses=2)
+    assert news[1:] == [Changed(thing("b", 6)), Trouble("the stream of /x ended in the middle of a line"), Trouble("")]
+    assert [q["resourceVersion"] for q in server.asked] == ["5", "6"]
+
+
 def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 10_000, 25))
     monkeypatch.setattr("orchestrator.adapters.kube.follow.time.monotonic", lambda: float(next(clock)))

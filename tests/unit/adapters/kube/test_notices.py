@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -147,7 +148,7 @@ def test_another_container_that_ended_says_nothing_about_ray() -> None:
 
 
 def test_a_pod_object_that_was_there_and_is_not_is_gone() -> None:
-    assert one(pods=(pod_seen(pod(), gone=True),)) == ("ray1", Action.GONE)
+    assert one(pods=(replace(pod_seen(pod()), gone=True),)) == ("ray1", Action.GONE)
 
 
 def test_a_pod_that_was_never_seen_is_no_evidence() -> None:
@@ -155,7 +156,7 @@ def test_a_pod_that_was_never_seen_is_no_evidence() -> None:
 
 
 def test_an_address_that_was_given_to_a_new_pod_is_the_new_pods() -> None:
-    old, new = pod_seen(pod(), gone=True), pod_seen(pod())
+    old, new = replace(pod_seen(pod()), gone=True), pod_seen(pod())
     assert told(pods=(old, new)) == ()
 
 

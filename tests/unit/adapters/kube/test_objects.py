@@ -103,11 +103,33 @@ def test_kueue_and_volcano_are_told_of_the_group() -> None:
     assert pod_group(volcano)["spec"]["minMember"] == 5
 
 
+def unadapted(spec: dict[str, Any]) -> dict[str, Any]:
+    """A pod of KubeRay's without what is there because of KubeRay."""
+    ray, *others = spec["containers"]
+    own = {key: value for key, value in ray.items() if key != "livenessProbe"}
+    own["env"] = [entry for entry in ray["env"] if not entry["name"].startswith("RAY_")]
+    return {**spec, "containers": [own, *others]}
+
+
+def test_kuberay_is_left_nothing_to_add_that_would_end_our_pods() -> None:
+    spec = ray_cluster(target(kubernetes={"env": {"RAY_AUTH_MODE": "mine"}}))["spec"]
+    groups = {names.HEAD: spec["headGroupSpec"], **{g["groupName"]: g for g in spec["workerGroupSpecs"]}}
+    ports = {names.HEAD: names.GCS_PORT, names.WORKER: names.NODE_MANAGER_PORT, names.SPARE: names.NODE_MANAGER_PORT}
+    for role, group in groups.items():
+        ray = group["template"]["spec"]["containers"][0]
+        assert ray["livenessProbe"]["tcpSocket"] == {"port": ports[role]}  # else one that asks Ray's dashboard, which is off
+        assert "readinessProbe" in ray
+        told = {entry["name"]: entry.get("value") for entry in ray["env"]}
+        assert len(told) == len(ray["env"])  # server-side apply takes no name twice
+        assert told["RAY_AUTH_MODE"] == "token"  # of the container that waits for the head, which has this one's environment
+        assert told["RAY_AUTH_TOKEN_PATH"] == f"{names.TOKEN_PATH}/{names.RAY_TOKEN}"
+
+
 def test_kuberay_makes_the_same_pods() -> None:
     job = target()
     spec = ray_cluster(job)["spec"]
-    assert spec["headGroupSpec"]["template"]["spec"] == pods.head_pod(job, incarnation=1)["spec"]
+    assert unadapted(spec["headGroupSpec"]["template"]["spec"]) == pods.head_pod(job, incarnation=1)["spec"]
     assert [(g["groupName"], g["replicas"]) for g in spec["workerGroupSpecs"]] == [(names.WORKER, 4), (names.SPARE, 1)]
     for group in spec["workerGroupSpecs"]:
-        assert group["template"]["spec"] == pods.training_pod_spec(job, role=group["groupName"])
+        assert unadapted(group["template"]["spec"]) == pods.training_pod_spec(job, role=group["groupName"])
         assert group["template"]["metadata"]["labels"][names.LABEL_ROLE] == group["groupName"]

@@ -142,6 +142,19 @@ def test_who_does_not_answer_is_asked_again_and_who_refuses_is_not() -> None:
     assert len(client.asked) == 3
 
 
+def test_a_supervisor_that_does_not_answer_is_not_asked_for_each_node() -> None:
+    client = Client()
+    agent = acting(client)
+    client.refuses["drain"] = UnreachableError("no supervisor answers")
+    second = replace(PLACE, node_id="ray2", address="10.0.0.2")
+    both = replace(picture(SPOT), pods=tuple(PodSeen(p, p, f"10.0.0.{p}", "n1", "", "") for p in "12"))
+    agent.act(both, replace(RUNNING, nodes=(PLACE, second)))
+    assert client.asked == [("drain", "ray1")]
+    client.refuses.clear()
+    agent.act(both, replace(RUNNING, nodes=(PLACE, second)))
+    assert client.asked[1:] == [("drain", "ray1"), ("drain", "ray2")]
+
+
 def test_suspend_and_continue_follow_the_spec() -> None:
     client = Client()
     agent = acting(client)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.apps.kube import worker
 from orchestrator.apps.kube.head import head_command, supervisor_settings
 from orchestrator.apps.kube.pod import Pod, PodError
 from orchestrator.apps.kube.supervising import ShownLines
@@ -95,6 +96,20 @@ def test_the_head_has_no_slots_and_a_worker_as_many_as_it_is_told() -> None:
 
 def test_a_head_that_never_comes_is_given_up() -> None:
     assert not wait_for_head("127.0.0.1:1", limit_s=0.0)
+
+
+def test_sigterm_ends_a_node_that_still_waits_for_its_head(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "ray-token").write_text("t")
+    for name, value in {**ENV, "ORCHESTRATOR_TOKEN_DIR": str(tmp_path), "ORCHESTRATOR_SCRATCH_DIR": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as it is for process 1 of a container
+    monkeypatch.setattr("orchestrator.apps.kube.worker.wait_for_head", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    try:
+        with pytest.raises(SystemExit) as ended:
+            worker.main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 0
 
 
 CHILD = """

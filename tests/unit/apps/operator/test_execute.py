@@ -8,8 +8,9 @@ import pytest
 
 from orchestrator.adapters.kube import names
 from orchestrator.adapters.kube.api import KubeError
+from orchestrator.adapters.kube.events import event
 from orchestrator.adapters.kube.resources import Resource
-from orchestrator.apps.operator.actions import Decision
+from orchestrator.apps.operator.actions import Decision, Say
 from orchestrator.apps.operator.execute import NotLeaderError, carry_out
 from orchestrator.apps.operator.reconcile import decide
 from tests.unit.apps.operator.toy import BEGIN, Toy
@@ -23,6 +24,7 @@ class Server:
     def __init__(self, refusals: dict[str, KubeError] | None = None) -> None:
         self.refusals = refusals or {}
         self.asked: list[str] = []
+        self.there: set[str] = set()
         self.status: Object = {}
 
     def create(self, resource: Resource, obj: Object) -> bool:
@@ -31,7 +33,7 @@ class Server:
         refused = self.refusals.get("events" if resource.kind == "Event" else name)
         if refused is not None:
             raise refused
-        return True
+        return name not in self.there
 
     def apply(self, resource: Resource, obj: Object, *, manager: str, subresource: str = "") -> Object:
         self.asked.append(f"apply {resource.kind} {obj['metadata']['name']} {subresource}".strip())
@@ -106,6 +108,38 @@ def test_a_refused_pod_is_told_in_the_status_and_ends_the_turn(said: str, reason
     assert (condition(server, "PodsReady")["reason"], server.status["status"]["reason"]) == (reason, reason)
     assert "Pod j-worker-0-1 is refused" in server.status["status"]["message"]
     assert fix in server.status["status"]["message"]
+
+
+def test_tokens_that_are_refused_are_told_in_the_status_too() -> None:
+    toy, decision = new()
+    server = Server({"j-token": KubeError(status=403, reason="Forbidden", message="exceeded quota: q")})
+    with pytest.raises(KubeError):
+        carry_out(server, toy.obj, decision, now=BEGIN, may=lambda: True, made=ignore)  # type: ignore[arg-type]
+    assert server.asked[-2:] == ["create Secret j-token", "apply TrainingJob j status"]
+    assert "Secret j-token is refused: exceeded quota" in server.status["status"]["message"]
+
+
+def test_what_is_said_again_about_another_generation_is_another_event() -> None:
+    about = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": {"name": "j", "namespace": "n", "uid": "u"}}
+    told = {"reason": "Suspended", "message": "all pods are gone", "warning": False, "component": names.OPERATOR, "now": BEGIN}
+    made = []
+    for generation in (2, 2, 4):
+        about["metadata"] |= {"generation": generation}  # type: ignore[operator]
+        made.append(event(about, **told)["metadata"]["name"])  # type: ignore[arg-type]
+    assert made[0] == made[1] != made[2]
+
+
+def test_what_was_said_before_is_not_logged_again(caplog: pytest.LogCaptureFixture) -> None:
+    toy, decision = new()
+    server = Server()
+    caplog.set_level("INFO")
+    for _ in range(2):  # the second time as after a turn that was cut off
+        carry_out(server, toy.obj, Decision(actions=decision.actions[1:2], draft=None), now=BEGIN, may=lambda: True, made=ignore)  # type: ignore[arg-type]
+        (told,) = [a for a in decision.actions if isinstance(a, Say)]
+        about = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": toy.obj["metadata"]}
+        made = event(about, reason=told.reason, message=told.message, warning=False, component=names.OPERATOR, now=BEGIN)
+        server.there.add(made["metadata"]["name"])
+    assert caplog.text.count("Accepted: a head, 2 worker and 1 spare pods are asked for") == 1
 
 
 def test_a_job_does_not_depend_on_events() -> None:

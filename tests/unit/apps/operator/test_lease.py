@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from typing import Any
 
 import pytest
@@ -97,6 +98,23 @@ def test_the_same_one_again_takes_it_at_once(server: Server) -> None:
     lease(server, "a").attempt()
     again = lease(server, "a")
     assert again.attempt()
+
+
+def test_whatever_goes_wrong_it_is_tried_again(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, stop = lease(server, "a"), threading.Event()
+    tries = iter([KeyError("token"), KubeError(status=0, reason="Unreachable", message="away")])
+
+    def attempt() -> bool:
+        error = next(tries, None)
+        if error is None:
+            stop.set()
+            return True
+        raise error
+
+    monkeypatch.setattr(a, "attempt", attempt)
+    monkeypatch.setattr("orchestrator.apps.operator.lease.RENEW_S", 0.001)
+    a.run(stop)
+    assert next(tries, None) is None
 
 
 def test_what_is_given_back_is_free(server: Server) -> None:

@@ -43,6 +43,14 @@ def test_everything_is_made_in_the_order_in_which_it_is_needed() -> None:
     assert toy.said == ["Accepted: a head, 2 worker and 1 spare pods are asked for"]
 
 
+def test_a_large_job_is_made_in_several_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.apps.operator.running.MAKE_MAX", 3)
+    toy = Toy.of().turn()
+    assert (toy.live, toy.again_s) == (FULL[:3], 0)
+    assert toy.turn().live == FULL
+    assert toy.again_s != 0
+
+
 def test_further_turns_do_nothing() -> None:
     toy = Toy.of().turn(2)
     done, status = list(toy.log), toy.status
@@ -157,6 +165,16 @@ def test_a_pod_that_lived_long_is_replaced_at_once() -> None:
         assert f"j-worker-0-{incarnation + 1}" in toy.live
 
 
+def test_pods_that_were_drained_or_lost_are_no_failures_of_the_next() -> None:
+    toy = running()
+    for n in range(1, 9):
+        toy.asked_to_go(f"j-worker-0-{n}")
+        toy.turn().pods_run().ends()
+    toy.fails("j-worker-0-9")
+    toy.turn()
+    assert "j-worker-0-10" in toy.live  # at once: it is the first that failed by itself
+
+
 def test_a_pod_that_stays_terminating_blocks_nothing() -> None:
     toy = running()
     toy.answering.discard("a")
@@ -197,7 +215,8 @@ def test_a_lost_head_is_said_once_and_left_to_the_agent_when_it_is_back() -> Non
     toy.unready("j-head-1")
     toy.turn(2)
     assert (toy.phase, toy.condition("HeadReady")) == ("Recovering/HeadLost", "False/HeadLost")
-    assert len([s for s in toy.said if s.startswith("HeadLost")]) == 1
+    (said,) = [s for s in toy.said if s.startswith("HeadLost")]
+    assert "it had been ready since 09:00:00 UTC" in said  # so that another loss is another Event
     toy.pods_run("j-head-1").turn()
     assert (toy.phase, toy.condition("HeadReady")) == ("Recovering/HeadLost", "True/Ready")  # nobody knows better yet
     toy.agent_says("Running")
@@ -228,7 +247,46 @@ def test_scaling_makes_and_removes_workers_and_follows_with_the_budget() -> None
     assert toy.said[-1] == "ScaledDown: the job has become smaller: j-worker-1-1, j-worker-2-1, j-worker-3-1 can go"
 
 
+def test_what_is_too_much_goes_before_anything_new_is_asked_for() -> None:
+    toy = running()
+    toy.fails("j-worker-0-1", after_s=10)
+    toy.change(nodes=1).turn()
+    assert toy.log[-3:] == ["-j-worker-1-1", "+j-worker-0-2", "-j-worker-0-1"]  # a quota may have room for one only
+
+
+def test_a_place_that_waits_for_its_next_pod_says_why() -> None:
+    toy = running()
+    toy.fails("j-worker-0-1")
+    toy.turn().pods_run()
+    toy.fails("j-worker-0-2")
+    toy.turn()
+    message = next(c["message"] for c in toy.status["conditions"] if c["type"] == "PodsReady")
+    assert message == "3 of 4 pods are ready; j-worker-0-2: ray-worker ended with 4 (Error)"
+
+
+def test_the_number_of_workers_is_said_in_every_state() -> None:
+    toy = running()
+    counted = {"replicas": 2, "readyReplicas": 2, "selector": "orchestrator.dev/job=j,orchestrator.dev/role=worker"}
+    assert toy.status == {**toy.status, **counted}
+    toy.obj["spec"]["checkpoint"] = {"uri": "/nowhere", "every": 1}
+    toy.change().turn()
+    assert (toy.condition("Accepted"), toy.status) == ("False/InvalidSpec", {**toy.status, **counted})
+    del toy.obj["spec"]["checkpoint"]
+    toy.change(suspend=True).turn()
+    assert (toy.phase, toy.status) == ("Suspending/Suspending", {**toy.status, **counted})
+
+
 # ---- all or none
+
+
+def test_pods_that_were_given_back_are_not_what_their_agent_said_last() -> None:
+    toy = Toy.of(kubernetes={"gangTimeout": "2m"}).turn().pods_run("j-head-1", "j-worker-0-1").turn()
+    toy.agent_says("Starting")
+    toy.turn().pass_s(120).turn()
+    assert (toy.phase, toy.condition("Placed")) == ("Starting/Starting", "Unknown/GangTimeout")  # its agent would say it again
+    toy.ends()
+    toy.turn()
+    assert toy.phase == "Pending/GangTimeout"
 
 
 def test_pods_that_do_not_all_find_a_place_are_given_back_and_asked_for_again() -> None:
@@ -306,6 +364,9 @@ def test_a_suspended_job_whose_agent_is_silent_goes_after_a_limit() -> None:
     toy.pass_s(toy.again_s).turn()
     assert toy.live == []
     assert toy.said[-1].startswith("NotCheckpointed")
+    said = list(toy.said)
+    toy.pass_s(10).turn(3)  # the pods have the time to go that they are given
+    assert (toy.phase, toy.said) == ("Suspending/Suspending", said)
 
 
 def test_a_job_that_holds_no_state_is_suspended_at_once() -> None:
@@ -342,7 +403,35 @@ def test_a_stuck_pod_does_not_keep_a_job_from_being_suspended() -> None:
     assert toy.turn().phase == "Suspended/Suspended"
 
 
+def test_pods_that_have_ended_and_are_held_by_a_finalizer_do_not_either() -> None:
+    toy = running().change(suspend=True).turn()
+    toy.agent_says("Suspending", Checkpointed="True")
+    toy.turn()
+    for name in toy.pods:
+        assert toy.turn().phase == "Suspending/Suspending"
+        toy.pod(name)["status"] = {"phase": "Succeeded"}
+    assert toy.turn().phase == "Suspended/Suspended"
+
+
 # ---- the end
+
+
+def test_a_job_that_is_over_gives_its_pods_back_whatever_its_spec_says_now() -> None:
+    toy = running()
+    toy.obj["spec"]["checkpoint"] = {"uri": "/nowhere", "every": 1}
+    toy.change().turn()
+    toy.agent_says("Succeeded")
+    toy.turn().ends()
+    toy.turn()
+    assert (list(toy.objects), toy.phase) == ([("PersistentVolumeClaim", "j-head")], "Succeeded/Succeeded")
+
+
+def test_a_job_that_is_over_does_not_look_all_the_time_at_a_pod_that_nobody_ends() -> None:
+    toy = running()
+    toy.answering.clear()
+    toy.agent_says("Succeeded")
+    toy.turn(2)
+    assert (len(toy.pods), toy.again_s) == (4, None)
 
 
 @pytest.mark.parametrize("end", ["Succeeded", "Failed", "Cancelled"])
@@ -414,8 +503,11 @@ def test_a_deleted_job_forces_pods_whose_node_is_gone() -> None:
 
 
 def test_a_deleted_job_is_let_go_in_the_end() -> None:
-    toy = running().delete().turn().pass_s(LEAVE_LIMIT_S).turn()
+    toy = running().delete().turn().pass_s(LEAVE_LIMIT_S)
+    done = list(toy.log)
+    toy.turn()
     assert toy.gone
+    assert toy.log[len(done) :] == ["no tokens", "finalizers -"]  # nothing first whose refusal would keep it for ever
 
 
 def test_finalizers_of_others_stay() -> None:
@@ -446,6 +538,29 @@ def test_kuberay_makes_the_pods_where_it_is_installed() -> None:
     assert len(toy.of_kind(RAY_CLUSTERS)) == 1
     toy.delete().turn(2)
     assert (toy.objects, toy.gone) == ({}, True)
+
+
+def test_no_second_raycluster_beside_a_head_that_may_still_write() -> None:
+    toy = Toy.of(served=replace(SERVED, kuberay=True)).turn()
+    (cluster,) = toy.of_kind(RAY_CLUSTERS)
+    template = cluster["spec"]["headGroupSpec"]["template"]
+    labels = {names.LABEL_ROLE: names.HEAD, names.LABEL_JOB: "j"}
+    toy.objects["Pod", "j-head-x7"] = {
+        "metadata": {
+            "name": "j-head-x7",
+            "uid": "x7",
+            "labels": labels,
+            "creationTimestamp": cluster["metadata"]["creationTimestamp"],
+        },
+        "spec": {**template["spec"], "nodeName": "a"},
+    }
+    del toy.objects["RayCluster", "j"]
+    toy.asked_to_go("j-head-x7")
+    toy.turn()
+    assert toy.of_kind(RAY_CLUSTERS) == []
+    toy.ends()
+    toy.turn()
+    assert len(toy.of_kind(RAY_CLUSTERS)) == 1
 
 
 def test_a_job_with_pods_keeps_to_them_when_kuberay_is_installed_later() -> None:

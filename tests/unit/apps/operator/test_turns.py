@@ -20,7 +20,7 @@ LIMIT_S = 20.0
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses a hundredth as long."""
-    for name in ("SETTLE_S", "RETRY_S", "RETRY_MAX_S", "IDLE_S"):
+    for name in ("SETTLE_S", "SETTLE_MAX_S", "RETRY_S", "RETRY_MAX_S", "IDLE_S"):
         monkeypatch.setattr(turns, name, getattr(turns, name) / 100)
 
 
@@ -58,6 +58,23 @@ def test_a_job_never_has_two_turns_at_once_and_misses_no_change() -> None:
             made.wake(key)
         until(lambda: bool(seen) and seen[-1] == 199)
     assert len(seen) < 200  # changes come in heaps
+
+
+def test_a_job_at_which_a_look_takes_long_is_not_looked_at_all_the_time() -> None:
+    ends: list[float] = []
+    begins: list[float] = []
+
+    def turn(_: Key) -> float | None:
+        begins.append(time.monotonic())
+        time.sleep(0.01)
+        ends.append(time.monotonic())
+        made.wake(("n", "j"))  # pods change all the time
+        return 1000.0
+
+    with running(turn) as made:
+        made.wake(("n", "j"))
+        until(lambda: len(ends) > 5)
+    assert all(begin - end >= 0.01 for begin, end in zip(begins[1:], ends, strict=False))
 
 
 def test_a_turn_comes_by_itself_when_it_asked_for_one() -> None:
@@ -111,6 +128,21 @@ def test_failures_are_tried_again_ever_later_and_one_job_holds_up_no_other(caplo
     assert all(waited >= 0.005 * 2**n for n, waited in enumerate(waits))
     assert "it does not answer" in caplog.text
     assert "a mistake of ours" in caplog.text
+
+
+def test_a_refusal_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    tried: list[Key] = []
+
+    def turn(key: Key) -> float | None:
+        tried.append(key)
+        if len(tried) < 5:
+            raise KubeError(status=403, reason="Forbidden", message="exceeded quota")
+        return 1000.0
+
+    with running(turn) as made:
+        made.wake(("n", "j"))
+        until(lambda: len(tried) == 5)
+    assert caplog.text.count("exceeded quota") == 1
 
 
 def test_nobody_gets_a_turn_while_another_operator_is_at_work() -> None:

@@ -83,9 +83,10 @@ def balanced(plan: Plan) -> bool:
 
 @pytest.mark.parametrize(("zero", "shard", "copies"), KINDS)
 def test_every_pair_of_shapes(zero: int, shard: int, copies: int) -> None:
+    jobs = {before: job_of(*before, zero=zero, shard=shard, copies=copies) for before in SHAPES}
+    parents = {before: start(job) for before, job in jobs.items()}
     for before, after in product(SHAPES, SHAPES):
-        job = job_of(*before, zero=zero, shard=shard, copies=copies)
-        parent = start(job)
+        job, parent = jobs[before], parents[before]
         plan = move(parent, job, after, workers=workers_on(NODES), held=all_held(parent))
         assert lint(plan) == (), (before, after)
         assert balanced(plan), (before, after)
