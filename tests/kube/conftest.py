@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.kube import assets
+from tests.kube.cli import Place, installed, lease_held, no_operator
 from tests.kube.control_plane import ControlPlane
 from tests.kube.existing import KUBECONFIG, ExistingCluster
 from tests.kube.lab_site import LabSite
@@ -87,3 +88,26 @@ def site(shared_site: Site) -> Iterator[Site]:
 def figure(record_property: Callable[[str, object], None]) -> Callable[[str, float], None]:
     """figure(name, value): a number for the last line of `make test-kube`."""
     return lambda name, value: record_property(f"figure:{name}", value)
+
+
+@pytest.fixture(scope="module")
+def ready(plane: ControlPlane) -> ControlPlane:
+    """The API server with the CRD, and nobody who acts on it."""
+    installed(plane)
+    no_operator(plane)
+    return plane
+
+
+@pytest.fixture
+def place(ready: ControlPlane, tmp_path: Path) -> Place:
+    """A fresh namespace with the accounts of jobs."""
+    made = Place(ready, ready.namespace(), folder=tmp_path)
+    made.accounts()
+    return made
+
+
+@pytest.fixture
+def operator_lease(ready: ControlPlane) -> Iterator[None]:
+    """A lease as an operator that works holds it."""
+    with lease_held(ready):
+        yield

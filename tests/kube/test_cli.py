@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 import yaml
 
 from orchestrator.adapters.kube.resources import TRAINING_JOBS
 from orchestrator.spec import crd
 from tests.kube.agents import until
-from tests.kube.cli import BARE, Place, condition, installed, lease_held, no_operator
+from tests.kube.cli import BARE, Place, condition, installed
 from tests.kube.control_plane import ControlPlane
 
 CRD_NAME = "trainingjobs.orchestrator.dev"
@@ -26,29 +24,6 @@ metadata:
 spec:
   kubernetes: {{image: "registry.example/train@sha256:{digest}"}}
 """
-
-
-@pytest.fixture(scope="module")
-def ready(plane: ControlPlane) -> ControlPlane:
-    """The API server with the CRD."""
-    installed(plane)
-    no_operator(plane)
-    return plane
-
-
-@pytest.fixture
-def place(ready: ControlPlane, tmp_path: Path) -> Place:
-    """A fresh namespace with the accounts of jobs."""
-    made = Place(ready, ready.namespace(), folder=tmp_path)
-    made.accounts()
-    return made
-
-
-@pytest.fixture
-def operator_lease(ready: ControlPlane) -> Iterator[None]:
-    """A lease as an operator that works holds it."""
-    with lease_held(ready):
-        yield
 
 
 # ---- launch

@@ -3,40 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from orchestrator.adapters.kube import names
 from tests.kube.agents import until
-from tests.kube.cli import Place, at, condition, installed, lease_held, no_operator
+from tests.kube.cli import Place, at, condition
 from tests.kube.control_plane import ControlPlane
 from tests.world.jobs import ROOT
-
-
-@pytest.fixture(scope="module")
-def ready(plane: ControlPlane) -> ControlPlane:
-    """The API server with the CRD."""
-    installed(plane)
-    no_operator(plane)
-    return plane
-
-
-@pytest.fixture
-def place(ready: ControlPlane, tmp_path: Path) -> Place:
-    """A fresh namespace with the accounts of jobs."""
-    made = Place(ready, ready.namespace(), folder=tmp_path)
-    made.accounts()
-    return made
-
-
-@pytest.fixture
-def operator_lease(ready: ControlPlane) -> Iterator[None]:
-    """A lease as an operator that works holds it."""
-    with lease_held(ready):
-        yield
-
 
 # ---- changes
 

@@ -6,23 +6,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from tests.kube.agents import until
-from tests.kube.cli import Place, at, installed, lease_held, no_operator
+from tests.kube.cli import Place, at, lease_held
 from tests.kube.control_plane import ControlPlane
-
-
-@pytest.fixture
-def place(plane: ControlPlane, tmp_path: Path) -> Place:
-    """A fresh namespace with the accounts of jobs."""
-    installed(plane)
-    no_operator(plane)
-    made = Place(plane, plane.namespace(), folder=tmp_path)
-    made.accounts()
-    return made
 
 
 @pytest.mark.parametrize(
