@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All tests: those marked `chaos` come after the others and two at a time, the others four at a time, because most of them wait;
-# those marked `kube` come last, one after the other, against one control plane. Further arguments go to all three parts; one in
+# those marked `kube` come last, two at a time, each half with a control plane of its own. Further arguments go to all three parts; one in
 # which they select nothing is fine.
 set -uo pipefail
 cd "$(dirname "$0")/.."

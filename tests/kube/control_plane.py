@@ -294,7 +294,10 @@ class ControlPlane:
             with urllib.request.urlopen(request, timeout=5.0, context=context) as answer:
                 found: bytes = answer.read()
                 return found
-        except (OSError, urllib.error.URLError):
+        except urllib.error.HTTPError as refusal:
+            refusal.close()  # it is an answer, with a connection of its own
+            return b""
+        except OSError:
             return b""
 
     def _until(self, condition: Callable[[], object], what: str, *, part: str = "") -> None:

@@ -186,7 +186,8 @@ def _say_how_it_is(seen: Observed, decision: Decision, draft: Draft, target: Tar
     all_ready = ready >= 1 + cluster.nodes + cluster.spares
     draft.condition(st.PODS_READY, "True" if all_ready else "False", "Ready" if all_ready else "Waiting", message)
     lost = _head(seen, decision, draft)
-    waits, heads = draft.conditions[st.PLACED], any(pod.role == names.HEAD for pod in seen.pods)
+    waits = draft.conditions[st.PLACED]
+    heads = any(pod.role == names.HEAD and not seen.inert(pod) for pod in seen.pods)
     if lost:
         draft.phase("Recovering", st.HEAD_LOST, draft.conditions[st.HEAD_READY]["message"])
     elif (waits["status"] != "Unknown" or heads) and (past.phase_is_agents or past.is_phase("Recovering", st.HEAD_LOST)):
