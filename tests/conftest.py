@@ -3,7 +3,7 @@
 Property tests have no deadline, because this suite asserts what is computed and never how fast, and the machines that
 run it are busy. In CI they draw the same examples each time, so that a red run means a change and not luck; elsewhere
 they explore. A failing example prints the line that replays it. Where slow tests are left out, a property that names no number
-of its own draws a quarter of them.
+of its own, or a multiple of the usual one, draws a quarter of them.
 
 Every worker of xdist collects everything. So a folder whose tests all bear a mark is not even imported where that mark is left
 out, and garbage is looked for only after the collection, and then not in what it has made.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,6 @@ MARKED = {HERE / "kube": "kube", HERE / "chaos": "chaos", HERE / "netlab": "chao
 
 def pytest_configure(config: pytest.Config) -> None:
     """Quick runs draw fewer examples."""
-    gc.disable()
     if "not slow" in config.option.markexpr:
         settings.register_profile("fast", settings(), max_examples=25)
         settings.load_profile("fast")
@@ -49,10 +49,15 @@ def pytest_itemcollected(item: pytest.Item) -> None:
             item.add_marker(mark)
 
 
-def pytest_collection_finish() -> None:
-    """From here on garbage matters."""
-    gc.enable()
-    gc.freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Most of what is made here stays: looking through it again and again takes a second."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -25,9 +25,10 @@ from orchestrator.runtime.status_types import JobStatus
 Object = Mapping[str, Any]
 
 PAUSE_S: Final = 1.0  # between two writes of the status
-HEARTBEAT_S: Final = 10.0  # the longest time without one
+HEARTBEAT_S: Final = 5.0  # the longest time without one; that the job has got on is no reason to write sooner
 RETRY_S: Final = 0.5
 RETRY_MAX_S: Final = 8.0
+PROGRESS: Final = frozenset({"step", "progress", "loss", "etaSeconds", "goodput", "message", "lastDecision"})
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class StatusWriter:
     def __init__(self, api: KubeApi, *, now_s: Callable[[], float] = time.monotonic) -> None:
         self._api = api
         self._now_s = now_s
-        self._written: dict[str, Any] | None = None
+        self._written: Object | None = None  # what of it was news
         self._conditions: tuple[Object, ...] = ()
         self._next_s = 0.0  # not before
         self._due_s = 0.0  # at the latest
@@ -106,7 +107,8 @@ class StatusWriter:
         now = timestamp(datetime.now(UTC))
         fields = job_fields(status, decision=decision, digest=digest, generation=generation, before=before, now=now, pods=pods)
         overruled = (job.get("status") or {}).get("phase") != fields["phase"]  # the operator says so at a transition, once
-        if fields == self._written and not overruled and now_s < self._due_s:
+        news = _news(fields)
+        if news == self._written and not overruled and now_s < self._due_s:
             return False
         meta = job["metadata"]
         body = {"metadata": {"name": meta["name"], "namespace": meta["namespace"]}, "status": {**fields, "lastReport": now}}
@@ -121,8 +123,14 @@ class StatusWriter:
             return False
         if self._trouble:
             log.info("the status is written again")
-        self._trouble, self._pause_s, self._written = "", PAUSE_S, fields
+        self._trouble, self._pause_s, self._written = "", PAUSE_S, news
         self._conditions = tuple(fields["conditions"])
         self._due_s = now_s + HEARTBEAT_S
         self.final = status.phase.terminal
         return True
+
+
+def _news(fields: Object) -> Object:
+    """What people must not wait for. A thousand jobs that only got on must not cost an API server a thousand writes a second."""
+    conditions = [(c["type"], c["status"], c["reason"], c["observedGeneration"]) for c in fields["conditions"]]
+    return {**{k: v for k, v in fields.items() if k not in PROGRESS}, "conditions": conditions}

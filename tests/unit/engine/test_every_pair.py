@@ -5,6 +5,7 @@ Values are what the element's place in the uncut model says, so whatever a rank 
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping
 from dataclasses import replace
@@ -70,6 +71,7 @@ def graph() -> GraphView:
     return graph_view(state.shapes, layer_names=state.layer_names, fingerprint="f")
 
 
+@functools.cache  # it is only read
 def _vector(graph: GraphView, degree: int, row: int) -> Tensor:
     """The whole state tensor number `row` in the vector of a degree; padding is zero."""
     out = torch.zeros(space_of(graph, degree).numel)

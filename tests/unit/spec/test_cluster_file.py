@@ -206,7 +206,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=200)
+@settings(max_examples=2 * settings().max_examples)
 @given(st.sampled_from([(), ("devices", 0), ("nodes", 0), ("nodes", 0, "network"), ("uplink",)]), st.sampled_from(KEYS), VALUES)
 def test_whatever_a_file_holds_the_answer_is_a_cluster_or_a_refusal(
     place: tuple[str | int, ...], key: str, value: object

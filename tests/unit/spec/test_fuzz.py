@@ -57,7 +57,7 @@ def test_any_text(text: str) -> None:
     judged(text)
 
 
-@settings(max_examples=300)
+@settings(max_examples=3 * settings().max_examples)
 @given(st.lists(st.sampled_from(PIECES), max_size=30).map("".join))
 def test_pieces_of_yaml(text: str) -> None:
     judged(text)
@@ -79,7 +79,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=3 * settings().max_examples)
 @given(st.dictionaries(st.sampled_from(paths_of(DEFAULTS)[1:]), JSON, min_size=1, max_size=3))
 def test_nearly_right_files(changes: dict[tuple[str, ...], object]) -> None:
     tree = json.loads(json.dumps(DEFAULTS))

@@ -98,7 +98,7 @@ def test_every_pair_of_shapes(zero: int, shard: int, copies: int) -> None:
             assert missing(plan, all_held(parent)) == 0
 
 
-@settings(max_examples=150)
+@settings(max_examples=3 * settings().max_examples // 2)
 @given(st.data())
 def test_a_life_of_losses_and_growth(data: st.DataObject) -> None:
     """Many changes one after the other, with workers lost on the way; nothing drifts out of balance."""

@@ -56,7 +56,7 @@ def assert_least(new: Plan, resume: Resume, there: dict[int, Survivor]) -> None:
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=3 * settings().max_examples // 2, deadline=None)
 @given(st.data())
 def test_survivors_go_on_from_the_newest_known_step(data: st.DataObject) -> None:
     world = data.draw(models.flatmap(worlds))
@@ -75,7 +75,7 @@ def test_survivors_go_on_from_the_newest_known_step(data: st.DataObject) -> None
     assert_least(new, resume, there)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=3 * settings().max_examples // 2, deadline=None)
 @given(st.data())
 def test_a_reshard_that_breaks_is_recovered_from(data: st.DataObject) -> None:
     """Workers are lost while state moves: what the others had and what they have received by then both count."""
