@@ -155,6 +155,7 @@ def ready(plane: ControlPlane) -> Iterator[ControlPlane]:
     plane.kubectl("apply", "--server-side", "-f", "-", input=as_list(classes))
     with foreign.installed(plane, [*foreign.KUBERAY, *foreign.VOLCANO]):
         yield plane
+    plane.kubectl("delete", "-f", "-", input=as_list(classes))  # their values cannot be changed by whoever comes next
 
 
 @pytest.mark.parametrize("of", TARGETS)

@@ -26,7 +26,7 @@ from ray._private.state import state as ray_state
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 
 from orchestrator.adapters.ray.placement import actor_name, create_worker, end_worker, find_worker
-from orchestrator.adapters.ray.view import ViewTracker, slot_request
+from orchestrator.adapters.ray.view import ViewTracker, node_id, slot_request
 from orchestrator.core.supervisor.commands import KillWorker, SpawnWorker
 from orchestrator.core.supervisor.events import ClusterChanged, DrainRequested, SpawnFailed, WorkerGone
 from orchestrator.core.timeouts import Timeouts
@@ -146,7 +146,7 @@ class RayFleet:
     async def _look(self) -> None:
         rows = await self._in_thread(ray.nodes)
         draining: dict[str, int] = await self._in_thread(ray_state.get_draining_nodes)
-        self._rows.update({row["NodeID"]: row for row in rows if row["Alive"]})
+        self._rows.update({node_id(row): row for row in rows if row["Alive"]})
         view = self._tracker.look(rows)
         if view is not None:
             self._emit(ClusterChanged(at_ms=self._clock.now_ms(), view=view))
@@ -154,15 +154,15 @@ class RayFleet:
         for worker in self._workers.values():
             if worker.node_id in lost:
                 worker.node_lost.set()
-        self._tell_drains(draining)
+        self._tell_drains({ours: draining[row["NodeID"]] for ours, row in self._rows.items() if row["NodeID"] in draining})
 
     def _tell_drains(self, draining: Mapping[str, int]) -> None:
         """`draining`: node id -> deadline in Unix ms, 0 without one. Ray cannot call a drain off: it ends with the node."""
         living = {n.node_id for n in self._tracker.view.healthy()}
-        for node_id in sorted((draining.keys() & living) - self._draining):
-            left_s = max(0, round(draining[node_id] / 1000 - self._clock.wall_s()))
-            why = f"Ray drains it, deadline in {left_s} s" if draining[node_id] else "Ray drains it, without a deadline"
-            self._emit(DrainRequested(at_ms=self._clock.now_ms(), node_id=node_id, who="ray", why=why))
+        for node in sorted((draining.keys() & living) - self._draining):
+            left_s = max(0, round(draining[node] / 1000 - self._clock.wall_s()))
+            why = f"Ray drains it, deadline in {left_s} s" if draining[node] else "Ray drains it, without a deadline"
+            self._emit(DrainRequested(at_ms=self._clock.now_ms(), node_id=node, who="ray", why=why))
         self._draining = (self._draining | draining.keys()) & living
 
     # ---- workers ------------------------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ class RayFleet:
             create = functools.partial(
                 create_worker,
                 name=self._name(command.worker_id),
-                node_id=command.node_id,
+                node_id=row["NodeID"],
                 worker_main=self._worker_main,
                 settings=self._settings_of(command.worker_id, command.node_id),
                 request=slot_request(row["Resources"]),

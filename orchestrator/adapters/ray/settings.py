@@ -16,6 +16,7 @@ SLOT_RESOURCE: Final = "orchestrator_slot"  # one unit holds one worker; nodes o
 HEAD_RESOURCE: Final = "orchestrator_head"  # one unit, on an embedded cluster's head: it has no slots
 RAY_HEAD_RESOURCE: Final = "node:__internal_head__"  # one unit, on the head of every Ray cluster: the place of the supervisor
 NODE_ID_LABEL: Final = "ray.io/node-id"  # Ray gives every node this label
+MACHINE_LABEL: Final = "orchestrator.dev/machine"  # of nodes that share machines: the name of theirs
 OBJECT_STORE_BYTES: Final = 80 * 2**20  # about Ray's minimum: no data of ours goes through it
 
 HEALTH_SETTINGS: Final[dict[str, str]] = {

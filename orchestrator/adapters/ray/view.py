@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from orchestrator.adapters.ray.settings import HEAD_RESOURCE, SLOT_RESOURCE
+from orchestrator.adapters.ray.settings import HEAD_RESOURCE, MACHINE_LABEL, SLOT_RESOURCE
 from orchestrator.core.cluster.view import ClusterView, NodeView
 from orchestrator.core.job import DeviceKind
 
@@ -24,13 +24,19 @@ def node_view(node: Mapping[str, Any]) -> NodeView | None:
     if slots == 0:
         return None
     return NodeView(
-        node_id=node["NodeID"],
+        node_id=node_id(node),
         address=node["NodeManagerAddress"],
         device=device,
         slots=slots,
         memory_bytes=int(resources.get("memory", 0)),
         healthy=bool(node["Alive"]),
     )
+
+
+def node_id(node: Mapping[str, Any]) -> str:
+    """Ray's id, and for a node that shares a machine also which: core.plan.plan.homes reads it."""
+    machine = (node.get("Labels") or {}).get(MACHINE_LABEL, "")
+    return f"{node['NodeID']}@{machine}" if machine else str(node["NodeID"])
 
 
 def slots_of(resources: Mapping[str, float]) -> tuple[int, DeviceKind]:

@@ -66,6 +66,7 @@ class Pod:
     tokens: Path
     scratch: Path
     head: str  # host of the head's Service
+    machine: str  # the Node that the pod runs on; "" when nobody says
 
     @staticmethod
     def of(environment: Mapping[str, str]) -> Pod:
@@ -95,6 +96,7 @@ class Pod:
             tokens=Path(environment.get(ENV_TOKEN_DIR, names.TOKEN_PATH)),
             scratch=Path(environment.get(ENV_SCRATCH_DIR, SCRATCH_PATH)),
             head=environment.get(ENV_HEAD) or _service_host(environment, names.head_service(job)),
+            machine=environment.get(names.ENV_NODE, ""),
         )
 
     @property

@@ -6,12 +6,14 @@ handed over what was here before the SIGTERM arrives. The exit code says why it 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import sys
 import time
 
 from orchestrator.adapters.kube import names
+from orchestrator.adapters.ray.settings import MACHINE_LABEL
 from orchestrator.adapters.tcp.probe import Sign, sign_of
 from orchestrator.apps.kube.pod import EXIT_NO_HEAD, EXIT_RAY, EXIT_SETUP, Child, Pod, PodError, log, talk
 from orchestrator.core.job import DeviceKind
@@ -19,6 +21,7 @@ from orchestrator.core.job import DeviceKind
 HEAD_LIMIT_S = 600.0  # the head's pod may have to be scheduled and to pull its image first
 SAY_EVERY_S = 15.0
 LOOK_MS = 1_000
+LABEL_CHARS_MAX = 63
 
 
 def main() -> int:
@@ -53,7 +56,13 @@ def worker_command(pod: Pod) -> list[str]:
     """`ray start --address`: one slot per CPU or GPU that Ray is told of."""
     gpus = pod.slots if pod.device is DeviceKind.CUDA else 0
     resources = [f"--num-cpus={pod.slots}", f"--num-gpus={gpus}"]
-    return pod.ray_command(f"--address={pod.gcs_address}", f"--node-manager-port={names.NODE_MANAGER_PORT}", *resources)
+    machine = [f"--labels={MACHINE_LABEL}={label_value(pod.machine)}"] if pod.machine else []
+    return pod.ray_command(f"--address={pod.gcs_address}", f"--node-manager-port={names.NODE_MANAGER_PORT}", *resources, *machine)
+
+
+def label_value(name: str) -> str:
+    """A Node's name as a label's value, which is shorter than such a name may be."""
+    return name if len(name) <= LABEL_CHARS_MAX else hashlib.sha256(name.encode()).hexdigest()[:LABEL_CHARS_MAX]
 
 
 def wait_for_head(address: str, *, limit_s: float) -> bool:

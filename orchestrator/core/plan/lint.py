@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from orchestrator.core.plan.layout import Interval, Intervals, StateLayout, intersect, merge, subtract, total
-from orchestrator.core.plan.plan import DATA, OPTIMIZER, PARAMS, PIPELINE, TENSOR, PipelineSchedule, Plan
+from orchestrator.core.plan.plan import DATA, OPTIMIZER, PARAMS, PIPELINE, TENSOR, PipelineSchedule, Plan, homes
 
 
 def lint(plan: Plan) -> tuple[str, ...]:
@@ -147,8 +147,8 @@ def _together(plan: Plan, *, params: StateLayout, optimizer: StateLayout) -> Ite
 
 
 def _copies(plan: Plan, layout: StateLayout, state: list[Intervals]) -> Iterator[str]:
-    """Every owned region has a holder on another node than its owner's."""
-    nodes = [s.node_id for s in plan.seats]
+    """Every owned region has a holder on another machine than its owner's, or node where all are on one machine."""
+    nodes = homes(plan.seats)
     edges = sorted((at, sign, rank) for rank, held in enumerate(state) for i in held for at, sign in ((i.start, 1), (i.stop, -1)))
     here: Counter[str] = Counter()
     alone: list[Interval] = []

@@ -8,6 +8,7 @@ Ranks are numbered pipeline-major, tensor innermost: rank = (pipe * data + repli
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -49,11 +50,20 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """A rank's place: which worker fills it, on which node."""
+    """A rank's place: which worker fills it, on which node.
+
+    A node that shares its machine with others (a pod on Kubernetes) says so in its id: `NODE@MACHINE`.
+    """
 
     rank: int
     worker_id: str
     node_id: str
+
+
+def homes(seats: Sequence[Seat]) -> list[str]:
+    """What fails as one, for each seat: its machine; its node, where all seats are on one machine or every node is one."""
+    machines = [s.node_id.rpartition("@")[2] for s in seats]
+    return machines if len(set(machines)) > 1 else [s.node_id for s in seats]
 
 
 @dataclass(frozen=True, slots=True)

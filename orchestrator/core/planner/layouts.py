@@ -3,18 +3,20 @@
 The ranks that run the same stages on the same tensor coordinate share a section. Its optimizer state is cut into `shard` parts,
 each held by data / shard replicas of which every one is owner of its share (ZeRO-0 is shard 1: all replicas hold all). Where
 all holders of a part sit on one node, and the plan wants copies, ranks on other nodes hold its regions as well: of the same
-section if there are any, since these compute with the parameters anyway, else of any.
+section if there are any, since these compute with the parameters anyway, else of any. Nodes that share a machine count as one,
+as long as there is another machine.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from orchestrator.core.plan.layout import Holding, Interval, Intervals, StateLayout, intersect, merge, subtract, total
-from orchestrator.core.plan.plan import OPTIMIZER, PARAMS, PIPELINE, TENSOR, Plan
+from orchestrator.core.plan.plan import OPTIMIZER, PARAMS, PIPELINE, TENSOR, Plan, homes
 from orchestrator.core.planner.dealing import Pile, deal, pile_up, share_out
 from orchestrator.core.planner.errors import PlanError
 
@@ -43,6 +45,7 @@ def make_layouts(
     primary: list[Intervals] = [()] * draft.size
     part: list[Intervals] = [()] * draft.size  # what a rank holds of its own section's optimizer state
     lonely: list[_Lonely] = []
+    nodes = homes(draft.seats)
     for pipe in range(draft.axis(PIPELINE)):
         for coordinate in range(draft.axis(TENSOR)):
             ranks = draft.replicas(draft.rank_at(pipe, 0, coordinate))
@@ -52,9 +55,9 @@ def make_layouts(
                 owned = deal(mine, takers=[(m,) for m in members], held=prefer, prefer=prefer, block=draft.block)
                 for rank, region in zip(members, owned, strict=True):
                     primary[rank], part[rank] = region, mine
-                if draft.copies and len({draft.seats[m].node_id for m in members}) == 1:
-                    lonely += _lonely(draft, members, primary, ranks)
-    copies = _copies(draft, lonely, held=held)
+                if draft.copies and len({nodes[m] for m in members}) == 1:
+                    lonely += _lonely(nodes, members, primary, ranks)
+    copies = _copies(draft, nodes, lonely, held=held)
     optimizer, params = [], []
     for rank in range(draft.size):
         everything = merge(part[rank] + copies.get(rank, ()))
@@ -66,17 +69,19 @@ def make_layouts(
     return StateLayout(PARAMS, numel, tuple(params)), StateLayout(OPTIMIZER, numel, tuple(optimizer))
 
 
-def _lonely(draft: Plan, members: Sequence[int], primary: Sequence[Intervals], ranks: Sequence[int]) -> list[_Lonely]:
-    """What the members own, when they are all on one node."""
-    node = draft.seats[members[0]].node_id
-    for pool in (tuple(ranks), tuple(range(draft.size))):
-        keepers = tuple(r for r in pool if draft.seats[r].node_id != node)
+def _lonely(nodes: Sequence[str], members: Sequence[int], primary: Sequence[Intervals], ranks: Sequence[int]) -> list[_Lonely]:
+    """What the members own, when they are all on one node. `nodes`: by rank."""
+    node = nodes[members[0]]
+    for pool in (tuple(ranks), tuple(range(len(nodes)))):
+        keepers = tuple(r for r in pool if nodes[r] != node)
         if keepers:
             return [_Lonely(m, primary[m], pool, keepers) for m in members if primary[m]]
     raise PlanError(f"rank {members[0]} has no peer on another node than {node} to keep its copy")
 
 
-def _copies(draft: Plan, lonely: Sequence[_Lonely], *, held: Mapping[int, Intervals]) -> dict[int, Intervals]:
+def _copies(
+    draft: Plan, nodes: Sequence[str], lonely: Sequence[_Lonely], *, held: Mapping[int, Intervals]
+) -> dict[int, Intervals]:
     """Which copies each rank keeps: those it has, as long as nobody has to keep more than the others."""
     block = draft.block
     pools: dict[tuple[int, ...], list[_Lonely]] = {}
@@ -92,14 +97,14 @@ def _copies(draft: Plan, lonely: Sequence[_Lonely], *, held: Mapping[int, Interv
             prefer=regions,
             block=block,
         )
-        nodes = [draft.seats[r].node_id for r in pool]
+        theirs = [nodes[r] for r in pool]
         kept, left = share_out(
-            [_elsewhere(nodes, pile) for pile in piles],
+            [_elsewhere(theirs, pile) for pile in piles],
             size=len(pool),
-            room=_limit(draft, pool, group),
+            room=_limit(draft.block, theirs, [(nodes[one.owner], one.region) for one in group]),
             more=0,
             block=block,
-            others=[_next(nodes, pile.first) for pile in piles],
+            others=[_next(theirs, pile.first) for pile in piles],
         )
         load = [total(mine) for mine in kept]
         for one in group:  # more than NEXT_MAX ranks on: the room that is left is too far away
@@ -124,15 +129,14 @@ def _next(nodes: Sequence[str], owner: int) -> list[int]:
     return list(itertools.islice((t for t in ring if nodes[t] != nodes[owner]), NEXT_MAX))
 
 
-def _limit(draft: Plan, pool: Sequence[int], group: Sequence[_Lonely]) -> int:
-    """The least number of blocks with which everybody's copies find a place when nobody keeps more."""
-    ranks: dict[str, int] = {}
-    for rank in pool:
-        node = draft.seats[rank].node_id
-        ranks[node] = ranks.get(node, 0) + 1
-    blocks: dict[str, int] = {}
-    for one in group:
-        node = draft.seats[one.owner].node_id
-        blocks[node] = blocks.get(node, 0) + total(one.region) // draft.block
+def _limit(block: int, pool: Sequence[str], owned: Sequence[tuple[str, Intervals]]) -> int:
+    """The least number of blocks with which everybody's copies find a place when nobody keeps more.
+
+    `pool`: the nodes of those who may keep some; `owned`: nodes of owners, and what of theirs is to be kept.
+    """
+    ranks = Counter(pool)
+    blocks: Counter[str] = Counter()
+    for node, region in owned:
+        blocks[node] += total(region) // block
     everybody = -(-sum(blocks.values()) // len(pool))
-    return max([everybody] + [-(-b // (len(pool) - ranks.get(node, 0))) for node, b in blocks.items()])
+    return max([everybody] + [-(-b // (len(pool) - ranks[node])) for node, b in blocks.items()])

@@ -80,3 +80,14 @@ def test_dead_nodes_are_bounded() -> None:
     assert view is not None
     assert len(view.nodes) == DEAD_NODES_MAX + 1
     assert view.node("alive") is not None
+
+
+def test_the_id_of_a_node_that_shares_a_machine_names_it_also_when_the_node_is_dead() -> None:
+    tracker = ViewTracker()
+    pod = row("ab", CPU=1.0) | {"Labels": {"orchestrator.dev/machine": "node-7"}}
+    first = tracker.look([pod, row("c", CPU=1.0) | {"Labels": {}}])
+    assert first is not None
+    assert [n.node_id for n in first.nodes] == ["ab@node-7", "c"]
+    second = tracker.look([row("ab", alive=False), row("c", CPU=1.0)])
+    assert second is not None
+    assert {n.node_id: n.healthy for n in second.nodes} == {"ab@node-7": False, "c": True}

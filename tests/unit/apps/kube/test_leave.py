@@ -30,6 +30,7 @@ POD = Pod(
     tokens=Path("/t"),
     scratch=Path("/s"),
     head="head",
+    machine="",
 )
 NODE = NodeStatus(node_id="ray0", address="10.0.0.1", healthy=True, schedulable=True, slots=1, workers=1)
 THERE = replace(STATUS, nodes=(NODE,), workers=(replace(WORKER, node_id="ray0", rank=2),))

@@ -94,6 +94,13 @@ def test_the_head_has_no_slots_and_a_worker_as_many_as_it_is_told() -> None:
     assert {"--num-cpus=4", "--num-gpus=0", "--node-ip-address=10.0.0.7"} <= set(worker_command(cpus))
 
 
+def test_a_worker_says_which_machine_it_shares() -> None:
+    assert not [w for w in worker_command(Pod.of(ENV)) if w.startswith("--labels")]
+    assert "--labels=orchestrator.dev/machine=node-7.example" in worker_command(Pod.of({**ENV, "NODE_NAME": "node-7.example"}))
+    (long,) = (w for w in worker_command(Pod.of({**ENV, "NODE_NAME": "n" * 200})) if w.startswith("--labels"))
+    assert len(long.rpartition("=")[2]) == 63
+
+
 def test_a_head_that_never_comes_is_given_up() -> None:
     assert not wait_for_head("127.0.0.1:1", limit_s=0.0)
 

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.core.plan.layout import merge, subtract
 from orchestrator.core.plan.lint import lint
-from orchestrator.core.plan.plan import DATA, OPTIMIZER, PARAMS, PIPELINE, TENSOR, PipelineSchedule, Plan
+from orchestrator.core.plan.plan import DATA, OPTIMIZER, PARAMS, PIPELINE, TENSOR, PipelineSchedule, Plan, homes
 from orchestrator.core.planner.planner import PlanError, first_plan, swap_plan
 from orchestrator.testkit.jobs import make_graph, make_job
 from tests.unit.core.planner.world import Workers, blocks, workers_on
@@ -156,6 +157,21 @@ def test_too_few_workers() -> None:
 def test_too_few_layers() -> None:
     with pytest.raises(PlanError, match=r"^5 pipeline stages need as many layers, and the model names 4$"):
         plan_for(workers_on("abcde"), data=1, pipeline=5)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "apart"),
+    [(["a@x", "b@x", "c@y", "d@y"], {"x", "y"}), (["a@x", "b@x", "c@x"], {"a@x", "b@x", "c@x"}), (["a", "b"], {"a", "b"})],
+)
+def test_copies_lie_on_other_machines_and_where_there_is_one_on_other_nodes_of_it(nodes: list[str], apart: set[str]) -> None:
+    plan = plan_for(workers_on(nodes), data=len(nodes), copies=1)
+    assert lint(plan) == ()
+    where = homes(plan.seats)
+    assert set(where) == apart
+    holdings = plan.layout(OPTIMIZER).holdings
+    for rank, holding in enumerate(holdings):
+        elsewhere = merge(i for r, h in enumerate(holdings) if where[r] != where[rank] for i in h.everything)
+        assert not subtract(holding.primary, elsewhere)
 
 
 def test_copies_on_one_node() -> None:
