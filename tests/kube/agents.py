@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -31,7 +32,33 @@ STRATEGIC = "application/strategic-merge-patch+json"
 CRD = ROOT / "manifests" / "crd" / "trainingjobs.yaml"
 
 
-class Agent:
+class Program(ABC):
+    """A program of ours as a process. Use as a context; `start` and `end` it as often as wanted."""
+
+    _process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._process is not None:
+            self.end(signal.SIGKILL)
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start one."""
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """Send it a signal, by default as a kubelet does; how it ended."""
+        assert self._process is not None
+        self._process.send_signal(number)
+        code = self._process.wait(LIMIT_S)
+        self._process = None
+        return code
+
+
+class Agent(Program):
     """Use as a context; `start` and `end` it as often as wanted. It leaves its own words in `said`, workers' lines in `shown`."""
 
     def __init__(
@@ -46,7 +73,6 @@ class Agent:
         kubeconfig: Path | None = None,  # as whom it speaks; by default the administrator
     ) -> None:
         self._root = root
-        self._process: subprocess.Popen[bytes] | None = None
         tokens, scratch = root / "tokens", root / "scratch"
         for folder in (tokens, scratch):
             folder.mkdir(parents=True, exist_ok=True)
@@ -66,14 +92,6 @@ class Agent:
             "PYTHONPATH": str(ROOT),
         }
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if self._process is not None:
-            self.end(signal.SIGKILL)
-
     def start(self) -> None:
         """Start one."""
         with (self._root / "said.log").open("ab") as said, (self._root / "shown.log").open("ab") as shown:
@@ -84,14 +102,6 @@ class Agent:
                 stdout=shown,
                 stderr=said,
             )
-
-    def end(self, number: int) -> int:
-        """Send it a signal; how it ended."""
-        assert self._process is not None
-        self._process.send_signal(number)
-        code = self._process.wait(LIMIT_S)
-        self._process = None
-        return code
 
     @property
     def said(self) -> str:

@@ -35,7 +35,7 @@ from orchestrator.adapters.kube.resources import (
     Resource,
 )
 from orchestrator.spec.training_job import training_job
-from tests.kube.agents import STRATEGIC, Objects, until
+from tests.kube.agents import STRATEGIC, Objects, Program, until
 from tests.kube.control_plane import ControlPlane
 from tests.world.jobs import ROOT, document
 
@@ -50,7 +50,7 @@ ACCOUNTS: Final = Resource("v1", "serviceaccounts", "ServiceAccount")
 TAINT: Final = {"key": "by-hand", "value": "", "effect": "NoSchedule"}  # the real scheduler puts nothing on our nodes
 
 
-class Operator:
+class Operator(Program):
     """Use as a context; `start`, `kill` and `end` it as often as wanted. It leaves its words in `said`."""
 
     def __init__(
@@ -58,21 +58,12 @@ class Operator:
     ) -> None:
         self._log = root / f"{pod}.log"
         self._argv = ["--namespace", namespace, "--lease-namespace", namespace]
-        self._process: subprocess.Popen[bytes] | None = None
         self._env = {
             **{key: value for key, value in os.environ.items() if not key.startswith("KUBE")},
             names.ENV_POD: pod,
             "KUBECONFIG": str(kubeconfig or plane.kubeconfig),
             "PYTHONPATH": str(ROOT),
         }
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if self._process is not None:
-            self.kill()
 
     def start(self) -> None:
         """Start one; warnings are errors in it as they are in tests."""
@@ -82,18 +73,7 @@ class Operator:
 
     def kill(self) -> None:
         """At once and without a word."""
-        self._signal(signal.SIGKILL)
-
-    def end(self) -> int:
-        """As a kubelet ends it; its exit status."""
-        return self._signal(signal.SIGTERM)
-
-    def _signal(self, number: int) -> int:
-        assert self._process is not None
-        self._process.send_signal(number)
-        code = self._process.wait(LIMIT_S)
-        self._process = None
-        return code
+        self.end(signal.SIGKILL)
 
     @property
     def lives(self) -> bool:

@@ -27,9 +27,8 @@ LABEL_CHARS_MAX = 63
 def main() -> int:
     """Run the node. Returns 0 when it was told to stop, else EXIT_SETUP, EXIT_NO_HEAD or EXIT_RAY."""
     talk()
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(0)
-    )  # process 1 of a container is not ended by a signal that it leaves alone
+    # process 1 of a container is not ended by a signal that it leaves alone
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         pod = Pod.of(os.environ)
         environment = pod.ray_environment()
