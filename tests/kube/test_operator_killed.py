@@ -1,8 +1,9 @@
 """Jobs are made, run, lose a pod, end and are deleted while their operator is killed twenty times, at moments drawn from a seed.
 
-A moment is a number of changes that the operator has asked the API server for since it was started, read from the server's own
-audit log, so a kill falls between any two of its actions on a slow machine as on a fast one. Whatever the moment, the next
-operator must find its way from what is there. Every change of every pod is watched meanwhile.
+A moment is a number of changes that an operator has asked the API server for since the last kill, read from the server's own
+audit log, so a kill falls between any two of its actions on a slow machine as on a fast one. The log may show the last changes
+of the killed one only after the kill: then the next is killed early, at times before its first word. Whatever the moment, the
+operator after it must find its way from what is there. Every change of every pod is watched meanwhile.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.timeout(600)
 
 KILLS: Final = 20
 SEED: Final = 20
-CHANGES_MAX: Final = 8  # between a start and a kill; a life of a job takes about forty
+CHANGES_MAX: Final = 8  # between two kills; a life of a job takes about forty
 ENDS: Final = ("Succeeded", "Failed", "Cancelled")
 CHANGING: Final = ("create", "patch", "update", "delete")
 ASIDE: Final = ("leases", "events")
@@ -52,7 +53,9 @@ def test_an_operator_that_is_killed_twenty_times_leaves_no_orphan_no_twin_and_th
                 assert killer.trouble is None, killer.trouble
             live(yard, f"j{lives}", end="Succeeded")  # one more, in peace
             lives += 1
-        assert operator.said.count("looking after") == KILLS + 1, operator.said
+        assert killer.trouble is None, killer.trouble
+        assert killer.kills == KILLS
+        assert operator.said.count("looking after") > KILLS // 2, operator.said  # most kills met one at work
         assert "Traceback" not in operator.said, operator.said
         assert twins.found == [], f"seed {SEED}, kills after {killer.moments} changes: {twins.found}\n{operator.said}"
         assert twins.changes > 10 * lives  # it has seen them
@@ -119,6 +122,7 @@ class Killer(threading.Thread):
                 for _ in range(moment):
                     next(changes)
                 self.moments.append(moment)
+                assert self._operator.lives, f"it ended by itself:\n{self._operator.said}"
                 self._operator.kill()
                 self._operator.start()
                 self.kills += 1
