@@ -25,7 +25,17 @@ fail() {
 complete() {
     local part
     for part in "${parts[@]}" etcd; do [ -x "$dest/$part" ] || return 1; done
-    command -v kubectl >/dev/null
+    command -v kubectl >/dev/null || return 1
+    new_kubectl
+}
+
+# The manifests have kustomize components, which kubectl knows since 1.21.
+new_kubectl() {
+    local minor
+    minor="$(kubectl version --client -o json 2>/dev/null | sed -n 's/.*"minor": *"\([0-9]*\).*/\1/p' | head -1)"
+    [ "${minor:-0}" -ge 21 ] && return
+    say "$(command -v kubectl) is older than 1.21 (Debian bookworm's is): put a newer one on PATH"
+    exit 1
 }
 
 mkdir -p "$(dirname "$dest")"

@@ -17,6 +17,7 @@ from tests.world.jobs import ROOT
 
 PARTS: Final = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
 TOOLS: Final = ("kubectl", "openssl", "setpriv")
+KUBECTL_MINOR: Final = 21  # the first 1.x with kustomize components
 BUILD_LIMIT_S: Final = 1800.0
 
 
@@ -47,6 +48,12 @@ def _with_tools(assets: Path) -> Path:
     if absent:
         raise AssetsError(
             f"{', '.join(absent)} missing on PATH: apt install kubernetes-client openssl util-linux, or your system's"
+        )
+    said = subprocess.run(["kubectl", "version", "--client", "-o", "json"], capture_output=True, text=True, timeout=60).stdout
+    minor = re.search(r'"minor": *"(\d+)', said)
+    if minor is None or int(minor[1]) < KUBECTL_MINOR:
+        raise AssetsError(
+            f"{shutil.which('kubectl')} is older than 1.{KUBECTL_MINOR}, which the manifests need: put a newer one on PATH"
         )
     return assets
 

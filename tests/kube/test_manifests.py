@@ -7,6 +7,7 @@ was sent, as a dropped one is a misspelt one.
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,24 @@ def test_no_overlay_is_empty(folder: str) -> None:
     below = NAMESPACE if folder.endswith("/kueue") else BASE
     given, plain = objects(folder), objects(below)
     assert {named(m) for m in plain} < {named(m) for m in given}
+
+
+def test_the_install_takes_all_components_and_keeps_its_image(tmp_path: Path) -> None:
+    for place in (MANIFESTS, EXAMPLES):
+        shutil.copytree(place, tmp_path / place.relative_to(ROOT))
+    install = tmp_path / "examples/kubernetes/install"
+    file = install / "kustomization.yaml"
+    file.write_text(
+        re.sub("^# (components:|  - )", r"\1", file.read_text(), flags=re.M).replace(
+            "newName: orchestrator", "newName: r.example/o"
+        )
+    )
+    given = objects(str(install))
+    assert {named(m) for m in given} == {
+        named(m) for folder in OVERLAYS if not folder.endswith("/kueue") for m in objects(folder)
+    }
+    (deployment,) = of_kind(given, "Deployment")
+    assert deployment["spec"]["template"]["spec"]["containers"][0]["image"].startswith("r.example/o@sha256:")
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
