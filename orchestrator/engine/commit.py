@@ -20,7 +20,7 @@ from orchestrator.engine.groups.base import EpochGroup
 from orchestrator.engine.norms import block_sums
 from orchestrator.engine.optim import Reduced
 
-LEAVE, CHECKPOINT = 1, 2  # wishes, as bits
+LEAVE, CHECKPOINT, SAVE = 1, 2, 4  # wishes, as bits; SAVE: a checkpoint of this step, and leave when it is written
 
 
 @dataclass(frozen=True, slots=True)

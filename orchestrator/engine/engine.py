@@ -35,7 +35,7 @@ from orchestrator.core.supervisor.events import (
 from orchestrator.core.timeouts import derive
 from orchestrator.engine.checkpoint import CheckpointWriter, always
 from orchestrator.engine.checkpoint_files import BadCheckpoint, read_manifest
-from orchestrator.engine.commit import CHECKPOINT, LEAVE
+from orchestrator.engine.commit import CHECKPOINT, LEAVE, SAVE
 from orchestrator.engine.control import Control, Hook
 from orchestrator.engine.costs import trace
 from orchestrator.engine.device_memory import give_back
@@ -91,9 +91,9 @@ class TorchEngine:
         """Abort the groups of this and older epochs, even if they are yet to be formed; returns at once."""
         self._control.fence(epoch)
 
-    def leave_after_step(self, epoch: int) -> None:
-        """Wish that all ranks leave this epoch at the end of the step under way."""
-        self._control.wish(epoch, LEAVE)
+    def leave_after_step(self, epoch: int, *, save: bool) -> None:
+        """Wish that all ranks leave this epoch at the end of the step under way; with `save`, once it is in a checkpoint."""
+        self._control.wish(epoch, SAVE if save else LEAVE)
 
     def take_checkpoint(self, epoch: int) -> None:
         """Wish for a durable checkpoint after the step under way."""

@@ -11,7 +11,7 @@ from orchestrator.core.plan.plan import DATA, Plan
 from orchestrator.core.supervisor.events import CheckpointReported, DigestReported, EvalReported
 from orchestrator.engine.checkpoint import CheckpointWriter
 from orchestrator.engine.checkpoint_files import BadCheckpoint
-from orchestrator.engine.commit import CHECKPOINT, LEAVE
+from orchestrator.engine.commit import CHECKPOINT, LEAVE, SAVE
 from orchestrator.engine.control import Control
 from orchestrator.engine.digest import Digester
 from orchestrator.engine.faults import FaultBox
@@ -21,6 +21,7 @@ from orchestrator.engine.training import Trainer
 from orchestrator.runtime.ports import Finished, Report
 
 _POLL_S = 0.005
+_TOGETHER_S = 0.05  # ranks that wait for each other's parts of a checkpoint ask each other this often
 _FINAL_CHECKPOINT_S = 600.0
 _CHECKPOINT_WAIT_S = 120.0  # for the one before; storage that hangs costs checkpoints, not the run
 
@@ -74,9 +75,13 @@ class Epoch:
         while step < self._train.steps:
             step += 1
             wishes = self._trainer.run(step).wishes
-            self._checkpoint_wished = bool(wishes & CHECKPOINT)
+            self._checkpoint_wished = bool(wishes & (CHECKPOINT | SAVE))
             self._after(step)
-            if wishes & LEAVE and step < self._train.steps:
+            if step == self._train.steps:
+                break
+            if wishes & SAVE:
+                self._wait_together(step)
+            if wishes & (LEAVE | SAVE):
                 raise Agreed(f"the ranks agreed to leave epoch {self._plan.epoch} after step {step}")
         self._finish_checkpoint()
         return Finished(step=step, digest=self._digest)
@@ -183,9 +188,28 @@ class Epoch:
         while not self._checkpoints.wait(_POLL_S) and time.monotonic() < deadline:
             self._control.check()
             self._control.advance()
+        self._tell_finished(self._train.steps)
+
+    def _wait_together(self, step: int) -> None:
+        """Wait for everybody's part of this step's checkpoint and for its commit, or for what went wrong.
+
+        The ranks leave the epoch together: those that wait for the others to leave give them little time. A fence, or the loss
+        of a rank, ends the wait as it ends a step.
+        """
+        self._control.phase("checkpoint")
+        deadline = time.monotonic() + _FINAL_CHECKPOINT_S
+        busy = torch.ones(self._group.size, device=self._body.device)
+        while busy.any():
+            done = self._checkpoints.wait(_TOGETHER_S) or time.monotonic() > deadline
+            self._control.check()
+            with self._control.comm():
+                self._group.all_gather_into(busy, torch.full((1,), float(not done), device=self._body.device))
+        self._tell_finished(step)
+
+    def _tell_finished(self, step: int) -> None:
         self._tell_checkpoints()
         if self._checkpoints.busy:
-            step, uri = self._train.steps, self._body.job.checkpoint.uri
+            uri = self._body.job.checkpoint.uri
             detail = f"not written within {_FINAL_CHECKPOINT_S:.0f} s"
             self._report(CheckpointReported(0, self._worker, self._plan.epoch, step, uri, False, detail))
 

@@ -273,8 +273,11 @@ class Engine(Protocol):
         """Abort the groups of this and older epochs, even if they are yet to be formed; returns at once."""
         ...
 
-    def leave_after_step(self, epoch: int) -> None:
-        """Wish that all ranks leave this epoch at the end of the step under way (run_epoch then returns Left, not fenced)."""
+    def leave_after_step(self, epoch: int, *, save: bool) -> None:
+        """Wish that all ranks leave this epoch at the end of the step under way (run_epoch then returns Left, not fenced).
+
+        `save`: first they write a durable checkpoint of that step, and say what became of it.
+        """
         ...
 
     def take_checkpoint(self, epoch: int) -> None:

@@ -195,8 +195,8 @@ class WorkerShell:
                 self._on_measure(command)
             case FenceEpoch(epoch=epoch):
                 self._on_fence(epoch)
-            case LeaveEpoch(epoch=epoch):
-                self._engine.leave_after_step(epoch)  # a wish: an engine that is not in that epoch lets it pass
+            case LeaveEpoch(epoch=epoch, save=save):
+                self._engine.leave_after_step(epoch, save=save)  # a wish: an engine that is not in that epoch lets it pass
             case TakeCheckpoint(epoch=epoch):
                 self._engine.take_checkpoint(epoch)
             case ExitWorker(why=why):

@@ -160,6 +160,7 @@ def test_a_pipeline_loses_a_replica_and_its_fourth_worker_becomes_a_spare() -> N
     assert (s.plan.axis(PIPELINE), s.plan.axis(DATA)) == (2, 1)
     assert s.state.resume is not None
     assert (s.state.resume.source, s.state.resume.step) == (Source.MEMORY, 3)
+    s.ready()
     spares = [w for w in s.state.workers.values() if w.phase is WorkerPhase.SPARE]
     assert len(spares) == 1
     assert spares[0].held is None

@@ -239,8 +239,9 @@ def test_scaled_down_it_gives_whole_nodes_back_and_what_only_they_hold_is_handed
     assert s.workers == ["j/w0", "j/w1"]
     assert s.state.resume is not None
     assert (s.state.resume.source, s.state.resume.step, s.state.steps_lost) == (Source.MEMORY, 5, 0)
-    assert [w.phase for w in s.state.workers.values()].count(WorkerPhase.ENDED) == 2
+    assert [w.phase for w in s.state.workers.values()].count(WorkerPhase.LEFT) == 2, "until the others have its state"
     s.ready()
+    assert [w.phase for w in s.state.workers.values()].count(WorkerPhase.ENDED) == 2
     assert not only(LeaveEpoch, s.train(12)), "it is at full strength now"
 
 

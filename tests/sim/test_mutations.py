@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from orchestrator.core.job import FailureClass, Job
-from orchestrator.core.plan.plan import Plan
+from orchestrator.core.plan import lint
+from orchestrator.core.plan.plan import Plan, Seat
+from orchestrator.core.planner import layouts
 from orchestrator.core.planner.shape import shape_for
 from orchestrator.core.reshard.recovery import Held, Resume, resolve
 from orchestrator.core.supervisor import changes, choice, epochs, machine, memory, reports
 from orchestrator.core.supervisor.commands import Command, EndJob, KillWorker
-from orchestrator.core.supervisor.events import EpochReady, Observation
+from orchestrator.core.supervisor.events import EpochReady, NodeGone, Observation
 from orchestrator.core.supervisor.state import JobPhase, State, Worker
 from orchestrator.core.supervisor.turn import Turn
 from orchestrator.runtime import driver, observe
@@ -210,6 +212,45 @@ def a_planned_change_is_charged(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(changes, "fence", dear)
 
 
+def copies_are_laid_on_other_nodes(patch: pytest.MonkeyPatch) -> None:
+    """On any other node, also one of the same machine."""
+
+    def by_node(seats: Sequence[Seat]) -> list[str]:
+        return [s.node_id for s in seats]
+
+    for module in (layouts, lint):
+        patch.setattr(module, "homes", by_node)
+
+
+def who_leaves_ends_at_once(patch: pytest.MonkeyPatch) -> None:
+    """The drained worker goes when the next epoch starts, with what only it and a machine that dies now hold."""
+    real = epochs.start
+
+    def start(turn: Turn, plan: Plan, resume: Resume) -> None:
+        real(turn, plan, resume)
+        for worker in turn.unseated():
+            epochs._release(turn, worker)
+
+    patch.setattr(choice, "start", start)
+
+
+def a_node_that_is_gone_gets_workers(patch: pytest.MonkeyPatch) -> None:
+    """Its workers are lost, and others are started in their place."""
+    real = machine._node_gone
+
+    def forgetful(turn: Turn, event: NodeGone) -> None:
+        drained = turn.state.drained
+        real(turn, event)
+        turn.set(drained=drained)
+
+    patch.setattr(machine, "_node_gone", forgetful)
+
+
+def a_suspended_job_is_not_saved(patch: pytest.MonkeyPatch) -> None:
+    """Its ranks leave after a step as for any planned change, and its machines go."""
+    patch.setattr(changes, "saves", lambda _state: False)
+
+
 @pytest.fixture(scope="module")
 def clean() -> None:
     """Without any bug the same seeds, with the same jobs, find nothing."""
@@ -240,6 +281,10 @@ def clean() -> None:
         (the_heirs_get_nothing, "hands over again and again", [Kind.PLANNED]),
         (the_accused_goes_on, "is known to be wrong", [Kind.CORRUPT]),
         (a_planned_change_is_charged, "cost a step or a unit of the budget", ALL),
+        (copies_are_laid_on_other_nodes, "that no other of its machines holds", ALL),
+        (who_leaves_ends_at_once, "the state of step", [Kind.MACHINES]),
+        (a_node_that_is_gone_gets_workers, "known to be gone", ALL),
+        (a_suspended_job_is_not_saved, "is saved, and the workers there hold step", [Kind.PLANNED]),
     ],
     ids=lambda v: v.__name__ if callable(v) else None,
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from orchestrator.core.supervisor.state import ChangeKind, JobPhase, Outcome, WorkerPhase
@@ -21,7 +22,8 @@ DEGRADED: Final = "Degraded"
 CHECKPOINTED: Final = "Checkpointed"
 SUCCEEDED: Final = "Succeeded"
 FAILED: Final = "Failed"
-OURS: Final = (TRAINING, DEGRADED, CHECKPOINTED, SUCCEEDED, FAILED)
+SCALED: Final = "Scaled"  # False, and there only where the supervisor has refused
+OURS: Final = (TRAINING, DEGRADED, CHECKPOINTED, SUCCEEDED, FAILED, SCALED)
 
 MESSAGE_CHARS_MAX: Final = 8_000  # of the 32 Ki that a condition may have; a traceback keeps its end, where the error is
 DECISION_CHARS_MAX: Final = 1_000
@@ -32,6 +34,18 @@ _ENDED: Final = {
     JobPhase.FAILED: "Failed",
     JobPhase.CANCELLED: "Cancelled",
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scaling:
+    """What has come of the number of nodes that the spec asks for."""
+
+    nodes: int | None = None  # that the supervisor trains on at full strength; None: it is not known
+    refused: int | None = None  # that the spec asks for and the supervisor has refused
+    why: str = ""  # in the supervisor's words
+
+
+NOT_KNOWN: Final = Scaling()
 
 
 def phase_of(status: JobStatus) -> str:
@@ -77,6 +91,7 @@ def job_fields(
     before: Iterable[Mapping[str, Any]],
     now: str,
     pods: Mapping[str, str],
+    scaling: Scaling = NOT_KNOWN,
 ) -> Object:
     """`.status` without lastReport. `decision`: seq and reason of the newest one that was told of, (0, "") for none; `digest`: of
     the final state; `generation`: of the object that was acted on; `before`: its conditions; `now`: RFC 3339; `pods`: their names
@@ -97,6 +112,8 @@ def job_fields(
         "stepsLost": status.steps_lost,
         "epoch": status.epoch,
         "ranks": status.plan.ranks if status.plan is not None else 0,
+        "nodes": scaling.nodes,
+        "nodesRefused": scaling.refused,
         "spares": sum(1 for w in status.workers if w.phase is WorkerPhase.SPARE),
         "seats": _seats(status, pods) or None,
         "checkpoint": status.checkpoint.step if status.checkpoint is not None else None,
@@ -104,7 +121,7 @@ def job_fields(
         "lastDecision": f"#{decision[0]} {_short(decision[1])}" if decision[0] else None,
     }
     made = {k: v for k, v in fields.items() if v is not None}
-    return made | {"conditions": _conditions(status, generation=generation, before=before, now=now)}
+    return made | {"conditions": _conditions(status, generation=generation, before=before, now=now, scaling=scaling)}
 
 
 def _seats(status: JobStatus, pods: Mapping[str, str]) -> list[str]:
@@ -117,7 +134,9 @@ def _seats(status: JobStatus, pods: Mapping[str, str]) -> list[str]:
     return [found.get(rank, "?") for rank in range(ranks)]
 
 
-def _conditions(status: JobStatus, *, generation: int, before: Iterable[Mapping[str, Any]], now: str) -> Sequence[Object]:
+def _conditions(
+    status: JobStatus, *, generation: int, before: Iterable[Mapping[str, Any]], now: str, scaling: Scaling
+) -> Sequence[Object]:
     why = _tail(status.last_word or (status.decision.reason if status.decision else ""))
     running = status.phase is JobPhase.RUNNING
     held = [(TRAINING, running, _camel(status.phase.value), f"step {status.step} of {status.steps}, epoch {status.epoch}")]
@@ -125,8 +144,10 @@ def _conditions(status: JobStatus, *, generation: int, before: Iterable[Mapping[
     held.append((DEGRADED, bool(trouble), "Degraded" if trouble else "FullStrength", trouble or "every rank has a worker"))
     if status.suspended:
         done = parked(status)
-        words = "the machines may go" if done else "the job saves its state and leaves its machines"
-        held.append((CHECKPOINTED, done, "Parked" if done else "Suspending", f"{words}; {why}"))
+        word, words = _saving(status, done=done)
+        held.append((CHECKPOINTED, done, word, f"{words}; {why}"))
+    if scaling.refused is not None and not status.phase.terminal:
+        held.append((SCALED, False, "Refused", f"{scaling.why}; the job goes on as before; fix: ask for another number of nodes"))
     if status.phase.terminal:
         word = _camel(status.outcome.value) or _ENDED[status.phase]
         held.append((SUCCEEDED, status.phase is JobPhase.SUCCEEDED, word, why))
@@ -148,6 +169,16 @@ def _conditions(status: JobStatus, *, generation: int, before: Iterable[Mapping[
             }
         )
     return out
+
+
+def _saving(status: JobStatus, *, done: bool) -> tuple[str, str]:
+    """(reason, words) of a suspended job, `done` when no worker of it is left."""
+    if not done:
+        return "Suspending", "the job saves its state and leaves its machines"
+    unsaved = status.step - (status.checkpoint.step if status.checkpoint is not None else 0)
+    if unsaved <= 0:
+        return "Parked", "the machines may go"
+    return "ParkedUnsaved", f"the machines may go; {unsaved} step(s) are in no checkpoint and will be trained again"
 
 
 def _trouble(status: JobStatus) -> str:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
 
+from orchestrator.core.cluster.machines import machine_of
+
 
 class Level(IntEnum):
     """How far apart two devices are."""
@@ -71,6 +73,12 @@ class Resources:
     def node_of(self) -> tuple[int, ...]:
         """Index into nodes of each device."""
         return tuple(n for n, node in enumerate(self.nodes) for _ in range(node.devices))
+
+    @cached_property
+    def machines(self) -> tuple[int, ...]:
+        """Index of the first node on the same machine, of each node: its own, where it shares none."""
+        first: dict[str, int] = {}
+        return tuple(first.setdefault(machine_of(node.node_id), n) for n, node in enumerate(self.nodes))
 
     @cached_property
     def by_name(self) -> dict[str, DeviceType]:

@@ -165,4 +165,5 @@ def _copies(plan: Plan, layout: StateLayout, state: list[Intervals]) -> Iterator
         return
     for rank, h in enumerate(layout.holdings):
         if missing := total(intersect(h.primary, alone)):
-            yield f"{layout.name}: {missing} elements of rank {rank} have no copy on another node than {nodes[rank]}"
+            what = "node" if nodes[rank] == plan.seats[rank].node_id else "machine"
+            yield f"{layout.name}: {missing} elements of rank {rank} have no copy on another {what} than {nodes[rank]}"

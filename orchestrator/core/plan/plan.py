@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from orchestrator.core.cluster import machines
 from orchestrator.core.plan.layout import Interval, Intervals, StateLayout, merge
 
 PARAMS = "params"
@@ -50,10 +51,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """A rank's place: which worker fills it, on which node.
-
-    A node that shares its machine with others (a pod on Kubernetes) says so in its id: `NODE@MACHINE`.
-    """
+    """A rank's place: which worker fills it, on which node."""
 
     rank: int
     worker_id: str
@@ -62,8 +60,7 @@ class Seat:
 
 def homes(seats: Sequence[Seat]) -> list[str]:
     """What fails as one, for each seat: its machine; its node, where all seats are on one machine or every node is one."""
-    machines = [s.node_id.rpartition("@")[2] for s in seats]
-    return machines if len(set(machines)) > 1 else [s.node_id for s in seats]
+    return machines.homes([s.node_id for s in seats])
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """Which worker gets which place of the mesh: those that hold state where most of it stays in place, the others spread out.
 
 Places of one (pipe, coordinate) compute with the same section and are alike, so that workers are assigned to sections by how much
-of it they hold. Replicas of a section go to different nodes, tensor coordinates of one replica to the same node, where that is
-possible.
+of it they hold. Replicas of a section go to different machines and nodes, tensor coordinates of one replica to the same node, or
+at least machine, where that is possible.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from orchestrator.core.cluster.machines import machine_of
 from orchestrator.core.plan.plan import DATA, PIPELINE, TENSOR, Plan, Seat
 from orchestrator.core.planner.matching import assign
 
@@ -27,6 +28,7 @@ class _Grid:
 
     places: list[list[list[Worker | None]]]
     free: list[Worker]
+    machine: Mapping[str, str]  # by node
     used: Counter[str] = field(default_factory=Counter)
 
     def put(self, worker: Worker, pipe: int, replica: int, coordinate: int) -> None:
@@ -37,6 +39,13 @@ class _Grid:
     def nodes(self, pipe: int, coordinate: int) -> Counter[str]:
         """How many replicas of a section each node has so far."""
         return Counter(w[1] for row in self.places[pipe] if (w := row[coordinate]) is not None)
+
+    def machines(self, nodes: Counter[str]) -> Counter[str]:
+        """As many of each machine's nodes together."""
+        out: Counter[str] = Counter()
+        for node, count in nodes.items():
+            out[self.machine[node]] += count
+        return out
 
 
 def choose_seats(
@@ -58,6 +67,7 @@ def choose_seats(
     grid = _Grid(
         places=[[[None] * tensor for _ in range(data)] for _ in range(pipeline)],
         free=sorted(workers, key=lambda w: (w[1], w[0])),
+        machine={node: machine_of(node) for _, node in workers},
     )
     if parent is not None:
         _seat_holders(grid, value=value, parent=parent)
@@ -144,16 +154,22 @@ def _spread(grid: _Grid, *, pipe: int, row: Sequence[Worker | None], coordinate:
     beside = Counter(w[1] for w in row if w is not None)
     open_places = sum(w is None for w in row)
     free = Counter(w[1] for w in grid.free)
-
-    def key(worker: Worker) -> tuple[int, int, int, int, str, str]:
-        node = worker[1]
-        return -beside[node], there[node], int(free[node] < open_places), grid.used[node], node, worker[0]
-
-    return min(grid.free, key=key)
+    beside_m, there_m, free_m, used_m = (grid.machines(c) for c in (beside, there, free, grid.used))
+    worth = {
+        node: (
+            (-beside[node], -beside_m[machine]),
+            (there_m[machine], there[node]),
+            (free[node] < open_places, free_m[machine] < open_places),
+            (used_m[machine], grid.used[node]),
+        )
+        for node in free
+        for machine in (grid.machine[node],)
+    }
+    return min(grid.free, key=lambda w: (worth[w[1]], w[1], w[0]))
 
 
 def _in_groups(rows: Sequence[list[Worker | None]], *, shard: int, overlap: Overlap) -> list[list[Worker | None]]:
-    """The replicas in an order in which those that hold the same, or will, are `shard` apart, on different nodes if possible."""
+    """The replicas in an order in which those that hold the same, or will, are `shard` apart, on other machines if possible."""
     size = len(rows) // shard
     parts: list[list[list[Worker | None]]] = [[] for _ in range(shard)]
     rest = []
@@ -169,7 +185,12 @@ def _in_groups(rows: Sequence[list[Worker | None]], *, shard: int, overlap: Over
             rest.append(row)
     for row in rest:
         node = row[0] and row[0][1]
-        near = [sum(r[0] is not None and r[0][1] == node for r in p) for p in parts]
+        near = [_near(node, [r[0][1] for r in p if r[0] is not None]) for p in parts]
         where = min((p for p in range(shard) if len(parts[p]) < size), key=lambda p: (near[p], len(parts[p]), p))
         parts[where].append(row)
     return [parts[d % shard][d // shard] for d in range(len(rows))]
+
+
+def _near(node: str | None, nodes: Sequence[str]) -> tuple[int, int]:
+    """How many of `nodes` are on the machine of a node, and on the node itself."""
+    return sum(machine_of(n) == machine_of(node) for n in nodes) if node else 0, sum(n == node for n in nodes)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from orchestrator.core.plan.plan import DATA, PIPELINE, TENSOR, Plan
+from orchestrator.core.cluster.machines import machine_of
+from orchestrator.core.plan.plan import DATA, PIPELINE, TENSOR, Plan, homes
 
 _ZERO = {
     0: "",
@@ -26,16 +27,19 @@ def describe(plan: Plan) -> str:
     zero = _ZERO[plan.zero_stage] if data > 1 else ""
     if zero and plan.shard < data:
         zero += f" in groups of {plan.shard}"
-    nodes = len({s.node_id for s in plan.seats})
-    where = f"over {plan.size} ranks on {nodes} node{'s' * (nodes > 1)}" if plan.size > 1 else "on one rank"
+    nodes, machines = {s.node_id for s in plan.seats}, {machine_of(s.node_id) for s in plan.seats}
+    where = f"over {plan.size} ranks on {len(nodes)} node{'s' * (len(nodes) > 1)}" if plan.size > 1 else "on one rank"
+    if machines != nodes and plan.size > 1:
+        where += f" of {len(machines)} machine{'s' * (len(machines) > 1)}"
     return f"{what}{zero} {where}{_copies(plan)}"
 
 
 def _copies(plan: Plan) -> str:
     if not plan.copies:
         return ""
+    home = "node" if homes(plan.seats) == [s.node_id for s in plan.seats] else "machine"
     if plan.axis(DATA) == 1:
-        return " and a copy of its state on another node"
+        return f" and a copy of its state on another {home}"
     if plan.zero_stage and plan.shard == plan.axis(DATA):
-        return " and a copy of each shard on another node"
+        return f" and a copy of each shard on another {home}"
     return ""

@@ -7,6 +7,9 @@ end of a step, and `choice` makes the plan. What cannot be mended yet waits, and
 
 from __future__ import annotations
 
+from collections import Counter
+
+from orchestrator.core.cluster.machines import elsewhere, machine_of
 from orchestrator.core.job import FailureClass
 from orchestrator.core.plan.plan import DATA, PIPELINE, TENSOR
 from orchestrator.core.planner.shape import shape_for
@@ -18,7 +21,7 @@ from orchestrator.core.supervisor.measuring import measure
 from orchestrator.core.supervisor.moving import movers, parting, replacements, without
 from orchestrator.core.supervisor.picking import better, known, weighing
 from orchestrator.core.supervisor.staff import available, coming, going_why
-from orchestrator.core.supervisor.state import Change, ChangeKind, JobPhase, WorkerPhase
+from orchestrator.core.supervisor.state import Change, ChangeKind, JobPhase, State, WorkerPhase
 from orchestrator.core.supervisor.turn import Turn
 
 SCALED = "the job is scaled down"  # why a worker of a larger job gives its rank away
@@ -40,14 +43,30 @@ def consider(turn: Turn) -> None:
 def ask(turn: Turn, change: Change) -> None:
     """Ask every rank to leave at the end of a step."""
     turn.set(change=change)
-    turn.say(f"planned change, {change.kind}: {change.why}; the ranks are asked to leave after the step under way")
+    saved = ", and to save it first" if saves(turn.state) else ""
+    turn.say(f"planned change, {change.kind}: {change.why}; the ranks are asked to leave after the step under way{saved}")
     for w in turn.members():
-        turn.do(LeaveEpoch(w.worker_id, turn.state.epoch))
+        turn.do(leave_word(turn.state, w.worker_id))
+
+
+def saves(state: State) -> bool:
+    """Whether the ranks write a checkpoint before they leave: of a job that is suspended and has a place for it."""
+    return state.change is not None and state.change.kind is ChangeKind.SUSPEND and bool(state.job.checkpoint.uri)
+
+
+def leave_word(state: State, worker_id: str) -> LeaveEpoch:
+    """What a member is asked for the change that is under way; always the same, however often it is asked."""
+    return LeaveEpoch(worker_id, state.epoch, saves(state))
 
 
 def hurry(turn: Turn, limit_ms: int) -> None:
-    """The ranks were asked to leave and still train: fence them, at the cost of the step under way."""
+    """The ranks were asked to leave and still train: fence them, at the cost of the step under way.
+
+    Not those of a suspended job that save their state: cut short, all that they trained since the last checkpoint would be lost.
+    """
     assert turn.state.change is not None
+    if turn.state.suspended and saves(turn.state):
+        return
     turn.say(f"the step under way takes more than {limit_ms / 1000:.0f} s: not waiting for it")
     fence(turn, FailureClass.PLANNED, turn.state.change.why)
 
@@ -59,14 +78,18 @@ def depart(turn: Turn) -> None:
 
 
 def _mark_surplus(turn: Turn) -> None:
-    """A job that was scaled down: choose who goes. Whole nodes, those of the highest ranks first."""
+    """A job that was scaled down: choose who goes. Whole nodes, those of the highest ranks first, one of each machine in turn."""
     state, plan = turn.state, turn.plan()
     members = turn.members()
     surplus = plan.size - state.goal.ranks - sum(1 for w in members if going_why(state, w))
     if surplus <= 0:
         return
-    order = {node: i for i, node in enumerate(dict.fromkeys(w.node_id for w in members))}
-    last_first = sorted(members, key=lambda w: (-order[w.node_id], -members.index(w)))
+    order: dict[str, tuple[int, int]] = {}
+    beside: Counter[str] = Counter()
+    for i, node in enumerate(dict.fromkeys(w.node_id for w in members)):
+        order[node] = beside[machine_of(node)], i
+        beside[machine_of(node)] += 1
+    last_first = sorted(members, key=lambda w: (order[w.node_id], members.index(w)), reverse=True)
     for w in last_first[:surplus]:
         turn.worker(w.worker_id, unwanted=SCALED, without=True)
 
@@ -146,13 +169,15 @@ def improve(turn: Turn) -> Change | None:
 
 
 def _grow(turn: Turn) -> Change | None:
-    """More ranks when there are spares for them; peer copies again when there is a second node for them."""
+    """More ranks when there are spares for them; peer copies again, and on a second machine, when there is a place for them."""
     state, plan = turn.state, turn.plan()
     members, spares = turn.members(), available(turn)
     if not _settled(turn) or any(going_why(state, w) for w in members):
         return None
+    here = {w.node_id for w in members}
+    apart = plan.size > 1 and elsewhere(here, (node for _, node in spares))
     if state.planned:
-        return improve(turn)
+        return improve(turn) or (_spread(turn) if apart and len(here) > 1 and plan.copies else None)
     if plan.size < state.goal.ranks:
         assert state.graph is not None
         shape = shape_for(goal_job(state), state.graph, plan.size + len(spares)) if spares else None
@@ -160,10 +185,15 @@ def _grow(turn: Turn) -> Change | None:
         if ranks <= plan.size or (coming(state) and ranks < state.goal.ranks):
             return None  # when more workers will be here soon: one change instead of two
         return Change(ChangeKind.GROW, f"{len(spares)} spare(s) are ready: from {plan.size} to {ranks} ranks", turn.at_ms)
-    homes = {w.node_id for w in members}
-    if plan.copies < state.goal.copies and len(homes) > 1:
+    if plan.copies < state.goal.copies and len(here) > 1:
         return Change(ChangeKind.GROW, "the ranks are on two nodes: peer copies are possible again", turn.at_ms)
-    if plan.copies < state.goal.copies and any(node not in homes for _, node in spares) and plan.size > 1:
-        turn.worker(members[-1].worker_id, unwanted="peer copies need a second node", without=False)
-        return _move(turn)
-    return None
+    return _spread(turn) if apart and (state.goal.copies or plan.copies) else None
+
+
+def _spread(turn: Turn) -> Change | None:
+    """A rank to a spare on another machine than all of them are on, or node where they are on one."""
+    members = turn.members()
+    several = len({w.node_id for w in members}) > 1
+    why = "all state is on one machine" if several else "peer copies need a second node"
+    turn.worker(members[-1].worker_id, unwanted=why, without=False)
+    return _move(turn)

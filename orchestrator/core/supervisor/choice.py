@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import assert_never
 
+from orchestrator.core.cluster.machines import elsewhere
 from orchestrator.core.job import Action, FailureClass, Job
-from orchestrator.core.plan.plan import DATA, PIPELINE, TENSOR, Plan
+from orchestrator.core.plan.plan import DATA, PIPELINE, TENSOR, Plan, Seat
 from orchestrator.core.planner.planner import PlanError, first_plan, replan, swap_plan
 from orchestrator.core.planner.shape import shape_for, stages_per_rank_for
 from orchestrator.core.planner.stages import make_stages
@@ -58,15 +59,15 @@ def usual_cut(state: State) -> tuple[int, ...]:
 
 
 def first_epoch(turn: Turn) -> None:
-    """Start the first epoch, at full strength, or say what is missing."""
+    """Start the first epoch, at full strength, or say what is missing; also of a job that goes on with none but new workers."""
     state = turn.state
     ready, need = available(turn), state.ranks_wanted
     if state.graph is None or len(ready) < need:
         _missing(turn, f"{need} ranks need {need} workers, {len(ready)} are ready and no node has room for more")
         return
-    homes = {node for _, node in ready}
-    if len(homes) == 1 and any(w.phase is WorkerPhase.REQUESTED and w.node_id not in homes for w in state.workers.values()):
-        _missing(turn, "")  # one node must not hold all of the state while workers on other nodes are coming up
+    on_their_way = [w.node_id for w in state.workers.values() if w.phase is WorkerPhase.REQUESTED]
+    if elsewhere((node for _, node in ready), on_their_way):
+        _missing(turn, "")  # one machine must not hold all of the state while workers on others are coming up
         return
     if state.planned:
         if not measure(turn, [state.workers[i] for i, _ in ready]):
@@ -93,6 +94,10 @@ def first_epoch(turn: Turn) -> None:
     turn.set(sized_step=state.committed_step, missing="")
     if picked is not None:
         take(turn, picked)
+    if state.plan is not None:
+        turn.set(recut=())
+        _begin(turn, replace(plan, parent=state.plan.epoch), ())
+        return
     expect(turn, plan)
     start(turn, plan, from_disk(turn, plan))
 
@@ -100,12 +105,16 @@ def first_epoch(turn: Turn) -> None:
 def _missing(turn: Turn, why: str) -> None:
     """Say once why the job does not start, unless workers are on their way or are asked for again soon."""
     state = turn.state
-    coming = any(w.phase is WorkerPhase.REQUESTED for w in state.workers.values()) or turn.at_ms < state.retry_spawn_ms
-    why = "" if coming or state.cluster is None else why
+    why = "" if _on_their_way(turn) or state.cluster is None else why
     if why != state.missing:
         turn.set(missing=why)
         if why:
             turn.say(why)
+
+
+def _on_their_way(turn: Turn) -> bool:
+    state = turn.state
+    return any(w.phase is WorkerPhase.REQUESTED for w in state.workers.values()) or turn.at_ms < state.retry_spawn_ms
 
 
 def next_epoch(turn: Turn) -> None:
@@ -132,11 +141,12 @@ def next_epoch(turn: Turn) -> None:
                 found = _swapped(turn, troubles)
             case Action.SHRINK:
                 words = f"epoch {state.epoch} broke"
-                found = _picked(turn, left, troubles, reason=words) or _shrunk(turn, left, troubles)
+                found = _picked(turn, left, troubles, reason=words)
+                found = found or _shrunk(turn, left, troubles, waits=Action.WAIT in actions)
             case Action.ROLLBACK:
                 if state.checkpoint is None:
                     troubles.append(f"{action}: there is no checkpoint")
-                elif found := _swapped(turn, []) or _shrunk(turn, left, troubles):
+                elif found := _swapped(turn, []) or _shrunk(turn, left, troubles, waits=False):
                     turn.set(cold=f"the policy for {failure} says {action}")
             case Action.WAIT:  # for a spare: when one is there, the wait is over
                 found = None if Action.SWAP in actions else _swapped(turn, troubles)
@@ -162,8 +172,18 @@ def _left(turn: Turn) -> list[Worker]:
 
 
 def _swapped(turn: Turn, troubles: list[str]) -> Plan | None:
-    """The same plan with spares in the seats of the lost."""
-    old, spares = turn.plan(), available(turn)
+    """The same plan with spares in the seats of the lost; with those that gave their seat away, if the state needs them."""
+    spares = available(turn)
+    found, back = _filled(turn, spares, troubles), [(w.worker_id, w.node_id) for w in turn.unseated()]
+    if back and (found is None or not _in_memory(turn, found)):
+        again = _filled(turn, [*back, *spares], troubles)
+        if found is None or (again is not None and _in_memory(turn, again)):
+            return again
+    return found
+
+
+def _filled(turn: Turn, spares: Sequence[tuple[str, str]], troubles: list[str]) -> Plan | None:
+    old = turn.plan()
     empty = [s for s in old.seats if turn.state.workers[s.worker_id].phase is not WorkerPhase.LEFT]
     missing = len(empty) - len(spares)
     if missing > 0:
@@ -222,8 +242,37 @@ def _made(turn: Turn, picked: Pick, workers: Sequence[tuple[str, str]], *, reaso
     )
 
 
-def _shrunk(turn: Turn, left: Sequence[Worker], troubles: list[str]) -> Plan | None:
-    """A plan for whoever is there: never larger than the one before, and if it can be one that keeps the state in memory."""
+def _shrunk(turn: Turn, left: Sequence[Worker], troubles: list[str], *, waits: bool) -> Plan | None:
+    """A plan for whoever is there: never larger than the one before, and if it can be one that keeps the state in memory.
+
+    With those that gave their seat away, if the state needs them. None as well where no such plan keeps it, the survivors hold
+    all of it, and the policy `waits`: for a worker, then. Where none will come, a durable checkpoint is better than to wait.
+    """
+    waits = waits and (turn.state.checkpoint is None or _on_their_way(turn))
+    found = _smaller(turn, left, troubles)
+    back = turn.unseated()
+    if back and (found is None or not _in_memory(turn, found)):
+        again = _smaller(turn, [*left, *back], troubles)
+        if found is None or (again is not None and _in_memory(turn, again)):
+            found = again
+    if found is not None and waits and not _in_memory(turn, found) and _in_memory(turn, _with_survivors(turn)):
+        troubles.append("the survivors hold the whole state, and no smaller plan would keep all of it")
+        return None
+    return found
+
+
+def _with_survivors(turn: Turn) -> Plan:
+    """The present plan with those that gave their seat away in seats of the lost: to ask what they all hold, never to run."""
+    back = [w for w in turn.unseated() if w.held is not None]
+    seats = []
+    for s in turn.plan().seats:
+        empty = turn.state.workers[s.worker_id].phase is not WorkerPhase.LEFT
+        worker = back.pop() if empty and back else turn.state.workers[s.worker_id]
+        seats.append(Seat(s.rank, worker.worker_id, worker.node_id))
+    return replace(turn.plan(), seats=tuple(seats))
+
+
+def _smaller(turn: Turn, left: Sequence[Worker], troubles: list[str]) -> Plan | None:
     state, old = turn.state, turn.plan()
     assert state.graph is not None
     job, spares = goal_job(state), available(turn)
@@ -268,11 +317,13 @@ def _replanned(
 ) -> Plan | None:
     state = turn.state
     assert state.graph is not None
-    held = trusted(turn)
+    held, job = trusted(turn), goal_job(state)
+    if state.planned:  # the planner does without copies only where its own plan has replicas
+        job = replace(job, parallel=replace(job.parallel, copies=max(state.job.planner.space.copies)))
     try:
         return replan(
             parent=turn.plan(),
-            job=goal_job(state),
+            job=job,
             graph=state.graph,
             workers=[*((w.worker_id, w.node_id) for w in left), *spares],
             held={w.worker_id: held[w.worker_id] for w in left if w.worker_id in held},
@@ -371,8 +422,8 @@ def _changed(turn: Turn, change: Change, troubles: list[str]) -> Plan | None:
         case ChangeKind.RECUT:
             shape = (old.axis(PIPELINE), old.axis(DATA))
             return _replanned(turn, left, [], shape=shape, reason=reason, troubles=troubles, layers=change.layers_per_stage)
-        case ChangeKind.SUSPEND:  # and it is to go on before it had begun
-            troubles.append("the job is to go on")
+        case ChangeKind.SUSPEND:  # and it is to go on before it had begun, or its state is still to be saved
+            troubles.append("what the ranks hold is to be saved first" if state.suspended else "the job is to go on")
             return None
         case ChangeKind.REPLAN:
             return _picked(turn, left, troubles, reason=str(change.kind))

@@ -91,6 +91,7 @@ class LeaveEpoch:
 
     worker_id: str
     epoch: int
+    save: bool = False  # train no further step, but leave only when that one is in a durable checkpoint, or could not be written
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ def lose(turn: Turn, worker: Worker, failure: FailureClass, evidence: str) -> No
     at = turn.state.committed_step if failure in OWN_FAULTS and was is not WorkerPhase.REQUESTED else -1
     turn.worker(worker.worker_id, WorkerPhase.LOST, connected=False, cause=f"{failure}: {evidence}", suspect="", fault_step=at)
     turn.do(KillWorker(worker.worker_id, evidence))
-    if was in (WorkerPhase.MEMBER, WorkerPhase.LEFT):
+    if was in (WorkerPhase.MEMBER, WorkerPhase.LEFT) and turn.plan().seat_of(worker.worker_id) is not None:
         fence(turn, failure, f"{name} was lost: {evidence}", lost=(worker.worker_id,))
 
 
@@ -147,9 +147,9 @@ def start(turn: Turn, plan: Plan, resume: Resume) -> None:
     for seat in plan.seats:
         turn.worker(seat.worker_id, WorkerPhase.MEMBER, suspect="", stacks_asked=False, slow_since_ms=-1, slow_told=False)
         turn.do(run_epoch(turn, seat.worker_id))
-    for w in list(turn.state.workers.values()):
-        if w.phase is WorkerPhase.LEFT and plan.seat_of(w.worker_id) is None:
-            _release(turn, w)
+    kept = [w.worker_id for w in turn.unseated()]
+    if kept:
+        turn.say(f"{', '.join(kept)} keep(s) what it holds until every rank has its state")
 
 
 def _resized(turn: Turn, old: Plan, plan: Plan) -> None:
@@ -195,6 +195,8 @@ def running(turn: Turn) -> None:
     turn.to_phase(JobPhase.RUNNING)
     touch(turn, ready_ms=turn.at_ms)
     turn.say(f"epoch {turn.state.epoch} runs: every rank has its state")
+    for w in turn.unseated():
+        _release(turn, w)
     faults = turn.state.faults
     turn.set(faults=(), cold="")
     for fault in faults:

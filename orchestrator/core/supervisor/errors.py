@@ -2,7 +2,8 @@
 
 The rule: when LOSSES workers that had come up were lost on a node by a fault that may be the node's (they exited, hung, or held
 corrupt state) within the last `budget_refill_steps` committed steps, the node is failing. It is drained, like on a person's word,
-while the other nodes have room for the job at full strength, and on two nodes where peer copies are wanted. So this never costs
+while the other nodes have room for the job at full strength, and on two machines where peer copies are wanted (on two nodes,
+if all are on one machine). So this never costs
 a rank, never empties the last node, and never brings the job below its least number of ranks.
 
 Without that room it is only said, once. If the room is lost later, the node is used again: a job on a bad node is better than
@@ -11,6 +12,7 @@ one that waits for ever. Nodes that a person (or Ray) drained are left alone.
 
 from __future__ import annotations
 
+from orchestrator.core.cluster.machines import elsewhere
 from orchestrator.core.cluster.view import ClusterView
 from orchestrator.core.supervisor.state import State
 from orchestrator.core.supervisor.turn import Turn
@@ -59,7 +61,8 @@ def _losses(state: State, window: int) -> dict[str, int]:
 def _room_without(state: State, cluster: ClusterView, node_id: str) -> bool:
     """Whether the job fits at full strength on the nodes that may be used, without this one."""
     others = [n for n in cluster.healthy() if n.node_id != node_id and n.node_id not in state.drained]
-    return sum(n.slots for n in others) >= state.goal.ranks and len(others) > (1 if state.goal.copies else 0)
+    alone = elsewhere((n.node_id for n in others), [node_id])
+    return sum(n.slots for n in others) >= state.goal.ranks and not (state.goal.copies and alone)
 
 
 def _with(nodes: tuple[str, ...], node_id: str) -> tuple[str, ...]:

@@ -11,13 +11,12 @@ from dataclasses import replace
 from orchestrator.core.job import FailureClass, Job
 from orchestrator.core.supervisor import events as ev
 from orchestrator.core.supervisor import measuring, reports, suspending, wishes
-from orchestrator.core.supervisor.changes import consider
+from orchestrator.core.supervisor.changes import consider, leave_word
 from orchestrator.core.supervisor.choice import first_epoch, next_epoch
 from orchestrator.core.supervisor.commands import (
     ExitWorker,
     FenceEpoch,
     KillWorker,
-    LeaveEpoch,
     ProbeWorker,
     SpawnWorker,
     TakeCheckpoint,
@@ -176,10 +175,12 @@ def _node_gone(turn: Turn, event: ev.NodeGone) -> None:
     state = turn.state
     node = state.cluster.node(event.node_id) if state.cluster else None
     there = state.alive_on(event.node_id)
-    if node is None or (event.node_id in state.drained and not there):
+    failing = tuple(n for n in state.failing if n != event.node_id)
+    if node is None or (event.node_id in state.drained and not there and failing == state.failing):
         turn.say(f"{event.who} says that node {event.node_id[:12]} is gone ({event.evidence}): nothing to do")
         return
     turn.say(f"node {event.node_id[:12]} is gone, says {event.who}: {event.evidence}")
+    turn.set(failing=failing)  # a node that only fails may be used again
     if event.node_id not in state.drained:
         turn.set(drained=(*state.drained, event.node_id))
     for worker in there:
@@ -259,7 +260,7 @@ def _wish_again(turn: Turn, worker_id: str) -> None:
     """What was asked of a member may be lost with its stream."""
     if turn.state.change is not None:
         turn.say("it is asked again to leave after the step under way")
-        turn.do(LeaveEpoch(worker_id, turn.state.epoch))
+        turn.do(leave_word(turn.state, worker_id))
     if turn.state.checkpoint_wish >= 0:
         turn.say("it is asked again for a checkpoint")
         turn.do(TakeCheckpoint(worker_id, turn.state.epoch))

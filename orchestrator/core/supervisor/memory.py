@@ -38,7 +38,7 @@ def unfit(state: State, held: Held) -> str:
 def trusted(turn: Turn) -> dict[str, Held]:
     """What the survivors hold, by worker, as far as it is believed."""
     out = {}
-    for w in turn.seated():
+    for w in (*turn.seated(), *turn.unseated()):
         if w.phase is WorkerPhase.LEFT and w.held is not None and not turn.state.cold and not unfit(turn.state, w.held):
             out[w.worker_id] = w.held
     return out
@@ -90,7 +90,7 @@ def resume_for(turn: Turn, plan: Plan, actions: tuple[Action, ...]) -> Resume:
         resume = from_memory(turn, plan)
     except Unrecoverable as e:
         trained = state.committed_step != (state.checkpoint.step if state.checkpoint else 0)
-        if state.checkpoint is None and (trained or state.cold) and not state.continued:
+        if state.checkpoint is None and (trained or state.cold) and not (state.continued or state.suspended):
             raise Hopeless(f"the state of step {state.committed_step} is gone ({e}) and there is no durable checkpoint") from None
         corrupt = bool(state.recoveries) and state.recoveries[-1].failure is FailureClass.CORRUPT_STATE
         if corrupt and trained and not state.cold and Action.ROLLBACK not in actions:

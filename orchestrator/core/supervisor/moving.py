@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from orchestrator.core.cluster.machines import elsewhere, machine_of
 from orchestrator.core.job import Action, FailureClass
 from orchestrator.core.plan.plan import TENSOR
 from orchestrator.core.planner.shape import shape_for
@@ -46,18 +47,21 @@ def parting(turn: Turn, going: Sequence[Worker], present: Sequence[Worker]) -> t
 def replacements(turn: Turn, going: Sequence[Worker], present: Sequence[Worker]) -> dict[int, tuple[str, str]]:
     """A spare for the rank of each of `going`; empty when there are too few, or when they are not to be replaced.
 
-    A slow worker's rank does not go to its own node, and peer copies keep a second one.
+    A slow worker's rank does not go to its own machine. Peer copies keep a second node; where nodes share machines, the ranks
+    keep a second machine as long as a spare is on one.
     """
     state, plan = turn.state, turn.plan()
     if plan.size > state.goal.ranks:
         return {}
-    slow = {w.node_id for w in going if w.unwanted.startswith(SLOW)}
-    spares = [s for s in available(turn) if s[1] not in slow]
+    slow = {machine_of(w.node_id) for w in going if w.unwanted.startswith(SLOW)}
+    spares = [s for s in available(turn) if machine_of(s[1]) not in slow]
     if not going or len(spares) < len(going):
         return {}
     given = spares[: len(going)]
     nodes = {w.node_id for w in present if w not in going} | {node for _, node in given}
-    if plan.copies and len(nodes) == 1:
+    if plan.copies and state.goal.copies and len(nodes) == 1:
         return {}
+    if len(nodes) > 1 and (apart := elsewhere(nodes, (node for _, node in spares))):
+        given[-1] = next(s for s in spares if s[1] in apart)
     seats = {s.worker_id: s.rank for s in plan.seats}
     return {seats[w.worker_id]: spare for w, spare in zip(going, given, strict=True)}

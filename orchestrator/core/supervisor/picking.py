@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from orchestrator.core.cluster.machines import elsewhere, homes
 from orchestrator.core.cluster.measured import failure_rates, resources_from, type_name
 from orchestrator.core.cluster.resources import Resources
 from orchestrator.core.job import Job
@@ -60,14 +61,14 @@ def pick(turn: Turn, workers: Workers, *, like: Plan | None, ranks_max: int = 0)
         except PlanError:
             if first.job.parallel.copies:
                 raise
-            return first  # the job allows no plan on two nodes
+            return first  # the job allows no plan on two machines
     return picked
 
 
 def _loses_all(turn: Turn, picked: Pick, workers: Workers) -> bool:
-    """Whether all state sits on one node although the job wants it twice and there is another node."""
+    """Whether all state sits on one machine (or node) although the job wants it twice and there is another one."""
     wanted = 1 in turn.state.job.planner.space.copies
-    return wanted and len({node for _, node in workers}) > 1 and len({s.node_id for s in picked.seats}) == 1
+    return wanted and bool(elsewhere((s.node_id for s in picked.seats), (node for _, node in workers)))
 
 
 def _pick(turn: Turn, workers: Workers, *, like: Plan | None, ranks_max: int, ranks_min: int = 1) -> tuple[Pick, Workers]:
@@ -98,10 +99,10 @@ def _pick(turn: Turn, workers: Workers, *, like: Plan | None, ranks_max: int, ra
 
 
 def _spread(workers: Workers, at_most: int) -> list[tuple[str, str]]:
-    """The first `at_most` workers of each node."""
+    """The first `at_most` workers of each machine; of each node, where all are on one machine."""
     kept: dict[str, list[tuple[str, str]]] = {}
-    for worker in workers:
-        kept.setdefault(worker[1], []).append(worker)
+    for worker, home in zip(workers, homes([node for _, node in workers]), strict=True):
+        kept.setdefault(home, []).append(worker)
     return [w for of in kept.values() for w in of[:at_most]]
 
 

@@ -142,6 +142,9 @@ def checkpointed(turn: Turn, event: ev.CheckpointReported) -> None:
             turn.set(checkpoint=older[0] if older else None, older_checkpoints=older[1:])
             turn.say(f"falling back to that of step {older[0].step}" if older else "there is no older one")
         return
+    elif turn.state.suspended:
+        turn.set(unsaved_why=event.detail)
+        turn.say(f"checkpoint of step {event.step} failed: {event.detail}")
     else:
         turn.say(f"checkpoint of step {event.step} failed, training goes on: {event.detail}")
     if 0 <= turn.state.checkpoint_wish < event.step:

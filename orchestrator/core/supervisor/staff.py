@@ -6,6 +6,9 @@ request per missing worker at once, not one after another; failures to start are
 
 from __future__ import annotations
 
+from collections import Counter
+
+from orchestrator.core.cluster.machines import elsewhere, machine_of
 from orchestrator.core.supervisor.commands import ExitWorker, SpawnWorker
 from orchestrator.core.supervisor.state import State, Worker, WorkerPhase
 from orchestrator.core.supervisor.turn import Turn
@@ -32,24 +35,24 @@ def staff(turn: Turn) -> None:
     if state.cluster is None or state.phase.terminal or turn.at_ms < state.retry_spawn_ms or state.parked:
         return
     alive, wanted = strength(state)
-    used: dict[str, int] = {}
-    for w in state.workers.values():
-        if w.phase.alive:
-            used[w.node_id] = used.get(w.node_id, 0) + 1
+    there = [w.node_id for w in state.workers.values() if w.phase.alive]
+    used, beside = Counter(there), Counter(map(machine_of, there))
     nodes = [n for n in state.cluster.healthy() if n.node_id not in state.drained]
-    homes = {w.node_id for w in state.workers.values() if w.phase.alive and not going_why(state, w)}
-    if state.goal.copies and alive >= wanted and len(homes) == 1:
-        wanted, nodes = alive + 1, [n for n in nodes if n.node_id not in homes]  # copies need a worker on a second node
+    here = [w.node_id for w in state.workers.values() if w.phase.alive and not going_why(state, w)]
+    apart = elsewhere(here, (n.node_id for n in nodes if used[n.node_id] < n.slots))
+    if state.goal.copies and alive >= wanted and apart:
+        wanted, nodes = alive + 1, [n for n in nodes if n.node_id in apart]  # copies need a worker on a second machine
     asked: list[str] = []
     while alive < wanted:
-        room = [n for n in nodes if used.get(n.node_id, 0) < n.slots]
+        room = [n for n in nodes if used[n.node_id] < n.slots]
         if not room:
             break
-        node = min(room, key=lambda n: (used.get(n.node_id, 0), n.node_id))
+        node = min(room, key=lambda n: (beside[machine_of(n.node_id)], used[n.node_id], n.node_id))
         worker_id = f"{state.job.name}/w{turn.state.next_worker}"
         turn.add_worker(Worker(worker_id, node.node_id, WorkerPhase.REQUESTED, turn.at_ms))
         turn.do(SpawnWorker(worker_id, node.node_id))
-        used[node.node_id] = used.get(node.node_id, 0) + 1
+        used[node.node_id] += 1
+        beside[machine_of(node.node_id)] += 1
         alive += 1
         asked.append(f"{worker_id} on node {node.node_id[:12]}")
     if asked:
@@ -59,11 +62,13 @@ def staff(turn: Turn) -> None:
 def dismiss_surplus(turn: Turn) -> None:
     """End the newest spares of a job that was scaled down and runs at its full strength: their nodes are given back."""
     state, goal = turn.state, turn.state.goal
-    if state.scaled is None or state.plan is None or (state.plan.size, state.plan.copies) != (goal.ranks, goal.copies):
+    if state.scaled is None or state.plan is None or state.plan.size != goal.ranks or state.plan.copies < goal.copies:
         return
     alive, wanted = strength(state)
     waits = (WorkerPhase.SPARE, WorkerPhase.REQUESTED)
     idle = [w for w in state.workers.values() if w.phase in waits and not going_why(state, w)]
+    if state.plan.copies and elsewhere((s.node_id for s in state.plan.seats), (w.node_id for w in idle)):
+        return  # one of them is to take a rank, so that copies are on two machines
     for w in idle[::-1][: max(0, alive - wanted)]:
         why = "the job needs no more workers"
         turn.worker(w.worker_id, WorkerPhase.ENDED, cause=why)
@@ -98,13 +103,14 @@ def coming(state: State) -> bool:
 
 
 def available(turn: Turn) -> list[tuple[str, str]]:
-    """(worker_id, node_id) of connected spares on nodes that may be used, each on the node that those before leave emptiest."""
+    """(worker_id, node_id) of connected spares on nodes that may be used.
+
+    Each is on the machine, and of its nodes on the one, that those before leave emptiest.
+    """
     state = turn.state
     usable = {n.node_id for n in state.cluster.healthy()} if state.cluster else set()
-    busy: dict[str, int] = {}
-    for w in turn.seated():
-        if w.phase in (WorkerPhase.MEMBER, WorkerPhase.LEFT):
-            busy[w.node_id] = busy.get(w.node_id, 0) + 1
+    taken = [w.node_id for w in turn.seated() if w.phase in (WorkerPhase.MEMBER, WorkerPhase.LEFT)]
+    busy, beside = Counter(taken), Counter(map(machine_of, taken))
     spares = [
         w
         for w in state.workers.values()
@@ -112,8 +118,9 @@ def available(turn: Turn) -> list[tuple[str, str]]:
     ]
     out: list[tuple[str, str]] = []
     while spares:
-        chosen = min(spares, key=lambda w: (busy.get(w.node_id, 0), w.node_id, w.worker_id))
+        chosen = min(spares, key=lambda w: (beside[machine_of(w.node_id)], busy[w.node_id], w.node_id, w.worker_id))
         spares.remove(chosen)
-        busy[chosen.node_id] = busy.get(chosen.node_id, 0) + 1
+        busy[chosen.node_id] += 1
+        beside[machine_of(chosen.node_id)] += 1
         out.append((chosen.worker_id, chosen.node_id))
     return out

@@ -21,6 +21,8 @@ from orchestrator.core.reshard.recovery import Commit, Held, Resume
 from orchestrator.core.supervisor.commands import Command
 from orchestrator.core.supervisor.events import Fault
 
+SAVES_MAX = 3  # times that the ranks of a job that is to be suspended stop to be saved
+
 
 class JobPhase(StrEnum):
     """Where the job is."""
@@ -187,6 +189,8 @@ class State:
     skip_steps: tuple[int, ...] = ()  # steps whose update is not applied when they come again
     skipped: int = 0  # committed steps whose update was not applied
     suspended: str = ""  # why the job has (or is about to have) no workers for a while; empty: it is to train
+    unsaved_tries: int = 0  # how often its ranks stopped to be saved for it, and what they hold could not be written
+    unsaved_why: str = ""  # what went wrong with the newest checkpoint that was written for it
     continued: bool = False  # it was suspended and has committed no step since: what is missing is nobody's failure
     checkpoint_wish: int = -1  # somebody wants a checkpoint of a later step than this; -1: nobody does
     loss: float | None = None
@@ -211,9 +215,26 @@ class State:
         return self.scaled or (self.chosen or self.job).parallel
 
     @property
+    def trained_step(self) -> int:
+        """Newest step that is known to be committed, also by what survivors that have left the epoch hold."""
+        held = [w.held for w in self.workers.values() if w.phase is WorkerPhase.LEFT and w.held is not None]
+        commits = [h.commit.step for h in held if h.commit is not None]
+        return max([self.committed_step, *(h.applied_step for h in held), *commits])
+
+    @property
     def parked(self) -> bool:
-        """Whether the job is to have no workers: it is suspended, and the checkpoint that it wanted first is there or failed."""
-        return bool(self.suspended) and self.checkpoint_wish < 0
+        """Whether the job is to have no workers: it is suspended, and nobody holds anything that could still be saved."""
+        if not self.suspended or not self.job.checkpoint.uri or self.plan is None or self.unsaved_tries >= SAVES_MAX:
+            return bool(self.suspended)
+        phases = {w.phase for w in self.workers.values()}
+        if WorkerPhase.MEMBER in phases:
+            return False  # it trains, or it is not known yet what it holds
+        return WorkerPhase.LEFT not in phases or self.saved_step >= self.trained_step
+
+    @property
+    def saved_step(self) -> int:
+        """Of the newest durable checkpoint; 0 when there is none."""
+        return self.checkpoint.step if self.checkpoint is not None else 0
 
     def alive_on(self, node_id: str) -> list[Worker]:
         """The workers that live on a node, with a rank or without."""

@@ -89,6 +89,13 @@ class Turn:
         """The workers of the current plan's seats, by rank, whatever became of them."""
         return [self.state.workers[s.worker_id] for s in self.state.plan.seats] if self.state.plan else []
 
+    def unseated(self) -> list[Worker]:
+        """Workers that gave their seat away and keep their state until the epoch that does without them runs."""
+        if self.state.plan is None:
+            return []
+        seated = {s.worker_id for s in self.state.plan.seats}
+        return [w for i, w in self.state.workers.items() if w.phase is WorkerPhase.LEFT and i not in seated]
+
     def name(self, worker: Worker) -> str:
         """How people read of a worker: its rank if it has one, its id, its node."""
         seat = self.state.plan.seat_of(worker.worker_id) if self.state.plan else None

@@ -83,8 +83,8 @@ def scale(turn: Turn, event: ev.ScaleRequested) -> None:
 def scaled(state: State, *, nodes: int, layers_per_stage: tuple[int, ...]) -> ParallelSettings | str:
     """The job's parallel settings for that wish, or why there are none."""
     job, goal = state.job, state.goal
-    if state.planned:  # the grouping was the planner's idea
-        goal = replace(goal, shard=0)
+    if state.planned:  # the grouping was the planner's idea, and so was it to do without copies where replicas gave them
+        goal = replace(goal, shard=0, copies=max(state.job.planner.space.copies))
     pipeline = goal.pipeline
     if layers_per_stage:
         layers = len(state.graph.layers) if state.graph else sum(layers_per_stage)

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from orchestrator.core.plan.lint import lint
 from orchestrator.core.reshard.recovery import Commit, Source
-from orchestrator.core.supervisor.commands import Command, RunEpoch
-from orchestrator.core.supervisor.events import CorruptionFound, ScaleRequested
+from orchestrator.core.supervisor.commands import Command, RunEpoch, SpawnWorker
+from orchestrator.core.supervisor.events import CorruptionFound, NodeGone, ScaleRequested
+from orchestrator.core.supervisor.handover import missing
 from orchestrator.core.supervisor.state import JobPhase, Outcome, State, WorkerPhase
 from orchestrator.runtime.ports import Beat, Record
 from orchestrator.testkit.sim.scenario import Kind
@@ -44,6 +45,8 @@ class Checks:
         self.commands = 0
         self.records = 0
         self.accused: set[str] = set()  # workers that a majority of the holders contradicts
+        self.was_safe = False  # the plan before the present one was on two machines
+        self.gone: set[str] = set()  # nodes that the supervisor knows to be gone
         self.sizes = Sizes(world)
 
     # ---- the journal and the commands
@@ -67,6 +70,7 @@ class Checks:
     def resumed(self, state: State) -> None:
         """A new supervisor believes this."""
         self.state = state
+        self.gone &= set(state.drained)  # what was not written durably is forgotten
 
     def ticked(self, state: State, beats: Iterable[Beat]) -> None:
         """Nothing to check."""
@@ -94,6 +98,13 @@ class Checks:
             self.accused.update(s.worker_id for s in before.plan.seats if s.rank in record.event.accused)
         if isinstance(record.event, ScaleRequested):
             self.sizes.asked()
+        if isinstance(record.event, NodeGone) and before.cluster is not None and before.cluster.node(record.event.node_id):
+            self.gone.add(record.event.node_id)
+        for command in record.commands:
+            if isinstance(command, SpawnWorker) and command.node_id in self.gone:
+                say(f"{command.worker_id} is to start on {command.node_id}, which is known to be gone")
+        if state.suspended:
+            self._gives_back(before, state)
         if state.epoch > before.epoch:
             self._new_epoch(record, before, state)
             self.sizes.new_epoch(before, state)
@@ -110,7 +121,7 @@ class Checks:
         if state.committed_step > before.committed_step:
             self._step(before, state)
         if state.phase.terminal:
-            self._end(state)
+            self._end(before, state)
 
     def _step(self, before: State, state: State) -> None:
         say, n = self.world.violation, state.committed_step
@@ -126,11 +137,18 @@ class Checks:
         assert resume is not None
         for finding in lint(plan):
             say(f"plan of epoch {plan.epoch}: {finding}")
+        self.was_safe = before.plan is not None and len(self.world.machines_of(before.plan)) > 1
         asked = [c.worker_id for c in record.commands if isinstance(c, RunEpoch)]
         if asked != [s.worker_id for s in plan.seats] or plan.epoch != state.epoch:
             say(f"epoch {plan.epoch} starts on {asked} and its seats are {[s.worker_id for s in plan.seats]}")
         if resume.step < state.committed_step:
             say(f"epoch {plan.epoch} resumes at step {resume.step}, step {state.committed_step} is committed")
+        gone = [s.node_id for s in plan.seats if s.node_id in self.gone]
+        if gone:
+            say(f"epoch {plan.epoch} has ranks on {', '.join(gone)}, known to be gone")
+        moved_apart = before.plan is not None and not before.plan.copies and not plan.copies  # the next change lays them
+        for machine in () if moved_apart else sorted(self.alone_with_state(state)):
+            say(f"epoch {plan.epoch} has state on {machine} that no other of its machines holds")
         old = before.plan
         stay: list[Training] = []
         for seat in old.seats if old is not None else ():
@@ -140,6 +158,12 @@ class Checks:
                 say(f"epoch {plan.epoch} starts while {worker.worker_id} is inside epoch {before.epoch} and not fenced")
             if not fenced:
                 stay.append(worker.training)
+        seated = {seat.worker_id for seat in old.seats} if old is not None else set()
+        stay += [
+            self.world.workers[i].training
+            for i, w in before.workers.items()
+            if w.phase is WorkerPhase.LEFT and i not in seated and state.workers[i].phase is not WorkerPhase.LOST
+        ]
         accused = [s.worker_id for s in plan.seats if s.worker_id in self.accused]
         if accused:
             say(f"epoch {plan.epoch} has ranks for {accused}, whose state is known to be wrong")
@@ -151,7 +175,25 @@ class Checks:
         if resume.source is not Source.MEMORY and best is not None and best > resume.step:
             say(f"epoch {plan.epoch} takes step {resume.step} from {resume.source}, its survivors hold step {best}")
 
-    def _end(self, state: State) -> None:
+    def _gives_back(self, before: State, state: State) -> None:
+        """A suspended job ends its workers only when what they hold is durable: no step is lost."""
+        there = {i for i, w in before.workers.items() if w.phase in (WorkerPhase.MEMBER, WorkerPhase.LEFT)}
+        ended = [i for i in there if state.workers[i].phase is WorkerPhase.ENDED]
+        best = newest_step([self.world.workers[i].training for i in ended], before.commit)
+        if best is not None and best > state.saved_step and not before.cold and not state.phase.terminal:
+            self.world.violation(f"the machines go, step {state.saved_step} is saved, and the workers there hold step {best}")
+
+    def alone_with_state(self, state: State) -> set[str]:
+        """Machines of the plan whose loss would take state along, though the job wants copies and there is another one."""
+        plan = state.plan
+        assert plan is not None
+        machines = self.world.machines_of(plan)
+        if len(machines) < 2 or not self.world.job.parallel.copies:
+            return set()
+        of = {m: [s.rank for s in plan.seats if self.world.node(s.node_id).machine == m] for m in machines}
+        return {m for m, ranks in of.items() if missing(plan, ranks)}
+
+    def _end(self, before: State, state: State) -> None:
         say = self.world.violation
         if not state.last_word.strip() or state.outcome is Outcome.NONE:
             say(f"the job {state.phase} without a last word")
@@ -165,7 +207,8 @@ class Checks:
         if state.outcome is Outcome.CORRUPT_STATE and not self.world.flips and not self.world.scenario.bad_steps:
             say(f"the state is corrupt: {state.last_word}")
         if state.outcome is Outcome.UNRECOVERABLE and state.plan is not None:
-            ended = [s.worker_id for s in state.plan.seats if state.workers[s.worker_id].phase is WorkerPhase.ENDED]
+            there = [i for i, w in before.workers.items() if w.phase in (WorkerPhase.MEMBER, WorkerPhase.LEFT)]
+            ended = [i for i in there if state.workers[i].phase is WorkerPhase.ENDED]
             best = newest_step([self.world.workers[w].training for w in ended], state.commit)
             if best is not None and not self.world.scenario.fails_by_policy and not state.cold:
                 say(f"the job gives up, and its survivors hold step {best}")

@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING
 from orchestrator.core.supervisor.events import (
     CancelRequested,
     CheckpointRequested,
+    ContinueRequested,
     DrainRequested,
     Event,
     ReplaceRequested,
     ScaleRequested,
+    SuspendRequested,
 )
-from orchestrator.testkit.sim.scenario import Fault, Kind
+from orchestrator.testkit.sim.machines import Machines
+from orchestrator.testkit.sim.scenario import LOSE_A_MACHINE, Fault, Kind
 
 if TYPE_CHECKING:
     from orchestrator.testkit.sim.worker import Worker
@@ -34,7 +37,7 @@ class Faults:
         *,
         kill_supervisor: Callable[[], None],
         pause_supervisor: Callable[[float], None],
-        ask: Callable[[Event], None],
+        ask: Callable[[Event], bool],
     ) -> None:
         self.world = world
         self.kill_supervisor = kill_supervisor
@@ -49,7 +52,11 @@ class Faults:
         self._drained: set[str] = set()
         self._quiet_until_ms: dict[str, float] = {}
         self._ranks_max = world.job.parallel.ranks  # that anybody has asked for
+        one_by_one = [f for f in world.scenario.faults if f.action == LOSE_A_MACHINE]
+        self.machines = Machines(world, one_by_one, ask=ask, lose=self._lose_machine_node, over=lambda: self.calm)
         for fault in world.scenario.faults:
+            if fault.action == LOSE_A_MACHINE:
+                continue
             if fault.point:
                 self._points.setdefault((fault.point, fault.nth), []).append(fault)
             else:
@@ -84,12 +91,24 @@ class Faults:
                 world.timeline.after(self.rng.uniform(500, 5000), lambda n=node.node_id: world.see_node(n, False))  # type: ignore[misc]
         need = self._ranks_max + world.job.cluster.spares
         world.timeline.after(6000, lambda: self._make_room(need))
+        for at_ms in (0, 5000, 20_000):  # the wish to suspend may still be on its way
+            world.timeline.after(at_ms, self._go_on)
+
+    def _go_on(self) -> None:
+        """Whoever suspended the job wants it to go on, and says so until it does."""
+        state = self.world.checks.state
+        if state is not None and state.suspended:
+            self.ask(ContinueRequested(0, "the simulation"))
+            self.world.timeline.after(1000, self._go_on)
 
     def _make_room(self, need: int) -> None:
         def usable() -> list[Node]:
             return [n for n in self.world.nodes.values() if n.runs and n.healthy and n.node_id not in self._drained]
 
-        while len(usable()) < 2 or sum(n.slots for n in usable()) < need + self.world.job.cluster.slots_per_node:
+        while (
+            len({n.machine for n in usable()}) < 2
+            or sum(n.slots for n in usable()) < need + self.world.job.cluster.slots_per_node
+        ):
             self.world.add_node()
 
     def _strike(self, fault: Fault, here: Worker | None) -> None:
@@ -130,6 +149,9 @@ class Faults:
                 self._scale(cut=action == "recut")
             case "checkpoint":
                 self.ask(CheckpointRequested(0, "the simulation"))
+            case "suspend":
+                self.ask(SuspendRequested(0, "the simulation", ""))
+                after(rng.choice((rng.uniform(0, 500), rng.uniform(0, 6000))), self._go_on)
             case _ if target is not None:
                 self._hit(action, target)
             case _:
@@ -149,6 +171,11 @@ class Faults:
                     after(rng.choice((0.0, rng.uniform(0, 400))), lambda: other.die("killed too"))
             case "node off" | "node killed":
                 self._lose_node(node_id, silently=action == "node off")
+            case "machine off" | "machine killed":
+                for beside in self.machines.together(node_id):
+                    self._lose_node(beside, silently=action == "machine off")
+            case "evidence":
+                self._drained.update(self.machines.doubtful(node_id))
             case "raylet":
                 node = world.node(node_id)
                 node.runs = node.tells = False
@@ -235,6 +262,10 @@ class Faults:
             self._ranks_max = max(self._ranks_max, nodes * job.cluster.slots_per_node)
         self.ask(ScaleRequested(0, nodes, sizes, "the simulation"))
 
+    def _lose_machine_node(self, node_id: str, silently: bool) -> None:
+        """With it goes one of the few machines that there are: most come back, or others come."""
+        self._lose_node(node_id, silently=silently, returns=self.rng.random() < 0.6)
+
     def _lose_node(self, node_id: str, *, silently: bool, returns: bool = False) -> None:
         world, rng = self.world, self.rng
         node = world.node(node_id)
@@ -246,6 +277,7 @@ class Faults:
                 worker.die("its node is lost", silently=silently)
                 if silently and stream is not None:
                     world.timeline.after(3 * world.limits.lost_ms, lambda s=stream: s.hub_end("keepalive"))  # type: ignore[misc]
+        self.machines.watched(node_id)
         if rng.random() < 0.7:
             world.timeline.after(rng.uniform(300, 14000), lambda: world.see_node(node_id, False))
         if returns or rng.random() < 0.3:

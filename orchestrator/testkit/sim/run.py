@@ -46,6 +46,7 @@ class Result:
     story: tuple[str, ...]  # empty unless there are violations or it was asked for
     digest: str  # of the whole journal
     faults: int
+    machines: int  # lost one at a time
     recoveries: int  # planned changes included
     planned: int
     shrunk: int
@@ -172,10 +173,12 @@ class Simulation:
         if process is not None and process.alive:
             asyncio.get_running_loop().call_soon(lambda: process.hold_up(for_ms))
 
-    def _ask(self, event: Event) -> None:
+    def _ask(self, event: Event) -> bool:
         driver, process = self.driver, self.process
-        if driver is not None and process is not None:
-            process.run(lambda: driver.sink(event))
+        if driver is None or process is None or not process.alive:
+            return False
+        process.run(lambda: driver.sink(event))
+        return True
 
     def _give_up(self) -> None:
         state = self.driver.state if self.driver is not None else None
@@ -254,8 +257,8 @@ class Simulation:
             lost = [w for w, worker in state.workers.items() if worker.phase is WorkerPhase.LOST]
             if lost or (state.recoveries and kind is Kind.CALM):  # an epoch may have to form again after a long pause
                 world.violation(f"nothing failed, and {lost} were lost in {len(state.recoveries)} recoveries")
-        if kind is Kind.SINGLE and state.steps_lost:
-            world.violation(f"one fault cost {state.steps_lost} steps")
+        if kind in (Kind.SINGLE, Kind.MACHINES) and state.steps_lost:
+            world.violation(f"faults one at a time cost {state.steps_lost} steps")
 
     def _result(self, state: State | None, virtual_s: float, verbose: bool) -> Result:
         world = self.world
@@ -273,6 +276,7 @@ class Simulation:
             story=story,
             digest=digest.hexdigest(),
             faults=self.faults.struck,
+            machines=self.faults.machines.lost,
             recoveries=len(state.recoveries) if state is not None else 0,
             planned=sum(r.failure is FailureClass.PLANNED for r in state.recoveries) if state is not None else 0,
             shrunk=world.checks.sizes.shrunk,

@@ -31,6 +31,7 @@ class Figures:
     violations: int  # seeds with at least one
     hash_seeds_agree: int  # 1: every seed gave one digest of its journal in both processes
     faults: int
+    machines: int  # lost one at a time
     recoveries: int  # planned changes included
     planned: int
     shrunk: int
@@ -93,6 +94,7 @@ def show(results: Sequence[Result], *, agree: bool) -> Figures:
         violations=sum(bool(r.violations) for r in results),
         hash_seeds_agree=int(agree),
         faults=sum(r.faults for r in results),
+        machines=sum(r.machines for r in results),
         recoveries=sum(r.recoveries for r in results),
         planned=sum(r.planned for r in results),
         shrunk=sum(r.shrunk for r in results),

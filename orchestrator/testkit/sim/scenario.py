@@ -34,9 +34,16 @@ class Kind(StrEnum):
     BAD = "bad"  # a step whose loss is not finite
     CORRUPT = "corrupt"  # bits flip
     SLOW = "slow"  # a worker is slow for long
+    MACHINES = "machines"  # machines with several nodes are lost one at a time: no step may be lost, without any checkpoint
 
 
 AUTO_SHARE = 0.2  # of the jobs that can be
+SUSPEND_SHARE = 0.2  # of the kinds in which somebody may suspend the job for a while
+MACHINES_SHARE = 0.4  # of the seeds: several of their nodes share machines
+ONE_BY_ONE_SHARE = 0.5  # of the kinds for which that is much the same
+NODES_MAX = 3  # on a machine
+LOSE_A_MACHINE = "lose a machine"  # once the job has recovered from the one before
+IN_A_CHANGE = "in a planned change"  # a point at which that happens, if there is one soon
 
 WEIGHTS = {
     Kind.CALM: 2,
@@ -164,6 +171,7 @@ class Scenario:
     kind: Kind
     job: Job
     nodes: int
+    machines: tuple[int, ...]  # of each node, its number; empty: every node is one
     layers: tuple[int, ...]  # blocks of each
     faults: tuple[Fault, ...]
     bad_steps: tuple[int, ...]  # whose loss is not finite
@@ -182,18 +190,26 @@ def scenario(seed: int) -> Scenario:
     """Of a seed; the same in every process."""
     rng = random.Random(f"scenario {seed}")
     kind = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
+    apart = random.Random(f"machines {seed}")  # so that it changes nothing else
+    shared = apart.random() < MACHINES_SHARE
+    if shared and kind in (Kind.CHAOS, Kind.SINGLE, Kind.ELASTIC) and apart.random() < ONE_BY_ONE_SHARE:
+        kind = Kind.MACHINES
     shape = _shape(rng)
     ranks = shape["pipeline"] * shape["data"] * shape["tensor"]
     steps = rng.randint(10, 20)
     if kind in (Kind.ELASTIC, Kind.PLANNED, Kind.PAUSES):
         steps = rng.randint(20, 40)
+    elif kind is Kind.MACHINES:
+        steps = rng.randint(40, 80)
     layers = _layers(rng, shape)
     slots = rng.choice((1, 1, 2))
     spares = 0 if kind is Kind.ELASTIC else rng.choice((0, 0, 1, 1, 2))
     nodes = max(2, -(-(ranks + spares) // slots)) + (rng.random() < 0.3)
-    saves = rng.random() < 0.5 and kind is not Kind.SINGLE
-    copies = 1 if kind in (Kind.SINGLE, Kind.ELASTIC) or rng.random() < 0.75 else 0
-    careful = kind in (Kind.SINGLE, Kind.ELASTIC, Kind.CORRUPT)  # what is lost must be made up for
+    if kind is Kind.MACHINES:
+        nodes += rng.randint(0, 2)
+    saves = rng.random() < 0.5 and kind not in (Kind.SINGLE, Kind.MACHINES)
+    copies = 1 if kind in (Kind.SINGLE, Kind.ELASTIC, Kind.MACHINES) or rng.random() < 0.75 else 0
+    careful = kind in (Kind.SINGLE, Kind.ELASTIC, Kind.CORRUPT, Kind.MACHINES)  # what is lost must be made up for
     job = make_job(
         name="sim",
         steps=steps,
@@ -217,14 +233,17 @@ def scenario(seed: int) -> Scenario:
         **shape,
     )
     job = _left_to_the_planner(job, kind)
-    calm_after_ms = rng.uniform(2500, 9000) * (3 if kind is Kind.SLOW else 1)
+    calm_after_ms = rng.uniform(2500, 9000) * {Kind.SLOW: 3, Kind.MACHINES: 4}.get(kind, 1)
+    faults = _faults(rng, kind=kind, ranks=ranks, until_ms=calm_after_ms)
+    job, faults = _suspended(job, faults, kind=kind, ranks=ranks, until_ms=calm_after_ms)
     return Scenario(
         seed=seed,
         kind=kind,
         job=job,
         nodes=nodes,
+        machines=_shared_out(apart, nodes) if shared else (),
         layers=layers,
-        faults=tuple(_faults(rng, kind=kind, ranks=ranks, until_ms=calm_after_ms)),
+        faults=tuple(_of_machines(apart, faults, ranks=ranks, until_ms=calm_after_ms) if shared else faults),
         bad_steps=tuple(sorted(rng.sample(range(1, steps), rng.randint(1, 2)))) if kind is Kind.BAD else (),
         micro_batch_ms=(60, 120) if kind is Kind.SLOW else (4, 40),
         calm_after_ms=calm_after_ms,
@@ -240,6 +259,35 @@ def _left_to_the_planner(job: Job, kind: Kind) -> Job:
         return job
     space = Space(tensors=(1,), copies=(job.parallel.copies,), ranks_min=job.resilience.ranks_min, ranks_max=job.parallel.ranks)
     return replace(job, planner=PlannerSettings(auto=True, space=space, checkpoint=False))
+
+
+def _suspended(job: Job, faults: list[Fault], *, kind: Kind, ranks: int, until_ms: float) -> tuple[Job, list[Fault]]:
+    """Some jobs are suspended for a while, and can be saved; drawn apart, so that it changes nothing else."""
+    rng = random.Random(f"suspend {job.train.seed}")
+    if rng.random() >= SUSPEND_SHARE or kind not in (Kind.SINGLE, Kind.CHAOS, Kind.PLANNED, Kind.ELASTIC):
+        return job, faults
+    wishes = [_fault(rng, "suspend", ranks=ranks, until_ms=until_ms) for _ in range(rng.randint(1, 2))]
+    return replace(job, checkpoint=replace(job.checkpoint, uri="mem:/c")), [*faults, *wishes]
+
+
+def _shared_out(rng: random.Random, nodes: int) -> tuple[int, ...]:
+    """The machine of each node: at least two machines, and at most NODES_MAX nodes on one."""
+    out: list[int] = []
+    while len(out) < nodes:
+        most = min(NODES_MAX, nodes - len(out), nodes - 1)
+        out += [out[-1] + 1 if out else 0] * rng.randint(1, most)
+    rng.shuffle(out)
+    return tuple(out)
+
+
+def _of_machines(rng: random.Random, faults: list[Fault], *, ranks: int, until_ms: float) -> list[Fault]:
+    """The same faults, in which losses are of machines, and with somebody who says that nodes are gone, not always rightly."""
+    wider = {"node off": "machine off", "node killed": "machine killed"}
+    out = [replace(f, action=wider[f.action]) if f.action in wider and rng.random() < 0.6 else f for f in faults]
+    if any(f.action in ("kill", "stop", "raylet") for f in out) and rng.random() < 0.4:
+        at = next(n for n, f in enumerate(out) if f.action in ("kill", "stop", "raylet"))
+        out[at] = replace(out[at], action="evidence")
+    return out
 
 
 def _shape(rng: random.Random) -> dict[str, int]:
@@ -305,6 +353,13 @@ def _faults(rng: random.Random, *, kind: Kind, ranks: int, until_ms: float) -> l
             return some((*HARMLESS, "kill"), 0, 2)
         case Kind.CORRUPT:
             return [*some(("flip",), 1, 2), *some(HARMLESS, 0, 2)]
+        case Kind.MACHINES:
+            wishes = some(WISHES, 1, 2) if rng.random() < 0.5 else []
+            lost = []
+            for _ in range(rng.randint(1, 4)):
+                point = IN_A_CHANGE if wishes and rng.random() < 0.5 else ""
+                lost.append(Fault(LOSE_A_MACHINE, rng.uniform(0, 2500), point, 0, rng.uniform(0, 20 if point else 400)))
+            return [*lost, *some(HARMLESS, 0, 2), *wishes]
         case Kind.SLOW:
             return [Fault("slow for long", rng.uniform(1500, 4000), "", 0, 0), *some(HARMLESS, 0, 2)]
         case _:

@@ -1,4 +1,5 @@
-"""What must hold of a job that shrinks and grows: never too small, not to and fro, and back at full strength once it can be.
+"""What must hold of a job that shrinks and grows: never too small, not to and fro, and in the end at full strength again, and on
+two machines where copies are wanted, once that can be.
 
 It counts for itself what the core decides by: how many steps lie between changes of size, and for how many steps there have
 been workers for all ranks and nothing in the way of using them.
@@ -27,6 +28,7 @@ class Sizes:
         self._sized_step = 0
         self._asked = False  # somebody changed what full strength is, since the last change of size
         self._could_grow = 0  # steps in a row
+        self._could_part = 0  # steps in a row
         self._handovers = 0  # in a row
 
     def asked(self) -> None:
@@ -54,6 +56,8 @@ class Sizes:
             return
         if plan.size < old.size:
             self.shrunk += 1
+        elif before.continued:
+            self.grown += 1  # it begins anew
         elif not _hands_over(before):
             self.grown += 1
             if state.recoveries[-1].failure is not FailureClass.PLANNED:
@@ -67,6 +71,7 @@ class Sizes:
         """A step was committed."""
         if state.planned:
             return  # whether more ranks are better is for the planner to say
+        self._on_one_machine(state)
         missing = state.goal.ranks - state.plan.size if state.plan is not None else 0
         if missing <= 0 or len(_spares(state)) < missing or state.phase is not JobPhase.RUNNING or _in_the_way(state):
             self._could_grow = 0
@@ -76,6 +81,27 @@ class Sizes:
         if self._could_grow > patience and state.committed_step < state.job.train.steps:
             self.world.violation(f"there are workers for all ranks since {self._could_grow} steps, and the job does not grow")
             self._could_grow = 0
+
+    def _on_one_machine(self, state: State) -> None:
+        """A job at full strength that wants copies and is all on one machine goes to a second one when a spare is there."""
+        plan, world = state.plan, self.world
+        here = world.machines_of(plan) if plan is not None else set()
+        spares = {world.node(state.workers[i].node_id).machine for i in _spares(state)}
+        alone = (
+            plan is not None
+            and plan.size >= max(2, state.goal.ranks)
+            and state.goal.copies
+            and len(here) == 1
+            and bool(spares - here)
+        )
+        if not alone or state.phase is not JobPhase.RUNNING or _in_the_way(state):
+            self._could_part = 0
+            return
+        self._could_part += 1
+        patience = state.grow_pause + 2 * state.job.resilience.grow_after_steps + SLACK
+        if self._could_part > patience and state.committed_step < state.job.train.steps:
+            world.violation(f"all ranks are on one machine since {self._could_part} steps, and a spare is on another")
+            self._could_part = 0
 
 
 def _hands_over(before: State) -> bool:

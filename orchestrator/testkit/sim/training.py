@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from orchestrator.testkit.sim.worker import Worker
 
 Done = Callable[[Left | Finished | Failed], None]
-LEAVE, CHECKPOINT = 1, 2  # wishes, as bits
+LEAVE, CHECKPOINT, SAVE = 1, 2, 4  # wishes, as bits; SAVE: a checkpoint of this step, and leave when it is written
 
 
 class Training:
@@ -353,7 +353,7 @@ class Training:
         def due(every: int) -> bool:
             return n == train.steps or (every > 0 and n % every == 0)
 
-        save = bool(checkpoint.uri) and (bool(wishes & CHECKPOINT) or due(self.order.plan.checkpoint_every))
+        save = bool(checkpoint.uri) and (bool(wishes & (CHECKPOINT | SAVE)) or due(self.order.plan.checkpoint_every))
         if not save and not due(train.digest_every):
             self._through(n, wishes)
             return
@@ -393,23 +393,31 @@ class Training:
             saved, digest = Saved(n, tuple(agreed[PARAMS]), tuple(agreed[OPTIMIZER]), usual), self.digest
             self.enter("checkpoint", n)
             self.later(self.world.rng.uniform(20, 400), lambda: self._save(saved, wishes, digest))
-            if n == self.job.train.steps:
+            if n == self.job.train.steps or wishes & SAVE:
                 return
         self._through(n, wishes)
 
     def _save(self, saved: Saved, wishes: int, digest: str) -> None:
         n = saved.step
         uri = f"{self.job.checkpoint.uri}/{n}"
-        self.world.checkpoints[uri] = saved
-        self.worker.say(CheckpointReported(0, self.worker.worker_id, self.newest, n, uri, True, digest))
-        if n == self.job.train.steps:
+        full = bool(wishes & SAVE) and self.world.fills_up()
+        if not full:
+            self.world.checkpoints[uri] = saved
+        detail = "no space left on device" if full else digest
+        self.worker.say(CheckpointReported(0, self.worker.worker_id, self.newest, n, uri, not full, detail))
+        if n == self.job.train.steps or wishes & SAVE:
             self._through(n, wishes)
 
     def _through(self, n: int, wishes: int) -> None:
         self.memory.done_step = n
-        if wishes & LEAVE and n < self.job.train.steps:
-            why = f"the ranks agreed to leave epoch {self.newest} after step {n}"
-            self._end(Left(False, self.held(), why), well=True)
-            self.world.hook("agreed", self.worker)
-        else:
+        if n == self.job.train.steps or not wishes & (LEAVE | SAVE):
             self._next_step()
+        elif wishes & SAVE:
+            self.gate("saved", n, None, lambda _: self._agreed(n))
+        else:
+            self._agreed(n)
+
+    def _agreed(self, n: int) -> None:
+        why = f"the ranks agreed to leave epoch {self.newest} after step {n}"
+        self._end(Left(False, self.held(), why), well=True)
+        self.world.hook("agreed", self.worker)

@@ -33,7 +33,7 @@ from orchestrator.core.timeouts import derive
 from orchestrator.runtime.ports import Beat, Failed, Finished, Left, WorkerCommand
 from orchestrator.testkit.jobs import make_measure
 from orchestrator.testkit.sim.links import Link
-from orchestrator.testkit.sim.training import CHECKPOINT, LEAVE, Training
+from orchestrator.testkit.sim.training import CHECKPOINT, LEAVE, SAVE, Training
 
 if TYPE_CHECKING:
     from orchestrator.testkit.sim.world import World
@@ -197,8 +197,8 @@ class Worker:
                 self._on_run(command)
             case FenceEpoch(epoch=epoch):
                 self._on_fence(epoch)
-            case LeaveEpoch(epoch=epoch):
-                self.training.wish(epoch, LEAVE)
+            case LeaveEpoch(epoch=epoch, save=save):
+                self.training.wish(epoch, SAVE if save else LEAVE)
                 self.world.hook("leave", self)
             case TakeCheckpoint(epoch=epoch):
                 self.training.wish(epoch, CHECKPOINT)

@@ -19,6 +19,7 @@ from orchestrator.core.job import DeviceKind
 from orchestrator.core.plan.plan import OPTIMIZER, PARAMS, Plan
 from orchestrator.core.reshard.recovery import Commit
 from orchestrator.core.supervisor.events import Event, WorkerGone
+from orchestrator.core.supervisor.state import SAVES_MAX
 from orchestrator.core.timeouts import derive
 from orchestrator.testkit.jobs import make_costs, make_graph
 from orchestrator.testkit.sim import content
@@ -34,12 +35,15 @@ from orchestrator.testkit.virtual_time import Timeline
 if TYPE_CHECKING:
     from orchestrator.core.plan.plan import Seat
 
+FULL_DISK = 0.15  # of the checkpoints that the ranks wait for are not written
+
 
 @dataclass(slots=True)
 class Node:
-    """One machine. `healthy` is what the cluster says, the rest is the truth."""
+    """One place for workers. `healthy` is what the cluster says, the rest is the truth."""
 
     node_id: str
+    machine: str  # what it fails with
     slots: int
     healthy: bool = True
     runs: bool = True  # workers can be started and ended there
@@ -68,9 +72,10 @@ class World:
         self.moved = 0  # blocks that travelled in reshards
         self.flips = 0
         self._lacks: dict[int, bool] = {}
+        self._full_disks = 0  # in a row
         self.nodes: dict[str, Node] = {}
         for number in range(scenario.nodes):
-            self.nodes[f"n{number}"] = Node(f"n{number}", self.job.cluster.slots_per_node)
+            self._new_node(f"m{scenario.machines[number]}" if scenario.machines else "")
         self.workers: dict[str, Worker] = {}
         self.groups: dict[int, Group] = {}
         self.checkpoints: dict[str, Saved] = {}
@@ -176,21 +181,34 @@ class World:
             self.cluster_changed()
 
     def bring_back(self, node_id: str) -> None:
-        """A machine that was lost is up again, with nothing on it."""
+        """What was lost is up again, with nothing on it; of a machine with several nodes a new one takes its place."""
         node = self.nodes[node_id]
         if node.runs or node.cut_control or any(w.node_id == node_id for w in self.living()):
+            return
+        if self.scenario.machines:
+            self.add_node(node.machine)
             return
         self.see_node(node_id, False)  # else nobody would know that its workers are gone
         node.runs, node.tells, node.silent = True, True, False
         self.tell_story(f"node {node_id} comes back")
         self.timeline.after(self.rng.uniform(100, 1000), lambda: self.see_node(node_id, node.runs))
 
-    def add_node(self) -> None:
-        """A machine joins."""
-        node_id = f"n{len(self.nodes)}"
-        self.nodes[node_id] = Node(node_id, self.job.cluster.slots_per_node)
-        self.tell_story(f"node {node_id} joins")
+    def add_node(self, machine: str = "") -> None:
+        """A node joins: on this machine, else on a new one."""
+        node = self._new_node(machine or (f"m{len({n.machine for n in self.nodes.values()})}" if self.scenario.machines else ""))
+        self.tell_story(f"node {node.node_id} joins")
         self.cluster_changed()
+
+    def _new_node(self, machine: str) -> Node:
+        """Its id says which machine it shares, as that of a pod does; "": it is one by itself."""
+        number = f"n{len(self.nodes)}"
+        node = Node(f"{number}@{machine}" if machine else number, machine or number, self.job.cluster.slots_per_node)
+        self.nodes[node.node_id] = node
+        return node
+
+    def machines_of(self, plan: Plan) -> set[str]:
+        """The machines that its ranks are on."""
+        return {self.nodes[s.node_id].machine for s in plan.seats}
 
     # ---- processes
 
@@ -281,6 +299,12 @@ class World:
     def initial(self) -> Saved:
         """The state that the seed makes."""
         return Saved(0, self.serial.params[0], self.serial.optim[0], 0.0)
+
+    def fills_up(self) -> bool:
+        """Whether a checkpoint that the ranks wait for is not written; never as often in a row as they are asked to try."""
+        full = self._full_disks < SAVES_MAX - 1 and self.rng.random() < FULL_DISK
+        self._full_disks = self._full_disks + 1 if full else 0
+        return full
 
     def checkpoint(self, uri: str) -> Saved | None:
         """What was saved there."""

@@ -19,7 +19,7 @@ from orchestrator.engine.groups import EpochGroup, GroupBroken, StoreServer, con
 from tests.unit.engine.forking import CONTEXT
 
 HOST = "127.0.0.1"
-DEADLINE_S = 60.0
+DEADLINE_S = 120.0
 MUCH = 16 << 20  # 64 MiB: no socket buffers hold that
 T = TypeVar("T")
 
@@ -96,7 +96,7 @@ class Child:
         self.pipe.send(order)
 
     def told(self) -> Any:
-        limit_s = 3 * DEADLINE_S  # five interpreters may be importing torch
+        limit_s = 2 * DEADLINE_S  # five interpreters may be importing torch
         assert self.pipe.poll(limit_s), f"rank {self.rank} said nothing within {limit_s} s"
         return self.pipe.recv()
 

@@ -175,7 +175,7 @@ def run_plan(task: Task, plan: Plan, *runs: Sequence[int]) -> list[Told]:
                 links.append(here)
             answers: list[Any] = []
             for rank, link in enumerate(links):
-                assert link.poll(DEADLINE_S), f"rank {rank} said nothing within {DEADLINE_S} s"
+                assert link.poll(2 * DEADLINE_S), f"rank {rank} said nothing within {2 * DEADLINE_S} s"
                 answers.append(link.recv())
             wrong = [f"rank {rank}: {answer}" for rank, answer in enumerate(answers) if isinstance(answer, str)]
             assert not wrong, "\n".join(wrong)

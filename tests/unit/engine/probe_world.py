@@ -26,7 +26,7 @@ from orchestrator.engine.probe_links import measure_links
 
 ROOT = Path(__file__).parents[3]
 HOST = "127.0.0.1"
-LIMIT_S = 60.0
+LIMIT_S = 150.0
 
 
 @dataclass(frozen=True)

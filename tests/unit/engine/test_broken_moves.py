@@ -46,7 +46,6 @@ def test_a_break_in_a_change_of_the_tensor_degree_loses_nothing(
         w.spawn("w0", "w1", "w2")
         w.spawn("w3", traps=[Trap(phase, step) for step in range(1, 7)])
         w.start("w0", "w1", "w2", "w3", cut_as=layered(**before))
-        w.until(lambda: 1 in w.workers["w0"].commits())
         held = w.leave()
         w.reshard(held, new_job=layered(**after), workers=["w0", "w1", "w2", "w3"])
         left = w.survivors("w3")

@@ -19,15 +19,15 @@ from tests.unit.engine.engine_world import job
 from tests.unit.engine.forking import forked
 
 
-def trained(folder: Path, *, refusals: int) -> list[CheckpointReported]:
+def trained(folder: Path, *, refusals: int, detect_within_ms: int) -> list[CheckpointReported]:
     """What one rank, in a process of its own, reports of its checkpoints of steps 3 and 6, after so many refusals."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("forkserver")) as pool:
-        return pool.submit(_train, folder, refusals).result()
+        return pool.submit(_train, folder, refusals, detect_within_ms).result()
 
 
-def _train(folder: Path, refusals: int) -> list[CheckpointReported]:
+def _train(folder: Path, refusals: int, detect_within_ms: int) -> list[CheckpointReported]:
     the_job = job(size=1, checkpoint=CheckpointSettings(str(folder), 3, 2))
-    the_job = replace(the_job, resilience=replace(the_job.resilience, detect_within_ms=500))
+    the_job = replace(the_job, resilience=replace(the_job.resilience, detect_within_ms=detect_within_ms))
     events: list[Event] = []
     left = [False] * refusals
     engine = TorchEngine(the_job, "127.0.0.1", may_commit=lambda: left.pop() if left else True)
@@ -42,7 +42,7 @@ def _train(folder: Path, refusals: int) -> list[CheckpointReported]:
 
 @forked
 def test_without_a_supervisor_it_trains_on_and_nothing_is_committed(tmp_path: Path) -> None:
-    told = trained(tmp_path, refusals=10_000)
+    told = trained(tmp_path, refusals=10_000, detect_within_ms=500)
     assert [(t.step, t.ok) for t in told] == [(3, False), (6, False)]
     assert all("no supervisor was within reach" in t.detail for t in told)
     assert list_steps(str(tmp_path)) == []
@@ -50,6 +50,6 @@ def test_without_a_supervisor_it_trains_on_and_nothing_is_committed(tmp_path: Pa
 
 @forked
 def test_a_supervisor_that_is_back_soon_is_waited_for(tmp_path: Path) -> None:
-    told = trained(tmp_path, refusals=2)
+    told = trained(tmp_path, refusals=2, detect_within_ms=20_000)
     assert [(t.step, t.ok) for t in told] == [(3, True), (6, True)]
     assert [step for step, _ in list_steps(str(tmp_path))] == [6, 3]

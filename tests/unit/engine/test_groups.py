@@ -154,18 +154,25 @@ def test_nothing_listens_beyond_the_given_host() -> None:
 def test_connections_opened_by_others_while_forming_survive_an_abort() -> None:
     foreign = socket.create_server((HOST, 0))
     pairs: list[tuple[socket.socket, socket.socket]] = []
-    some, formed = threading.Event(), threading.Event()
+    some, begun, formed = threading.Event(), threading.Event(), threading.Event()
+
+    def open_one() -> None:
+        client = socket.create_connection(foreign.getsockname())
+        pairs.append((client, foreign.accept()[0]))
 
     def open_many() -> None:
-        while not formed.is_set() and len(pairs) < 300:
-            client = socket.create_connection(foreign.getsockname())
-            pairs.append((client, foreign.accept()[0]))
-            some.set()
+        open_one()
+        some.set()
+        begun.wait(DEADLINE_S)
+        open_one()
+        while not formed.wait(0.001) and len(pairs) < 300:
+            open_one()
 
     opener = threading.Thread(target=open_many)
     opener.start()
     assert some.wait(DEADLINE_S)
     opened_before = len(pairs)
+    begun.set()
 
     all_formed = threading.Barrier(3)
 
@@ -176,6 +183,7 @@ def test_connections_opened_by_others_while_forming_survive_an_abort() -> None:
 
     try:
         run_ranks(3, work)
+        formed.set()
         opener.join()
         assert len(pairs) > opened_before
         for client, server in pairs:
@@ -431,6 +439,7 @@ def test_a_group_that_nobody_closed_is_destroyed_elsewhere_when_it_is_collected(
 
         _collective = _finish_transfers = _start_exchange = _is_fault = lambda self, *a: None  # type: ignore[assignment]
 
+    gc.collect()  # what others have left is not handed over here
     handed_over: list[object] = []
     monkeypatch.setattr("orchestrator.engine.groups.library.destroy_later", handed_over.extend)
     backend = object()

@@ -12,6 +12,9 @@ import pytest
 from tests.unit.engine.forking import forked
 from tests.unit.engine.groups_world import DEADLINE_S, Child, processes
 
+# What a survivor says whose group was aborted: that, or what its sockets say of a neighbour that was aborted before it had begun.
+OUT = ("the group was aborted", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
+
 
 def form_all(children: list[Child], *, epoch: int, host_of_store: Child) -> str:
     host_of_store.ask("serve")
@@ -42,7 +45,7 @@ def swap_in_and_end(survivors: list[Child], spare: Child) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_killed_rank_in_a_collective() -> None:
     with processes(5, how="spawn") as (zero, victim, two, three, spare):
         form_all([zero, victim, two, three], epoch=1, host_of_store=zero)
@@ -91,7 +94,7 @@ def test_stopped_rank_is_left_by_an_abort(op: str) -> None:
         told = [child.told() for child in survivors]
         assert [kind for kind, _, _ in told] == ["broken"] * 3
         assert any(why == "the group was aborted" for _, why, _ in told), "the first of them has no neighbour that is out"
-        assert all(why == "the group was aborted" or "Connection closed by peer" in why for _, why, _ in told), told
+        assert all(any(words in why for words in OUT) for _, why, _ in told), told
         assert victim.rank not in [peer for _, _, peer in told]
         swap_in_and_end(survivors, spare)
         victim.kill(signal.SIGCONT)

@@ -40,7 +40,6 @@ def test_a_walk_through_plans() -> None:
         first = layered(**WALK[0])
         w.start(*names, cut_as=first)
         for number, cut in enumerate(WALK[1:], start=1):
-            w.ready(w.plan.epoch if w.plan else 0)
             chosen = random.Random(number).sample(names, k=len(names))  # not always the same ones stay
             after = layered(**cut)
             w.change(new_job=after, workers=chosen[: after.parallel.ranks])
@@ -81,7 +80,6 @@ def test_a_rank_dies_at_any_moment(name: str, phase: str) -> None:
         w.spawn("w2", traps=[Trap(phase, step) for step in (range(1, 7) if phase in BETWEEN else (4,))])
         w.start("w0", "w1", "w2", "w3")
         if phase in BETWEEN:
-            w.until(lambda: 3 in w.workers["w0"].commits())
             w.change(new_job=the_job, workers=["w0", "w1", "w2", "w3"])
         held = w.survivors("w2")
         smaller = dict(cut) | ({"pipeline": 1, "data": 3} if "pipeline" in cut else {"data": 3})

@@ -14,7 +14,7 @@ import torch
 from orchestrator.engine.local_memory import BEACON_WORDS, Beacon, PeerGone, PeerMemory, readable
 from tests.unit.engine.forking import CONTEXT, forked
 
-LIMIT_S = 60.0
+LIMIT_S = 120.0
 
 
 def _show(link: Connection, numel: int) -> None:

@@ -86,7 +86,6 @@ def test_survivors_that_break_between_arrival_and_agreement_hold_both() -> None:
         w.spawn("w0", "w1", "w3")
         w.spawn("w2", traps=[Trap("agreeing", step) for step in range(1, 6)])
         w.start("w0", "w1", "w2", "w3")
-        w.until(lambda: 1 in w.workers["w0"].commits())
         held = w.leave()
         w.reshard(held, new_job=job(size=3, zero_stage=1, copies=1), workers=["w0", "w1", "w2"])
         plan = w.plan

@@ -26,7 +26,7 @@ from orchestrator.engine.groups import EpochGroup, GroupBroken, StoreServer
 from orchestrator.engine.transfer import Arrival, Corrupt, MoveReport, TransferCorrupt, move
 from orchestrator.engine.transfer_cut import WINDOW_NUMEL, windows
 from tests.unit.engine.forking import CONTEXT, forked
-from tests.unit.engine.groups_world import HOST, form, run_ranks
+from tests.unit.engine.groups_world import DEADLINE_S, HOST, form, run_ranks
 
 KEYS = ((PARAMS, torch.float32), (OPTIMIZER, torch.float32), (OPTIMIZER, torch.float64))
 NODES = ("n", "n", "n", "n")
@@ -396,7 +396,7 @@ def _start(trap: bool) -> tuple[StoreServer, list[BaseProcess], list[Connection]
 
 
 def _told(link: Connection) -> object:
-    assert link.poll(60.0)
+    assert link.poll(DEADLINE_S)
     return link.recv()
 
 
@@ -439,7 +439,7 @@ def test_a_fence_ends_the_move_of_everybody() -> None:
 
     def work(group: EpochGroup) -> str:
         if group.rank == 1:
-            until = time.monotonic() + 60.0
+            until = time.monotonic() + DEADLINE_S
             while group.broken is None and time.monotonic() < until:
                 time.sleep(0.01)
             return "stayed away"

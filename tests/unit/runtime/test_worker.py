@@ -6,6 +6,7 @@ import contextlib
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -45,7 +46,7 @@ from orchestrator.runtime.worker import WorkerShell, all_stacks, resident_bytes
 from orchestrator.testkit.jobs import make_costs, make_measure
 from tests.unit.runtime.world import GRAPH, job
 
-WAIT_S = 20
+WAIT_S = 60
 ME = "j/w0"
 HELD = Held(1, 0, 1, 5, 5, 5, (), (), None)
 LIMITS = derive(4000)
@@ -99,8 +100,8 @@ class FakeEngine:
         if not self.deaf:
             self.results.put(epoch)
 
-    def leave_after_step(self, epoch: int) -> None:
-        self.wishes.append(("leave", epoch))
+    def leave_after_step(self, epoch: int, *, save: bool) -> None:
+        self.wishes.append(("save and leave" if save else "leave", epoch))
 
     def take_checkpoint(self, epoch: int) -> None:
         self.wishes.append(("checkpoint", epoch))
@@ -244,7 +245,8 @@ def test_wishes_reach_a_running_engine_and_a_planned_leave_is_no_fence(worker: W
     assert worker.runs() == 1
     worker.link.on_command(TakeCheckpoint(ME, 1))
     worker.link.on_command(LeaveEpoch(ME, 1))
-    assert worker.engine.wishes == [("checkpoint", 1), ("leave", 1)]
+    worker.link.on_command(LeaveEpoch(ME, 1, save=True))
+    assert worker.engine.wishes == [("checkpoint", 1), ("leave", 1), ("save and leave", 1)]
     assert worker.engine.fences == []
     worker.engine.results.put(Left(False, HELD, "as it was asked to"))
     assert worker.said() == LeftEpoch(0, ME, 1, False, HELD, "as it was asked to")
@@ -369,9 +371,10 @@ def test_faults_go_to_the_engine_and_stacks_come_back(worker: Worker) -> None:
     fault = Fault("hang", 0, "", 3, 1, 0)
     worker.link.on_command(InjectFault(ME, fault))
     assert worker.engine.faults == [fault]
-    worker.link.on_command(DumpStacks(ME))
-    (text,) = worker.link.texts
-    assert "_next_order" in text
+    due_s = time.monotonic() + WAIT_S
+    while "_next_order" not in "".join(worker.link.texts):  # its thread may not be there yet
+        assert time.monotonic() < due_s, worker.link.texts[-1]
+        worker.link.on_command(DumpStacks(ME))
 
 
 def test_the_rank_of_a_printed_line_is_that_of_the_present_plan(worker: Worker) -> None:

@@ -25,8 +25,8 @@ class Holders:
     """Where the parts of a sharded state are, for one shard size."""
 
     gathers: tuple[Ring, ...]  # of the groups that hold one whole, by pipeline rank
-    lonely: tuple[bool, ...]  # whether a part of a pipeline rank's state is on one node only
-    nodes: int  # that hold the least spread part
+    lonely: tuple[bool, ...]  # whether a part of a pipeline rank's state is on one node (or machine of several) only
+    nodes: int  # that hold the least spread part, those of one machine counted once
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,8 @@ class MeshOnDevices:
     network: Ring  # from a node to another, when all of its ranks send
     nodes: tuple[int, ...]  # that are used
     failures_per_s: float  # of any of them
-    crowding: float  # ranks of a node per rank on others, of the fullest node; infinite where there is only one
-    spans: bool  # whether replicas lie on several nodes
+    crowding: float  # ranks of a node (or machine) per rank on others, of the fullest one; infinite where there is only one
+    spans: bool  # whether replicas lie on several nodes (or machines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,7 @@ class _Laid:
     nodes: list[tuple[int, ...]]
     different: list[set[int]]
     heads: list[_Heads]
+    homes: list[tuple[int, ...]]  # what each head fails with: its machine; its node, where all are on one machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,7 @@ class Meshes:
         self._resources = resources
         self._network = Network(resources, straight=straight)
         self._speeds: list[Speed] = [(n.device, n.pace) for n in resources.nodes]
+        self._shared = len(set(resources.machines)) < len(resources.nodes)
         self._ranks = 0  # of all that are remembered
         self._known: dict[tuple[int, tuple[int, ...], tuple[int, ...], bool], MeshOnDevices] = {}
         self._held: dict[tuple[int, tuple[int, ...], tuple[int, ...], int], Holders] = {}
@@ -102,7 +104,7 @@ class Meshes:
         resources, data, laid = self._resources, s.data, self._laid(s)
         nodes, heads = laid.nodes, laid.heads
         ranks = Counter(chain.from_iterable(nodes))
-        used, most = tuple(sorted(ranks)), max(ranks.values())
+        used, most = tuple(sorted(ranks)), max(self._crowds(ranks).values())
         alone = tuple([ALONE] * s.pipeline)
         speeds = [{self._speeds[n] for n in different} for different in laid.different]
         rows = self._rows(nodes, speeds, s)
@@ -119,7 +121,7 @@ class Meshes:
             nodes=used,
             failures_per_s=sum(resources.nodes[n].failures_per_hour for n in used) / 3600.0,
             crowding=most / (len(s.devices) - most) if most < len(s.devices) else float("inf"),
-            spans=any(len(set(h.nodes[c :: h.step])) > 1 for h in heads for c in range(h.step)),
+            spans=any(len(set(home[c :: h.step])) > 1 for h, home in zip(heads, laid.homes, strict=True) for c in range(h.step)),
         )
 
     def _rows(
@@ -150,8 +152,20 @@ class Meshes:
             every = tuple(map(node_of.__getitem__, s.devices))
             nodes = [every[first : first + t * s.data] for first, t in zip(s.first_rank, s.tensors, strict=True)]
             heads = [_heads(mine, t) for mine, t in zip(nodes, s.tensors, strict=True)]
-            self._last = key, _Laid(nodes, [set(h.nodes) for h in heads], heads)
+            homes, machines = [h.nodes for h in heads], self._resources.machines
+            if self._shared and len({machines[n] for n in every}) > 1:
+                homes = [tuple(machines[n] for n in mine) for mine in homes]
+            self._last = key, _Laid(nodes, [set(h.nodes) for h in heads], heads, homes)
         return self._last[1]
+
+    def _crowds(self, ranks: Counter[int]) -> Counter[int]:
+        """Ranks on each node, by what fails as one."""
+        if not self._shared:
+            return ranks
+        crowds: Counter[int] = Counter()
+        for node, count in ranks.items():
+            crowds[self._resources.machines[node]] += count
+        return crowds if len(crowds) > 1 else ranks
 
     def _tensor_rings(self, laid: _Laid, tensors: tuple[int, ...]) -> tuple[Ring, ...]:
         columns = [
@@ -194,7 +208,8 @@ class Meshes:
         if s.shard == s.data:
             return Holders(self.of(s).datas, tuple([True] * s.pipeline), 1)
         heads = self._laid(s).heads
-        spread = [[len(set(h.nodes[k :: s.shard * h.step])) for k in range(s.shard * h.step)] for h in heads]
+        steps = [s.shard * h.step for h in heads]
+        spread = [[len(set(home[k::n])) for k in range(n)] for n, home in zip(steps, self._laid(s).homes, strict=True)]
         gathers = self._data_rings(heads, s.shard) if s.shard > 1 else tuple([ALONE] * s.pipeline)
         return Holders(gathers, tuple(min(mine) == 1 for mine in spread), min(map(min, spread)))
 

@@ -1,13 +1,14 @@
 """On which devices the ranks of a mesh run: a few canonical arrangements, or for small problems every one that differs.
 
 A tensor group is a block of devices of one node where nodes have room for it. Canonical arrangements put blocks in the order
-of the nodes (alike nodes of one rack side by side, fast ones first or last) with the data axis inside the pipeline, the
-pipeline inside the data axis, or replicas in groups between the two. What is left idle are the slowest devices. Where few
-assignments exist, all are listed, one of each set that differs by interchangeable devices or replicas only.
+of the nodes (alike nodes of one rack side by side, and those of one machine, fast ones first or last) with the data axis inside
+the pipeline, the pipeline inside the data axis, or replicas in groups between the two. What is left idle are the slowest devices.
+Where few assignments exist, all are listed, one of each set that differs by interchangeable devices or replicas only.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, chain, combinations_with_replacement, islice
 
@@ -31,14 +32,20 @@ class Ground:
         self.starts = [0, *accumulate(node.devices for node in nodes)][: len(nodes)]
         self.kinds = self._kinds()
         self.unlike_speeds = len({(nodes[n].device, nodes[n].pace) for n in self.usable}) > 1
-        fast = sorted(self.usable, key=lambda n: (-self.speeds[n], nodes[n].device, nodes[n].rack, n))
-        racks = sorted(self.usable, key=lambda n: (nodes[n].rack, -self.speeds[n], n))
+        machines = resources.machines
+        fast = sorted(self.usable, key=lambda n: (-self.speeds[n], nodes[n].device, nodes[n].rack, machines[n], n))
+        racks = sorted(self.usable, key=lambda n: (nodes[n].rack, -self.speeds[n], machines[n], n))
         self.orders = list(dict.fromkeys((tuple(fast), tuple(fast[::-1]), tuple(racks))))
         if not self.unlike_speeds:
             self.orders = [tuple(racks)]
         self._whole = len(self.orders)  # those of which the slowest nodes stay idle; of the others the last ones do
         self.orders = list(dict.fromkeys((*self.orders, *self._from_each_kind(fast))))
-        self._largest = max((nodes[n].devices for n in self.usable), default=0)
+        several = len({machines[n] for n in self.usable}) > 1
+        self._homes = machines if several else tuple(range(len(nodes)))  # what fails as one, by node
+        room: Counter[int] = Counter()
+        for n in self.usable:
+            room[self._homes[n]] += nodes[n].devices
+        self._largest = max(room.values(), default=0)
         self.listed = 0  # words of assignments so far, for those who count effort
         self._assignments: dict[tuple[int, tuple[int, ...], bool], list[Devices] | None] = {}
         self._cut_up: dict[tuple[int, int], list[Devices]] = {}
@@ -46,15 +53,18 @@ class Ground:
     def _kinds(self) -> list[int]:
         """A number for each node, the same for nodes that could change places unnoticed."""
         seen: dict[object, int] = {}
+        machines = self.resources.machines
+        beside = Counter(machines)
         return [
             seen.setdefault(
                 (
                     (n.device, n.devices, n.rack, n.inside.bandwidth, n.inside.latency_s, n.network.bandwidth),
                     (n.network.latency_s, n.network_total, n.pace, n.failures_per_hour, n.healthy),
+                    m if beside[m] > 1 else -1,
                 ),
                 len(seen),
             )
-            for n in self.resources.nodes
+            for n, m in zip(self.resources.nodes, machines, strict=True)
         ]
 
     def arrangements(self, mesh: Mesh, groups: Sequence[int] = ()) -> list[Devices]:
@@ -66,7 +76,7 @@ class Ground:
                 for inner in self._inners(mesh, blocks, groups):
                     out[_lay(mesh, blocks, inner)] = None
         small = len(self.usable) > 1 and mesh.ranks <= self._largest
-        if small and len({n for devices in out for n in self.nodes_of(devices)}) == 1:
+        if small and len({self._homes[n] for devices in out for n in self.nodes_of(devices)}) == 1:
             blocks = self._spread(mesh)
             out |= {_lay(mesh, blocks, mesh.data): None} if blocks is not None else {}
         return list(out)
@@ -151,12 +161,13 @@ class Ground:
         return [tuple(flat[k : k + degree]) for k in range(0, len(flat) - degree + 1, degree)]
 
     def _spread(self, mesh: Mesh) -> list[Devices] | None:
-        """Blocks of two nodes in turn, for what would have room on one."""
+        """Blocks of two machines in turn (of two nodes, if there is one machine), for what would have room on one."""
         if len(set(mesh.tensors)) > 1:
             return None
         t, need = mesh.tensors[0], mesh.data * len(mesh.tensors)
         inside = self._inside(0, t)
-        rows = [[b for b in inside if self.resources.node_of[b[0]] == n] for n in self.orders[0]]
+        homes, node_of = self._homes, self.resources.node_of
+        rows = [[b for b in inside if homes[node_of[b[0]]] == h] for h in dict.fromkeys(homes[n] for n in self.orders[0])]
         turns = [row[k] for k in range(need) for row in rows[:2] if k < len(row)]
         if len(turns) >= need > 1:
             return sorted(turns[:need])

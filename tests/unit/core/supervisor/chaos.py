@@ -69,7 +69,9 @@ def _check_workers(before: State, event: ev.Event, state: State) -> None:
     assert lint(state.plan) == ()
     assert state.plan.epoch == state.epoch
     seats = [s.worker_id for s in state.plan.seats]
-    assert set(seated) <= set(seats), "who has or had a rank has one seat, and a seat has one worker"
+    unseated = set(seated) - set(seats)
+    assert all(state.workers[i].phase is WorkerPhase.LEFT for i in unseated), "who has a rank has one seat"
+    assert not unseated or state.phase is not JobPhase.RUNNING, "who gave its seat away stays until the next epoch runs"
     if state.phase.terminal:
         assert not any(w.phase.alive for w in state.workers.values())
     if state.epoch > before.epoch:

@@ -132,6 +132,7 @@ def _shrink() -> Tale:
     s.tell(ev.ClusterChanged(0, cluster(2, 4, dead=(3,))))
     s.leave_all(0)
     assert s.plan.size == 2
+    s.ready()
     return s
 
 

@@ -274,10 +274,12 @@ class FenceEpoch(_message.Message):
     def __init__(self, epoch: _Optional[int] = ...) -> None: ...
 
 class LeaveEpoch(_message.Message):
-    __slots__ = ("epoch",)
+    __slots__ = ("epoch", "save")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SAVE_FIELD_NUMBER: _ClassVar[int]
     epoch: int
-    def __init__(self, epoch: _Optional[int] = ...) -> None: ...
+    save: bool
+    def __init__(self, epoch: _Optional[int] = ..., save: _Optional[bool] = ...) -> None: ...
 
 class TakeCheckpoint(_message.Message):
     __slots__ = ("epoch",)

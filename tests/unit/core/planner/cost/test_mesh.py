@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -72,3 +73,29 @@ def test_shards_in_groups_gather_inside_them() -> None:
     assert meshes.holders(s).gathers[0].bandwidth == 1e10  # replicas 0 and 1 sit on one node
     assert meshes.of(s).datas[0].bandwidth == 1e6 / 2
     assert meshes.holders(s).nodes == 2  # replicas 0 and 2 hold the same, on two nodes
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_nodes_of_one_machine_hold_as_one_unless_it_is_the_only_one(seed: int) -> None:
+    rng = random.Random(seed)
+    p = random_problem(rng)
+    s = random_strategy(rng, p)
+    named = [replace(n, node_id=f"{n.node_id}@m{rng.randrange(2)}") for n in p.resources.nodes]
+    shared = replace(p.resources, nodes=tuple(named))
+    machine = [named[n].node_id.rpartition("@")[2] for n in shared.node_of]
+    alone = len({machine[d] for d in s.devices}) == 1
+    home = [str(n) for n in shared.node_of] if alone else machine
+    meshes = Meshes(shared, straight=True)
+    spread = [
+        len({home[s.devices[s.rank_at(p, r, c)]] for r in range(part, s.data, s.shard)})
+        for p in range(s.pipeline)
+        for part in range(s.shard)
+        for c in range(s.tensors[p])
+    ]
+    assert meshes.holders(s).nodes == min(spread)
+    most = max(Counter(home[d] for d in s.devices).values())
+    assert meshes.of(s).crowding == (most / (s.ranks - most) if most < s.ranks else float("inf"))
+    columns = [
+        {home[s.devices[s.rank_at(p, r, c)]] for r in range(s.data)} for p in range(s.pipeline) for c in range(s.tensors[p])
+    ]
+    assert meshes.of(s).spans == any(len(column) > 1 for column in columns)

@@ -77,3 +77,23 @@ def _class(resources: Resources, mesh: Mesh, devices: tuple[int, ...]) -> object
 def test_too_many_assignments_are_not_listed() -> None:
     resources = cluster(*(node(f"n{k}", devices=1, pace=1 + k / 10) for k in range(9)))
     assert Ground(resources).assignments(Mesh(1, (1,) * 9, 1, 8), alike=True) is None
+
+
+def test_what_would_have_room_on_one_machine_is_also_put_on_two() -> None:
+    pods = cluster(*(node(name, devices=1) for name in ("a@x", "b@x", "c@y", "d@y")))
+    assert {pods.machines[n] for devices in Ground(pods).arrangements(Mesh(2, (1,), 1, 8)) for n in devices} == {0, 2}
+
+
+def test_what_would_have_room_on_one_node_of_the_only_machine_is_also_put_on_two() -> None:
+    pods = cluster(node("a@x", devices=2), node("b@x", devices=2))
+    assert (0, 2) in Ground(pods).arrangements(Mesh(2, (1,), 1, 8))
+
+
+def test_nodes_of_one_machine_are_side_by_side_and_like_no_others() -> None:
+    pods = cluster(*(node(name, devices=1) for name in ("a@x", "b@y", "c@x", "d@y", "e")))
+    ground = Ground(pods)
+    assert (0, 2, 1, 3) in [devices[:4] for devices in ground.arrangements(Mesh(4, (1,), 1, 8))]
+    assert ground.kinds[0] == ground.kinds[2] != ground.kinds[1] == ground.kinds[3]
+    found = ground.assignments(Mesh(2, (1,), 1, 8), alike=True)
+    assert found is not None
+    assert {(0, 2), (1, 3), (0, 1)} <= {tuple(sorted(devices)) for devices in found}

@@ -189,3 +189,12 @@ def test_the_same_choice_in_every_process() -> None:
     }
     assert len(printed) == 1
     assert "Choice(" in printed.pop()
+
+
+def test_replicas_of_a_stage_are_on_two_machines_where_these_fail() -> None:
+    """Each of two machines has two nodes; a stage of which one machine holds both replicas is lost with it."""
+    pods = [node(name, devices=1, failures_per_hour=0.1) for name in ("a@x", "b@x", "c@y", "d@y")]
+    of = problem(model(layer(), order=(0, 0, 0, 0)), cluster(*pods), pipelines=(2,), datas=(2,), tensors=(1,), zeros=(0,))
+    best = choose(of).best.strategy
+    for stage in (best.devices[:2], best.devices[2:]):
+        assert {of.resources.machines[d] for d in stage} == {0, 2}
