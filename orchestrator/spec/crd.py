@@ -51,6 +51,10 @@ def status_schema() -> Schema:
         "stepsLost": _count("Steps that had to be computed again."),
         "epoch": _count("Number of the plan that is at work; the fencing token."),
         "ranks": _count("Ranks of that plan."),
+        "nodes": _count("Nodes that the supervisor trains on at full strength."),
+        "nodesRefused": _count(
+            "spec.cluster.nodes, where the supervisor has refused it; the job goes on with as many as before."
+        ),
         "spares": _count("Warm spare workers that wait."),
         "seats": {
             "type": "array",
@@ -68,6 +72,8 @@ def status_schema() -> Schema:
         "selector": _text("Label selector of the worker pods."),
         "startTime": _time("When the operator took the job on."),
         "completionTime": _time("When the job reached its last phase."),
+        "submitted": _tree("The spec with which the job was submitted. It goes on as such, whatever is edited since."),
+        "podSettings": _tree("spec.kubernetes as new pods get it, where it was edited since the job was submitted."),
         "conditions": _conditions(),
     }
     return {"type": "object", "description": "What became of the job.", "properties": told}
@@ -154,6 +160,12 @@ def _time(description: str) -> Schema:
 
 def _count(description: str) -> Schema:
     return {"type": "integer", "format": "int64", "minimum": 0, "description": description}
+
+
+def _tree(description: str) -> Schema:
+    """A part of a spec, as one value: who writes it owns all of it."""
+    free = {"x-kubernetes-preserve-unknown-fields": True, "x-kubernetes-map-type": "atomic"}
+    return {"type": "object", **free, "description": description}
 
 
 def _conditions() -> Schema:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 ANSWER_S = derive(DETECT_WITHIN_MS).measure_ms / 1000
 CONNECT_S = derive(DETECT_WITHIN_MS).lost_ms / 1000
+CONNECTIONS_KEPT_MAX = 128  # idle ones, for the next request: an agent has a stream for each node of its job
 
 INSTALL = "pip install 'orchestrator[kubernetes]'"
 
@@ -125,6 +126,7 @@ def connect(options: Options, *, timeout_s: float = ANSWER_S) -> Access:
 
     settings = client.Configuration()
     settings.retries = False  # whoever follows a job counts the tries
+    settings.connection_pool_maxsize = CONNECTIONS_KEPT_MAX
     files = _files(options)
     if _present(files):
         namespace, source = _from_file(config, settings, files, options)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -96,9 +96,20 @@ News: TypeAlias = Listed | Changed | Removed | Trouble
 
 
 def follow(
-    access: Server, path: str, *, query: Mapping[str, str], stop: threading.Event, patience: Patience = PATIENCE
+    access: Server,
+    path: str,
+    *,
+    query: Mapping[str, str],
+    stop: threading.Event,
+    patience: Patience = PATIENCE,
+    page_max: int = 0,
+    trim: Callable[[Object], Object] = lambda found: found,
 ) -> Iterator[News]:
-    """What is at a path, then each change, until `stop` is set. Raises ControlError at once or when patience ends."""
+    """What is at a path, then each change, until `stop` is set. Raises ControlError at once or when patience ends.
+
+    For lists too long to be held whole: `page_max` objects are asked for at a time (0: all), and `trim` leaves what is kept of
+    each.
+    """
     version = ""
     connected = False
     away_since_s: float | None = None
@@ -107,12 +118,11 @@ def follow(
         began_s = time.monotonic()
         try:
             if not version:
-                found = access.get(path, query=query)
-                version = str(found["metadata"]["resourceVersion"])
+                objects, version = _list(access, path, query=query, page_max=page_max, trim=trim)
                 connected, away_since_s, told = True, None, away_since_s is not None
                 if told:
                     yield Trouble("")
-                yield Listed(tuple(found.get("items") or ()))
+                yield Listed(objects)
             watch = {"watch": "true", "resourceVersion": version, "allowWatchBookmarks": "true"}
             watch |= {"timeoutSeconds": str(patience.watch_s)}
             with access.lines(path, query={**query, **watch}, quiet_s=patience.watch_s * 2) as lines:
@@ -148,6 +158,21 @@ def follow(
             continue
         if time.monotonic() - began_s < patience.pause_s:
             stop.wait(patience.pause_s)
+
+
+def _list(
+    access: Server, path: str, *, query: Mapping[str, str], page_max: int, trim: Callable[[Object], Object]
+) -> tuple[tuple[Object, ...], str]:
+    """All objects, and the version of the list: every page is of the same one."""
+    asked = {**query, "limit": str(page_max)} if page_max else dict(query)
+    objects: list[Object] = []
+    while True:
+        found = access.get(path, query=asked)
+        objects += map(trim, found.get("items") or ())
+        meta = found["metadata"]
+        if not meta.get("continue"):
+            return tuple(objects), str(meta["resourceVersion"])
+        asked["continue"] = str(meta["continue"])
 
 
 def _change(line: bytes, path: str) -> Any:

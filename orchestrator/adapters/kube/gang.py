@@ -1,20 +1,28 @@
 """All of a job's pods or none, by those who can promise it: Kueue's pod groups and Volcano's PodGroup.
 
 Both hold pods back until the whole group has its place. Without either the operator does what it can from outside: it gives pods
-back that did not all find a place in time.
+back that did not all find a place in time. How Kueue counts was read in its pod_controller.go, which is the same from v0.7 to
+v0.18.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
+from orchestrator.adapters.kube import names
 from orchestrator.adapters.kube.objects.common import Object, Target, metadata
+from orchestrator.adapters.kube.observed import PodFacts
 from orchestrator.adapters.kube.resources import POD_GROUPS
 
 VOLCANO: Final = "volcano"
 QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"
 KUEUE_GROUP_LABEL: Final = "kueue.x-k8s.io/pod-group-name"
 KUEUE_TOTAL: Final = "kueue.x-k8s.io/pod-group-total-count"
+# Kueue with its feature gate FailureRecoveryPolicy (from v0.15) marks such a pod Failed when its node is unreachable: ours are
+# safe, for a rank of an attempt that was given up is fenced
+KUEUE_MAY_FAIL: Final = "kueue.x-k8s.io/safe-to-forcefully-terminate"
+# Kueue gives a group's quota back, and lets its pods go, when all of them have ended: else it would wait for pods in their places
+KUEUE_MAY_END: Final = "kueue.x-k8s.io/retriable-in-group"
 VOLCANO_GROUP: Final = "scheduling.k8s.io/group-name"
 
 
@@ -34,11 +42,19 @@ def pod_labels(target: Target) -> dict[str, str]:
     return {} if queue is None else {QUEUE_LABEL: queue, KUEUE_GROUP_LABEL: target.name}
 
 
-def pod_annotations(target: Target) -> dict[str, str]:
+def counted_by_kueue(pod: PodFacts) -> bool:
+    """Whether Kueue counts it to its group, and so deletes a pod that is made in its place: also one that is Terminating on its
+    node, and one that has succeeded."""
+    return pod.by_kueue and pod.phase != "Failed" and not (pod.terminating and not pod.node)
+
+
+def pod_annotations(target: Target, *, role: str) -> dict[str, str]:
     """Annotations that a pod needs for Kueue and for Volcano."""
-    made = {}
+    made: dict[str, str] = {}
     if target.kubernetes.queue is not None:
-        made[KUEUE_TOTAL] = str(target.pods_total)
+        made |= {KUEUE_TOTAL: str(target.pods_total), KUEUE_MAY_END: "false"}
+        if role != names.HEAD:  # which may still write to the volume
+            made[KUEUE_MAY_FAIL] = "true"
     if is_volcano(target):
         made[VOLCANO_GROUP] = target.name
     return made

@@ -16,6 +16,7 @@ FINALIZER: Final = f"{GROUP}/cleanup"
 
 OPERATOR: Final = "orchestrator-operator"  # its field manager, deployment, service account and lease
 AGENT: Final = "orchestrator-agent"  # field manager and service account
+SUBMITTER: Final = f"{AGENT}-submitted"  # field manager of what the agent writes once: the spec that it submits
 WORKER_ACCOUNT: Final = "orchestrator-worker"
 SYSTEM_NAMESPACE: Final = "orchestrator-system"
 

@@ -92,22 +92,30 @@ def node_seen(node: Mapping[str, Any]) -> NodeSeen:
     return NodeSeen(meta["name"], ready, bool(meta.get("deletionTimestamp")), tuple(signs))
 
 
+def trimmed_node(node: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A Node object without what `node_seen` does not read: its images and addresses are most of it."""
+    meta, spec, status = node["metadata"], node.get("spec") or {}, node.get("status") or {}
+    kept = {key: meta[key] for key in ("name", "labels", "deletionTimestamp") if key in meta}
+    return {"metadata": kept, "spec": {"taints": spec.get("taints")}, "status": {"conditions": status.get("conditions")}}
+
+
 def notices(
     places: Sequence[Place],
     pods: Sequence[PodSeen],
-    nodes: Mapping[str, NodeSeen],
+    nodes: Mapping[str, NodeSeen | None],
     *,
     unready_s: Mapping[str, float],
     settle_s: float,
 ) -> tuple[Notice, ...]:
     """The strongest notice about each Ray node, in the order of `places`; none where all is well.
 
-    `pods`: those that there are, and those that were there. `nodes`: all Nodes by name, from one complete list. `unready_s`:
-    since when a Node that is not Ready has been so, as far as we saw; it counts from `settle_s` on, because a control plane that
-    was away finds every node NotReady until the kubelets have spoken again.
+    `pods`: those that there are, and those that were there. `nodes`: Nodes by name; None is one that is not there, of one that is
+    missing nothing is known. `unready_s`: since when a Node that is not Ready has been so, as far as we saw; it counts from
+    `settle_s` on, because a control plane that was away finds every node NotReady until the kubelets have spoken again.
     """
-    homes = {p.node for p in pods if p.node in nodes and not p.gone}
-    unready = {n for n in homes if nodes[n].ready != "True"}
+    absent = {name for name, node in nodes.items() if node is None}
+    homes = {p.node for p in pods if p.node and not p.gone and not p.over} - absent
+    unready = {name for name in homes if (node := nodes.get(name)) is None or node.ready != "True"}
     believed = len(unready) * 2 <= len(homes) or len(homes) == 1  # else it is the control plane that cannot see
     at = _by_address(pods)
     out = []
@@ -116,7 +124,11 @@ def notices(
         if pod is None:
             continue  # no pod that we ever saw: a cluster of another kind, or one that begins
         node = nodes.get(pod.node)
-        signs = [*_of_pod(pod), *(_of_node(node) if node else _without_node(pod))]
+        signs = list(_of_pod(pod))
+        if node is not None:
+            signs += _of_node(node)
+        elif pod.node in absent:
+            signs += _without_node(pod)
         if (
             node is not None
             and node.name in unready
@@ -149,7 +161,7 @@ def _of_node(node: NodeSeen) -> Iterator[tuple[Action, str]]:
 
 
 def _without_node(pod: PodSeen) -> Iterator[tuple[Action, str]]:
-    if pod.node and not pod.gone:
+    if not pod.gone:
         yield Action.GONE, f"node {pod.node} was deleted from the cluster"
 
 

@@ -22,6 +22,7 @@ from orchestrator.runtime.control import (
 )
 
 INSTALL = "kubectl apply --server-side -k examples/kubernetes/install, after putting in your image"  # CRD, operator, roles
+ACCOUNTS_FIX = "kubectl apply --server-side -k manifests/namespace; for another namespace see examples/kubernetes/team-namespace"
 
 _FORBIDDEN = re.compile(
     r'User "(?P<user>[^"]*)" cannot (?P<verb>\S+) resource "(?P<resource>[^"]*)" in API group "(?P<group>[^"]*)"'
@@ -133,7 +134,8 @@ def _forbidden(said: str) -> str:
 def _not_found(details: Mapping[str, Any], said: str, *, what: str) -> str:
     kind, name = details.get("kind", ""), details.get("name", "")
     if kind == "namespaces":
-        return f"there is no namespace {name}; fix: kubectl create namespace {name}, or name another with --namespace"
+        fix = "make it as examples/kubernetes/team-namespace does, or name another with --namespace"
+        return f"there is no namespace {name}; fix: {fix}"
     if kind == PLURAL and name:
         return (
             f"there is no {KIND} {name} here; `orchestrator list --on kubernetes` shows those of the namespace,"

@@ -29,6 +29,11 @@ if TYPE_CHECKING:
     from orchestrator.apps.wiring import Session
     from orchestrator.core.job import Job
 
+NOT_IN_CLUSTERS = (
+    "this command asks a supervisor and reaches none in a Kubernetes cluster ($ORCHESTRATOR_ON):"
+    " `kubectl drain` empties a node there, `orchestrator suspend` saves, `orchestrator events` tells the decisions"
+)
+
 
 class Code(IntEnum):
     """Exit codes of the program."""
@@ -173,6 +178,8 @@ def running(*, home: Path, cluster: str | None) -> Session:
     try:
         return find(home=home, cluster=cluster)
     except NotRunning as error:
+        if os.environ.get("ORCHESTRATOR_ON") == "kubernetes":
+            raise CliError(f"{error}; {NOT_IN_CLUSTERS}", Code.INPUT) from None
         raise CliError(str(error), Code.INFRA) from None
     except ValueError as error:  # a cluster name that is no name, or a damaged file; both say so
         raise CliError(str(error), Code.INPUT) from None

@@ -15,6 +15,7 @@ from orchestrator.adapters.grpc.client import ControlClient
 from orchestrator.adapters.kube import names
 from orchestrator.adapters.kube.notices import Notice, Place, notices
 from orchestrator.adapters.kube.signs import Action
+from orchestrator.adapters.kube.status import Scaling
 from orchestrator.adapters.kube.watching import Picture
 from orchestrator.core.job import Job
 from orchestrator.core.supervisor.events import ScaleRequested
@@ -23,6 +24,8 @@ from orchestrator.runtime.control import BadRequestError, ControlError, NotFound
 from orchestrator.runtime.status_types import JobStatus
 
 Object = Mapping[str, Any]
+
+SCALE_REFUSED: Final = " refused: "  # in the reason of a ScaleRequested that changes nothing, as wishes.py words it
 
 _STRENGTH: Final = {Action.NOTE: 0, Action.DRAIN: 1, Action.GONE: 2}
 
@@ -40,17 +43,21 @@ class Acting:
         self._silent_ms = limits.suspect_ms
         self._settle_s = limits.measure_ms / 1000  # kubelets renew their leases every ten seconds
         self._nodes: int | None = job.cluster.nodes  # that the supervisor was asked for; None: it is not known
-        self._refused: set[str] = set()
+        self._granted: int | None = self._nodes  # that it trains on at full strength
+        self._no_scale = ""  # why it refused the number that it was asked for last
+        self._refused: dict[str, str] = {}  # wish -> the supervisor's words
         self._heeded: dict[str, Action] = {}
 
-    def adopt_or_submit(self, found: Object) -> None:
+    def adopt_or_submit(self, record: Callable[[], None]) -> None:
         """Have the supervisor take the job, unless it knows one of this name: then that is it. Raises ControlError.
 
         The journal is the truth about what was submitted; of a spec that was changed since, only what may change later counts.
+        `record` writes down that this job is the one: before it is submitted, for afterwards the spec may be another already.
         """
         try:
             status = self._client.get(self._job.name)
         except NotFoundError:
+            record()
             self._client.submit(self._job, yaml_text="")
             log.info("job %s is submitted", self._job.name)
             return
@@ -59,14 +66,15 @@ class Acting:
             return
         try:
             self._client.submit(self._job, yaml_text="")  # the same one: nothing happens
+            record()
             log.info("job %s is adopted at step %d", self._job.name, status.step)
         except NotPossibleError:
             log.info("job %s is adopted at step %d; its spec has changed since it was submitted", self._job.name, status.step)
-            self._nodes = None
-        asked = [r.event for r in self._client.watch_events(self._job.name) if isinstance(r.event, ScaleRequested)]
-        ours = [e.nodes for e in asked if e.who.startswith(names.AGENT)]
-        if ours:
-            self._nodes = ours[-1]
+            self._nodes = self._granted = None
+        asked = [(r.event, r.reason) for r in self._client.watch_events(self._job.name) if isinstance(r.event, ScaleRequested)]
+        for event, reason in asked:
+            if event.who.startswith(names.AGENT):
+                self._answered(event.nodes, reason if SCALE_REFUSED in reason else "")
 
     def act(self, picture: Picture, status: JobStatus) -> None:
         """Ask for whatever is wanted now and was not asked for. Errors of the supervisor are said, and tried again."""
@@ -80,6 +88,20 @@ class Acting:
 
     # ---- the spec
 
+    def scaling(self, found: Object) -> Scaling:
+        """What has come of the number of nodes in the spec so far."""
+        refused = self._nodes if self._no_scale and self._wanted_nodes(found) == self._nodes else None
+        return Scaling(nodes=self._granted, refused=refused, why=self._no_scale)
+
+    def _answered(self, nodes: int, no_scale: str) -> None:
+        """The supervisor was asked for so many; `no_scale`: why not."""
+        self._nodes, self._no_scale = nodes, no_scale
+        if not no_scale:
+            self._granted = nodes
+
+    def _wanted_nodes(self, found: Object) -> int:
+        return int(((found.get("spec") or {}).get("cluster") or {}).get("nodes", self._job.cluster.nodes))
+
     def _follow_spec(self, found: Object, status: JobStatus) -> None:
         spec = found.get("spec") or {}
         suspend = bool(spec.get("suspend"))
@@ -88,13 +110,14 @@ class Acting:
         elif not suspend and status.suspended:
             self._ask("continue", lambda: self._client.go_on(self._job.name, who=self._who))
         else:
-            self._refused -= {"suspend", "continue"}
-        nodes = (spec.get("cluster") or {}).get("nodes", self._job.cluster.nodes)
+            for wish in ("suspend", "continue"):
+                self._refused.pop(wish, None)
+        nodes = self._wanted_nodes(found)
         if nodes != self._nodes and not suspend:
             wish = f"scale to {nodes} nodes"
-            if self._ask(wish, lambda: self._client.scale(self._job.name, nodes=nodes, who=self._who)) or wish in self._refused:
-                self._nodes = nodes
-                self._refused.discard(wish)
+            granted = self._ask(wish, lambda: self._client.scale(self._job.name, nodes=nodes, who=self._who))
+            if granted or wish in self._refused:
+                self._answered(nodes, self._refused.pop(wish, ""))
 
     # ---- nodes and pods
 
@@ -140,7 +163,7 @@ class Acting:
             decided = call()
         except (NotPossibleError, BadRequestError, NotFoundError) as error:
             log.warning("%s: refused: %s", wish, error)
-            self._refused.add(wish)
+            self._refused[wish] = str(error)
             return False
         except UnreachableError:
             raise

@@ -12,22 +12,29 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
+
+if __name__ == "__main__":
+    # process 1 of a container is not ended by a signal that it leaves alone, and what follows takes seconds from a cold disk
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
 from orchestrator.adapters.grpc.client import ControlClient
 from orchestrator.adapters.kube import names
 from orchestrator.adapters.kube.access import Access, Options, connect
 from orchestrator.adapters.kube.api import KubeError
 from orchestrator.adapters.kube.events import event
-from orchestrator.adapters.kube.resources import EVENTS
+from orchestrator.adapters.kube.resources import EVENTS, TRAINING_JOBS
 from orchestrator.adapters.kube.status import last_told
 from orchestrator.adapters.kube.watching import Watching
 from orchestrator.apps.cli.render import log_line
 from orchestrator.apps.kube.acting import Acting
 from orchestrator.apps.kube.pod import EXIT_BUG, EXIT_SETUP, Pod, PodError
-from orchestrator.apps.kube.reporting import StatusWriter, Told
+from orchestrator.apps.kube.reporting import StatusWriter, Told, passing
 from orchestrator.apps.kube.supervising import Supervising
+from orchestrator.core.job import Job
 from orchestrator.core.timeouts import DETECT_WITHIN_MS, derive
 from orchestrator.runtime.control import BadRequestError, ControlError, NotPossibleError
 from orchestrator.runtime.ports import LogLine
@@ -111,7 +118,8 @@ class Agent:
                 if ended or (ended_s is None and heard.reachable):
                     digest = heard.digest if heard.status.phase.terminal else ""
                     pods = {p.address: p.name for p in picture.pods if p.address and not p.over and not p.gone}
-                    if writer.write(picture.job, heard.status, decision=told.newest, digest=digest, pods=pods):
+                    scaling = acting.scaling(picture.job)
+                    if writer.write(picture.job, heard.status, decision=told.newest, digest=digest, pods=pods, scaling=scaling):
                         self._touch(READY_FILE)
             self._changed.wait(ROUND_S)
             self._changed.clear()
@@ -128,9 +136,9 @@ class Agent:
             words = f"there is no {names.KIND} {self._pod.namespace}/{self._pod.job} yet, or nobody may see it"
             if found is not None:
                 try:
-                    job, _, _ = from_training_job(found, base_dir=self._base_dir, begun=True)  # else there was no pod
+                    job, recorded = self._job_of(found)
                     acting = Acting(self._client, job, agent=self._pod.name)
-                    acting.adopt_or_submit(found)
+                    acting.adopt_or_submit((lambda: None) if recorded else partial(self._record, found))
                     return found, acting, job.resilience.detect_within_ms
                 except (SpecError, BadRequestError, NotPossibleError) as error:
                     words = f"the job cannot be submitted: {error}"
@@ -138,12 +146,33 @@ class Agent:
                         self._tell(found, words)
                 except ControlError as error:
                     words = str(error)
+                except KubeError as error:
+                    words = f"the job is submitted once it can be written down with what spec: {error}"
             if words != said:
                 said = words
                 log.warning("%s", words)
             self._changed.wait(RETRY_S)
             self._changed.clear()
         return None
+
+    def _job_of(self, found: Any) -> tuple[Job, bool]:
+        """The job that was submitted, and True; what the spec says now, where no record of it can be read. Raises SpecError."""
+        submitted = (found.get("status") or {}).get("submitted")
+        if submitted is not None:
+            with suppress(SpecError):  # another version of this program wrote it
+                return from_training_job({**found, "spec": submitted}, base_dir=self._base_dir, begun=True)[0], True
+        return from_training_job(found, base_dir=self._base_dir, begun=True)[0], False  # begun: else there was no pod
+
+    def _record(self, found: Any) -> None:
+        """Write into the status with what spec the job is submitted, so that an edit can be told from it. Raises KubeError."""
+        meta = {key: found["metadata"][key] for key in ("name", "namespace", "uid")}
+        body = {"metadata": meta, "status": {"submitted": found["spec"]}}
+        try:
+            self._api.apply(TRAINING_JOBS, body, manager=names.SUBMITTER, subresource="status")
+        except KubeError as error:
+            if passing(error):
+                raise
+            log.error("with what spec the job is submitted cannot be written down, so nobody will be told of edits: %s", error)
 
     def _tell(self, about: Any, words: str) -> None:
         """As an Event too: as long as the supervisor has no job there are no decisions to be told."""

@@ -8,9 +8,14 @@ reconnect, and Ray starts the supervisor again. This process only watches; when 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
+
+if __name__ == "__main__":
+    # process 1 of a container is not ended by a signal that it leaves alone, and what follows takes seconds from a cold disk
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 from orchestrator.adapters.files.home import Home
 from orchestrator.adapters.files.token import put_token
@@ -18,7 +23,7 @@ from orchestrator.adapters.kube import names
 from orchestrator.adapters.ray import connection
 from orchestrator.adapters.ray.settings import head_storage
 from orchestrator.adapters.ray.supervisor_actor import SupervisorUnavailableError, ensure_supervisor
-from orchestrator.apps.kube.pod import CLUSTER, EXIT_RAY, EXIT_SETUP, Child, Pod, PodError, log, talk
+from orchestrator.apps.kube.pod import CLUSTER, EXIT_RAY, EXIT_SETUP, EXIT_STOPPED, Child, Pod, PodError, log, talk
 from orchestrator.apps.ray_supervisor import SUPERVISOR_MAIN
 
 GCS_LIMIT_S = 120.0  # a cold image reads a lot before Ray answers
@@ -27,7 +32,7 @@ TRIES = 3  # to find or start the supervisor; the first after a restart may meet
 
 
 def main() -> int:
-    """Run the head. Returns 0 when it was told to stop, EXIT_SETUP when the pod is not set up, EXIT_RAY when Ray ended."""
+    """Run the head. Returns EXIT_STOPPED (told to stop), EXIT_SETUP (the pod is not set up) or EXIT_RAY (Ray ended)."""
     talk()
     try:
         pod = Pod.of(os.environ)
@@ -97,7 +102,7 @@ def _run(pod: Pod, child: Child) -> int:
             log.info("the supervisor serves at %s, and by its Service at %s", found[0], pod.control_address)
     child.tend()
     if child.stopping:
-        return 0
+        return EXIT_STOPPED
     log.error("Ray's head has ended with %s: the container ends, and is started again around its volume", child.code)
     return EXIT_RAY
 

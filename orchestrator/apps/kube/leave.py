@@ -2,7 +2,8 @@
 
 Kubernetes runs it in the container before it sends SIGTERM, and waits for it as long as the pod's grace period lasts. It asks the
 supervisor to drain this pod's Ray node and stays until no rank is on it. It never holds a pod for nothing: where the job is over,
-or nobody answers, it says so and returns.
+or nobody answers, it says so and returns. Where SIGTERM comes without it, the pod's first process runs it (worker.py), and where
+it has begun before, it leaves a file so that nothing is waited for twice.
 """
 
 from __future__ import annotations
@@ -14,13 +15,12 @@ from collections.abc import Callable
 
 from orchestrator.adapters.grpc.client import ControlClient
 from orchestrator.adapters.kube import names
-from orchestrator.apps.kube.pod import Pod, PodError
+from orchestrator.apps.kube.pod import LEAVE_MARGIN_S, Pod, PodError
 from orchestrator.core.supervisor.state import WorkerPhase
 from orchestrator.core.timeouts import DETECT_WITHIN_MS, derive
 from orchestrator.runtime.control import ControlError, NotFoundError, NotPossibleError, UnreachableError
 from orchestrator.runtime.status_types import JobStatus, NodeStatus
 
-MARGIN_S = 5.0  # of the grace period, for the SIGTERM that comes after it
 POLL_S = 0.25
 ANSWER_S = 2 * derive(DETECT_WITHIN_MS).lost_ms / 1000  # a supervisor that is started again is back by then
 SEATED = (WorkerPhase.MEMBER, WorkerPhase.LEFT)
@@ -30,20 +30,28 @@ Say = Callable[[str], None]
 
 def main() -> int:
     """Returns 0 whatever came of it: a hook that fails only makes Kubernetes log that it failed."""
+
+    def say(words: str) -> None:
+        print(f"leave: {words}", flush=True)
+
     try:
         pod = Pod.of(os.environ)
+        try:
+            pod.leaving_file.touch()
+        except OSError as error:
+            say(f"{error}: SIGTERM will begin anew")
         with ControlClient(
             address=pod.control_address, token=pod.token(names.CONTROL_TOKEN), timeout_ms=round(ANSWER_S * 1000)
         ) as client:
-            leave(client, pod, say=lambda words: print(f"leave: {words}", flush=True))
+            leave(client, pod, say=say)
     except (PodError, ControlError) as error:
-        print(f"leave: {error}", flush=True)
+        say(str(error))
     return 0
 
 
 def leave(client: ControlClient, pod: Pod, *, say: Say, now_s: Callable[[], float] = time.monotonic) -> bool:
     """Drain this pod's node and wait; whether no rank is on it any more. Raises ControlError when nobody answers in time."""
-    due_s = now_s() + max(0.0, pod.grace_s - MARGIN_S)
+    due_s = now_s() + max(0.0, pod.grace_s - LEAVE_MARGIN_S)
     heard_s = now_s()
     asked = False
     told = ""
@@ -58,7 +66,7 @@ def leave(client: ControlClient, pod: Pod, *, say: Say, now_s: Callable[[], floa
                 say(f"no node of job {pod.job} lives at {pod.address}: nothing to hand over")
                 return True
             if not asked:
-                why = "its pod is being deleted"
+                why = "its pod has to go"
                 say(f"draining node {node.node_id[:12]} ({pod.address})")
                 say(client.drain(pod.job, node_id=node.node_id, who=f"pod {pod.name}", why=why).reason)
                 asked = True

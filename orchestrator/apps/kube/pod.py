@@ -37,7 +37,9 @@ STOP_LIMIT_S: Final = 15.0  # from SIGTERM to SIGKILL of what we started
 EXIT_BUG: Final = 1  # exit codes of the programs in pods: a traceback stands above,
 EXIT_SETUP: Final = 2  # the pod is not set up as it must be,
 EXIT_NO_HEAD: Final = 3  # no head came,
-EXIT_RAY: Final = 4  # Ray ended though nobody asked for it
+EXIT_RAY: Final = 4  # Ray ended though nobody asked for it,
+EXIT_STOPPED: Final = 128 + signal.SIGTERM  # it was told to stop. No 0: Kueue never replaces a pod that has succeeded
+LEAVE_MARGIN_S: Final = 5.0  # of the grace period, from the end of handing over to the end of the pod
 _POLL_S: Final = 0.1
 
 # A raylet whose GCS is away ends itself after a minute by default, and its workers with it. Here the head's pod may have to be
@@ -105,6 +107,11 @@ class Pod:
         return f"{self.head}:{names.GCS_PORT}"
 
     @property
+    def leaving_file(self) -> Path:
+        """There once the preStop hook has begun to hand over what is here."""
+        return self.scratch / "leaving"
+
+    @property
     def control_address(self) -> str:
         """host:port of the supervisor's control API, by the head's Service."""
         return f"{self.head}:{names.CONTROL_PORT}"
@@ -139,10 +146,11 @@ class Pod:
 
 
 class Child:
-    """The child, and whether we were told to stop it. Made on the main thread, once."""
+    """The child, and whether we were told to stop it, once or again. Made on the main thread, once."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self.stopping = False
+        self.hurried = False
         self.code: int | None = None
         self._listen()
         self._process = subprocess.Popen(
@@ -155,6 +163,7 @@ class Child:
         signal.signal(signal.SIGINT, self._stop)
 
     def _stop(self, _number: int, _frame: FrameType | None) -> None:
+        self.hurried = self.stopping
         self.stopping = True  # and no word: a signal may come in the middle of one, and streams are not entered twice
 
     def lives(self) -> bool:

@@ -18,7 +18,7 @@ from orchestrator.adapters.kube.api import KubeApi, KubeError
 from orchestrator.adapters.kube.events import timestamp
 from orchestrator.adapters.kube.recorder import event_of
 from orchestrator.adapters.kube.resources import EVENTS, TRAINING_JOBS
-from orchestrator.adapters.kube.status import job_fields
+from orchestrator.adapters.kube.status import NOT_KNOWN, Scaling, job_fields
 from orchestrator.runtime.ports import Record
 from orchestrator.runtime.status_types import JobStatus
 
@@ -97,15 +97,36 @@ class StatusWriter:
         self._trouble = ""
         self.final = False  # the end of the job is written
 
-    def write(self, job: Object, status: JobStatus, *, decision: tuple[int, str], digest: str, pods: Mapping[str, str]) -> bool:
-        """Apply it where it differs from what is there, or is due; `pods`: name by IP. Whether it was applied now."""
+    def write(
+        self,
+        job: Object,
+        status: JobStatus,
+        *,
+        decision: tuple[int, str],
+        digest: str,
+        pods: Mapping[str, str],
+        scaling: Scaling = NOT_KNOWN,
+    ) -> bool:
+        """Apply it where it differs from what is there, or is due. Whether it was applied now.
+
+        `pods`: name by IP.
+        """
         now_s = self._now_s()
         if now_s < self._next_s:
             return False
         before = self._conditions or tuple((job.get("status") or {}).get("conditions") or ())
         generation = int(job["metadata"].get("generation") or 0)
         now = timestamp(datetime.now(UTC))
-        fields = job_fields(status, decision=decision, digest=digest, generation=generation, before=before, now=now, pods=pods)
+        fields = job_fields(
+            status,
+            decision=decision,
+            digest=digest,
+            generation=generation,
+            before=before,
+            now=now,
+            pods=pods,
+            scaling=scaling,
+        )
         overruled = (job.get("status") or {}).get("phase") != fields["phase"]  # the operator says so at a transition, once
         news = _news(fields)
         if news == self._written and not overruled and now_s < self._due_s:

@@ -23,10 +23,12 @@ from typing import Final
 from orchestrator.adapters.kube import names
 from orchestrator.adapters.kube.access import Options, connect
 from orchestrator.adapters.kube.api import KubeApi, KubeError
+from orchestrator.adapters.kube.desired import Newest
 from orchestrator.apps.operator.execute import carry_out
 from orchestrator.apps.operator.lease import CALL_S, Lease
-from orchestrator.apps.operator.observation import Served, observe, remember
+from orchestrator.apps.operator.observation import Served, observe, remember_made
 from orchestrator.apps.operator.reconcile import decide
+from orchestrator.apps.operator.removal import excuse
 from orchestrator.apps.operator.turns import Key, Turns
 from orchestrator.apps.operator.watching import watch
 from orchestrator.runtime.control import ControlError
@@ -46,7 +48,7 @@ class Operator:
         self._api = api
         self._namespace = namespace
         self._lease = lease
-        self._highest: dict[Key, dict[tuple[str, int], int]] = {}
+        self._highest: dict[Key, dict[tuple[str, int], Newest]] = {}
         self._served: Served | None = None
         self._served_until_s = 0.0
         self.turns = Turns(self._turn, may=lambda: lease.held)
@@ -90,18 +92,14 @@ class Operator:
             return None
         now = datetime.now(UTC)
         decision = decide(seen, now)
+        excuse(highest, seen, decision.actions)
         carry_out(
             self._api,
             seen.obj,
             decision,
             now=now,
             may=lambda: self._lease.held,
-            made=lambda labels: remember(
-                highest,
-                role=labels[names.LABEL_ROLE],
-                ordinal=int(labels[names.LABEL_ORDINAL]),
-                incarnation=int(labels[names.LABEL_INCARNATION]),
-            ),
+            made=lambda pod: remember_made(highest, pod, now=now),
         )
         return RESYNC_S if decision.again_s is None else min(RESYNC_S, decision.again_s)
 

@@ -7,14 +7,14 @@ Each action is asked for only while this operator is still the one that may act.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime
 
 from orchestrator.adapters.kube import names
 from orchestrator.adapters.kube.api import KubeApi, KubeError, Object
 from orchestrator.adapters.kube.events import event
 from orchestrator.adapters.kube.objects.support import token_secret
-from orchestrator.adapters.kube.resources import EVENTS, PODS, SECRETS, TRAINING_JOBS
+from orchestrator.adapters.kube.resources import EVENTS, PODS, RAY_CLUSTERS, SECRETS, TRAINING_JOBS
 from orchestrator.apps.operator.actions import (
     Action,
     Apply,
@@ -42,9 +42,9 @@ def carry_out(
     *,
     now: datetime,
     may: Callable[[], bool],
-    made: Callable[[Mapping[str, str]], None],
+    made: Callable[[Object], None],
 ) -> None:
-    """Do it, and tell `made` the labels of each new pod. Raises KubeError (some of it may be done), NotLeaderError."""
+    """Do it, and tell `made` each new pod. Raises KubeError (some of it may be done), NotLeaderError."""
     meta, draft = obj["metadata"], decision.draft
     refusal: KubeError | None = None
     for action in decision.actions:
@@ -53,13 +53,15 @@ def carry_out(
         try:
             _do(api, obj, action, now)
             if isinstance(action, Create) and action.resource is PODS:
-                made(action.obj["metadata"]["labels"])
+                made(action.obj)
         except KubeError as error:
             if isinstance(action, Say) and _for_good(error):
                 log.warning("%s/%s: the Event %s cannot be made: %s", meta["namespace"], meta["name"], action.reason, error)
                 continue  # the job does not depend on it
             if draft is None or not isinstance(action, MakeTokens | Create | Apply) or not _for_good(error):
                 raise
+            if action.resource is RAY_CLUSTERS:
+                draft.keep_settings()  # KubeRay has not got the new ones, and is asked again
             draft.refused(what=f"{action.resource.kind} {action.name}", reason=error.reason, message=error.message)
             refusal = error
             break

@@ -6,12 +6,13 @@ when to look. No Secret is ever read.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 
 from orchestrator.adapters.kube import names
 from orchestrator.adapters.kube.api import KubeApi, KubeError, Object
-from orchestrator.adapters.kube.desired import Highest
+from orchestrator.adapters.kube.desired import Highest, Newest
 from orchestrator.adapters.kube.gang import is_volcano
 from orchestrator.adapters.kube.objects.common import Target
 from orchestrator.adapters.kube.observed import PodFacts, made_by, moment, node_ready, owned_by, pod_facts
@@ -29,6 +30,7 @@ from orchestrator.adapters.kube.resources import (
     Resource,
 )
 from orchestrator.apps.operator.status import INVALID, Past
+from orchestrator.spec.edits import Edited, edited
 from orchestrator.spec.errors import SpecError
 from orchestrator.spec.kubernetes import Backend
 from orchestrator.spec.training_job import from_training_job
@@ -68,6 +70,7 @@ class Observed:
 
     obj: Object
     target: Target | Refusal
+    edited: Edited | None  # None: the job was not submitted yet
     suspend: bool
     pods: tuple[PodFacts, ...]
     highest: Highest
@@ -103,20 +106,42 @@ class Observed:
         return self.stuck(pod) or (pod.terminating and (pod.finished or not pod.node))
 
 
-def read_target(obj: Object) -> tuple[Target | Refusal, bool]:
-    """The job that a TrainingJob describes, or what is wrong with it; and whether it is to be suspended."""
-    suspend = bool((obj.get("spec") or {}).get("suspend", False))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What a TrainingJob asks for."""
+
+    target: Target | Refusal
+    edited: Edited | None
+    suspend: bool
+
+
+def read_spec(obj: Object) -> Reading:
+    """The job that a TrainingJob describes, or what is wrong with it. One that was submitted is that job, whatever was edited."""
+    past = Past.of(obj)
+    found: Edited | None = None
     try:
-        job, kubernetes, suspend = from_training_job(obj, begun=Past.of(obj).begun)
+        if past.submitted is not None:
+            with suppress(SpecError):  # another version of this program wrote it: the spec as it is now has to do
+                found = edited(obj, submitted=past.submitted, section=past.pod_settings)
+        job, kubernetes = (found.job, found.kubernetes) if found else from_training_job(obj, begun=past.begun)[:2]
     except SpecError as error:
-        return Refusal(INVALID, str(error)), suspend
+        return Reading(target=Refusal(INVALID, str(error)), edited=None, suspend=_suspend(obj))
     nodes = (obj["spec"].get("cluster") or {}).get("nodes", job.cluster.nodes)  # as it was scaled since it began
+    if past.nodes is not None and nodes == past.nodes_refused:
+        nodes = past.nodes
     job = replace(job, cluster=replace(job.cluster, nodes=int(nodes)))
     meta = obj["metadata"]
-    return Target(job=job, kubernetes=kubernetes, namespace=meta["namespace"], uid=meta["uid"]), suspend
+    target = Target(job=job, kubernetes=kubernetes, namespace=meta["namespace"], uid=meta["uid"])
+    return Reading(target=target, edited=found, suspend=_suspend(obj))
 
 
-def observe(api: KubeApi, *, namespace: str, name: str, served: Served, highest: dict[tuple[str, int], int]) -> Observed | None:
+def _suspend(obj: Object) -> bool:
+    return bool((obj.get("spec") or {}).get("suspend", False))
+
+
+def observe(
+    api: KubeApi, *, namespace: str, name: str, served: Served, highest: dict[tuple[str, int], Newest]
+) -> Observed | None:
     """Look at a job. None: there is no such TrainingJob. Raises KubeError.
 
     `highest` is brought up to date: it remembers pods that are gone, so that no name is used again while this operator lives.
@@ -125,7 +150,8 @@ def observe(api: KubeApi, *, namespace: str, name: str, served: Served, highest:
     if obj is None:
         return None
     uid = obj["metadata"]["uid"]
-    target, suspend = read_target(obj)
+    reading = read_spec(obj)
+    target = reading.target
     labels = f"{names.LABEL_JOB}={name}"
 
     def mine(resource: Resource) -> list[Object]:
@@ -146,17 +172,18 @@ def observe(api: KubeApi, *, namespace: str, name: str, served: Served, highest:
     # KubeRay's pods outlive their RayCluster for a while, and its uid is not known any more
     pods = tuple(pod_facts(pod) for pod in listed if owned_by(pod, uid) or made_by(pod, RAY_CLUSTERS.kind, name))
     for pod in pods:
-        remember(highest, role=pod.role, ordinal=pod.ordinal, incarnation=pod.incarnation)
+        remember(highest, pod)
     has_own = any(not pod.by_kuberay for pod in pods)  # and keeps to them
     if no_volcano:
-        target = Refusal("VolcanoForbidden", f"{no_volcano}; fix: kubectl apply -k manifests/overlays/volcano")
+        target = Refusal("VolcanoForbidden", f"{no_volcano}; {_component('volcano')}")
     elif no_kuberay and not has_own and isinstance(target, Target) and target.kubernetes.backend is not Backend.PODS:
-        target = Refusal("KubeRayForbidden", f"{no_kuberay}; fix: kubectl apply -k manifests/overlays/kuberay, or write pods")
+        target = Refusal("KubeRayForbidden", f"{no_kuberay}; {_component('kuberay')}, or write pods")
     going_on = {pod.node for pod in pods if pod.terminating and pod.node}
     return Observed(
         obj=obj,
         target=target,
-        suspend=suspend,
+        edited=reading.edited,
+        suspend=reading.suspend,
         pods=pods,
         highest=dict(highest),
         answering=frozenset(node for node in going_on if node_ready(api.get(NODES, node))),
@@ -169,9 +196,32 @@ def observe(api: KubeApi, *, namespace: str, name: str, served: Served, highest:
     )
 
 
-def remember(highest: dict[tuple[str, int], int], *, role: str, ordinal: int, incarnation: int) -> None:
-    """Note a pod that there is."""
-    highest[role, ordinal] = max(incarnation, highest.get((role, ordinal), 0))
+def _component(name: str) -> str:
+    """How the operator gets the rights of a component."""
+    where = "the kustomization that installed the operator (such as examples/kubernetes/install)"
+    return f"fix: add ../../../manifests/components/{name} to the components of {where}, and apply that again"
+
+
+def remember(highest: dict[tuple[str, int], Newest], pod: PodFacts, *, excused: bool = False) -> None:
+    """Note a pod that there is. `excused`: we ask it to go."""
+    newest = Newest(incarnation=pod.incarnation, failures=pod.failures, made=pod.created, excused=excused or pod.scheduled)
+    _note(highest, (pod.role, pod.ordinal), newest)
+
+
+def remember_made(highest: dict[tuple[str, int], Newest], pod: Object, *, now: datetime) -> None:
+    """Note a pod that we made just now: it may be gone before anybody sees it."""
+    labels, notes = pod["metadata"]["labels"], pod["metadata"].get("annotations") or {}
+    incarnation, failures = int(labels[names.LABEL_INCARNATION]), int(notes.get(names.NOTE_FAILURES, 0))
+    newest = Newest(incarnation=incarnation, failures=failures, made=now, excused=False)
+    _note(highest, (labels[names.LABEL_ROLE], int(labels[names.LABEL_ORDINAL])), newest)
+
+
+def _note(highest: dict[tuple[str, int], Newest], place: tuple[str, int], newest: Newest) -> None:
+    known = highest.get(place)
+    if known is None or newest.incarnation > known.incarnation:
+        highest[place] = newest
+    elif newest.incarnation == known.incarnation:
+        highest[place] = replace(newest, excused=newest.excused or known.excused)
 
 
 def leads_to(service: Object) -> int:

@@ -16,6 +16,7 @@ from orchestrator.adapters.kube.objects.common import Target, pod_limits
 from orchestrator.apps.operator import removal
 from orchestrator.apps.operator import status as st
 from orchestrator.apps.operator.actions import Decision, DeleteJob, DropTokens, Say, SetFinalizers
+from orchestrator.apps.operator.edits import say_edits
 from orchestrator.apps.operator.observation import Observed, Refusal, Served
 from orchestrator.apps.operator.running import head_serves, run
 from orchestrator.apps.operator.status import Draft, Past
@@ -37,6 +38,7 @@ def decide(seen: Observed, now: datetime) -> Decision:
         _leave(seen, decision, now - seen.leaving)
         return decision
     draft.count(seen.pods)
+    say_edits(seen, decision, draft)
     if past.over:
         _finish(seen, decision, draft, now)
         return decision

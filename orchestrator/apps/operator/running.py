@@ -1,12 +1,14 @@
 """What a job that runs needs: what surrounds its pods, the pods, and words on how they are.
 
 The first pods of a job are placed all or none: while they have never all had a node, they are given back after `gangTimeout`, and
-asked for again after a pause. Later losses are the supervisor's: what is lost is replaced, and the rest trains on.
+asked for again after a pause. Later losses are the supervisor's: what is lost is replaced, and the rest trains on. What a place
+waits for before it gets its next pod is said in `PodsReady`, and with an Event where somebody has to do something.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime
 
 from orchestrator.adapters.kube import names
@@ -17,13 +19,13 @@ from orchestrator.adapters.kube.kuberay import ray_cluster, sizes
 from orchestrator.adapters.kube.objects import support
 from orchestrator.adapters.kube.objects.common import Target
 from orchestrator.adapters.kube.objects.pods import head_pod, training_pod
-from orchestrator.adapters.kube.observed import PodFacts
+from orchestrator.adapters.kube.observed import KUEUE_MANAGED, PodFacts
 from orchestrator.adapters.kube.resources import CLAIMS, POD_GROUPS, PODS, RAY_CLUSTERS, SERVICES
 from orchestrator.apps.operator import removal
 from orchestrator.apps.operator import status as st
 from orchestrator.apps.operator.actions import Action, Apply, Create, Decision, Delete, MakeTokens, Say
 from orchestrator.apps.operator.observation import Observed
-from orchestrator.apps.operator.status import Draft
+from orchestrator.apps.operator.status import Draft, Past
 
 MAKE_MAX = 200  # pods in one turn, so that it ends soon enough to see that a large job was suspended or deleted meanwhile
 GANG_PAUSE_MAX_S = 300.0  # between giving the pods back and asking again; less where gangTimeout is less
@@ -40,12 +42,14 @@ def run(seen: Observed, decision: Decision, draft: Draft, target: Target, now: d
         cluster = target.job.cluster
         message = f"a head, {cluster.nodes} worker and {cluster.spares} spare pods are asked for"
         decision.actions.append(Say(reason="Accepted", message=message))
+    waits: list[str] = []
     if _gang(seen, decision, draft, target, now, anew=resumed):
         if seen.by_kuberay:
-            decision.actions += [*_surroundings(seen, target, head=None), *_by_kuberay(seen, target)]
+            renew = draft.fields.get(st.POD_SETTINGS) != past.pod_settings
+            decision.actions += [*_surroundings(seen, target, head=None), *_by_kuberay(seen, target, past, renew=renew)]
         else:
-            _pods(seen, decision, target, now)
-    _say_how_it_is(seen, decision, draft, target)
+            waits = _pods(seen, decision, draft, target, now)
+    _say_how_it_is(seen, decision, draft, target, waits)
 
 
 def head_serves(seen: Observed) -> bool:
@@ -78,19 +82,23 @@ def _surroundings(seen: Observed, target: Target, *, head: int | None) -> Iterat
             yield Apply(POD_GROUPS, group)
 
 
-def _pods(seen: Observed, decision: Decision, target: Target, now: datetime) -> None:
-    """The head, workers, and then spares: a spare goes where it is not beside a worker, as far as there is such a place."""
+def _pods(seen: Observed, decision: Decision, draft: Draft, target: Target, now: datetime) -> list[str]:
+    """The head, workers, and then spares: a spare goes where it is not beside a worker, as far as there is such a place.
+
+    Workers that the job has become too small for go when the supervisor has agreed to do without them. Returns what places
+    without a pod wait for.
+    """
     cluster = target.job.cluster
     head = staff_head(seen.pods, answering=seen.answering, highest=seen.highest, now=now)
     heads = [new.incarnation for new in head.make] or [p.incarnation for p in seen.pods if p.role == names.HEAD]
-    decision.actions += _surroundings(seen, target, head=max(heads))
+    decision.actions += _surroundings(seen, target, head=max(heads or [seen.highest[names.HEAD, 0].incarnation]))
     staffings: list[Staffing] = [
         head,
         staff(seen.pods, role=names.WORKER, count=cluster.nodes, highest=seen.highest, now=now),
         staff(seen.pods, role=names.SPARE, count=cluster.spares, highest=seen.highest, now=now),
     ]
     for staffing in staffings:  # first, for a quota may have no room for others beside them
-        if staffing.surplus:
+        if staffing.surplus and not _waits_for_fewer(target, draft.past):
             gone = ", ".join(pod.name for pod in staffing.surplus)
             decision.actions += [_delete(pod) for pod in staffing.surplus]
             decision.actions.append(Say(reason="ScaledDown", message=f"the job has become smaller: {gone} can go"))
@@ -99,14 +107,53 @@ def _pods(seen: Observed, decision: Decision, target: Target, now: datetime) -> 
     for new in wanted[:MAKE_MAX]:
         pod = _made(target, new)
         decision.actions.append(Create(PODS, pod))
-        if new.after is not None:
-            why = new.after.end or ("it is being deleted" if new.after.terminating else "it ended")
-            message = f"{pod['metadata']['name']} takes the place of {new.after.name}: {why}"
-            decision.actions.append(Say(reason="PodReplaced", message=message, warning=new.after.finished))
+        if new.unplaced:
+            message = f"{pod['metadata']['name']} takes the place of {_unplaced(target, new)}"
+            decision.actions.append(Say(reason="PodReplaced", message=message, warning=True))
+        elif new.after is not None:
+            message = f"{pod['metadata']['name']} takes the place of {new.after.name}: {_why(new.after)}"
+            failed = new.after.finished and not new.after.terminating
+            decision.actions.append(Say(reason="PodReplaced", message=message, warning=failed))
     if len(wanted) > MAKE_MAX:
         decision.look_again(0.0)
     else:
         decision.actions += [_delete(pod) for staffing in staffings for pod in staffing.remove]
+    kept = [_counted(seen, target, pod) for staffing in staffings for pod in staffing.counted]
+    kept.sort(key=lambda told: not told[1])  # first what somebody has to mend
+    for words, fix in kept[:1]:
+        if fix and words not in draft.past.conditions.get(st.PODS_READY, {}).get("message", ""):
+            decision.actions.append(Say(reason="ReplacementWaits", message=words + fix, warning=True))
+    later = [f"{_unplaced(target, new)}: the next is made after a pause" for staffing in staffings for new in staffing.later]
+    return [*(words + fix for words, fix in kept), *later]
+
+
+def _why(pod: PodFacts) -> str:
+    """Why another takes its place."""
+    if pod.terminating:
+        return "it is being deleted" + (f" ({pod.end})" if pod.end else "")
+    return pod.end or "it ended"
+
+
+def _unplaced(target: Target, new: NewPod) -> str:
+    """The pod before it, which others deleted before it had a node."""
+    name = names.pod_name(target.name, role=new.role, ordinal=new.ordinal, incarnation=new.incarnation - 1)
+    words = f"{name}, which was deleted before it had a node"
+    words += f" ({new.failures} times in a row)" if new.failures > 1 else ""
+    if target.kubernetes.queue is not None:
+        words += ", as Kueue does with more pods than the job was admitted with (then suspend and resume it)"
+    return words
+
+
+def _counted(seen: Observed, target: Target, pod: PodFacts) -> tuple[str, str]:
+    """Why Kueue keeps a pod's place, and what to do about it; nothing while the pod is about to end."""
+    if pod.finished:
+        fix = f"kubectl -n {target.namespace} delete pod {pod.name} --wait=false, and remove its finalizer {KUEUE_MANAGED}"
+        return f"{pod.name} ended without an error, and Kueue gives its place to no other", f"; fix: {fix}"
+    words = f"{pod.name} is being deleted, and Kueue keeps its place until it has failed"
+    if not seen.stuck(pod):
+        return words, ""
+    fix = f"kubectl taint node {pod.node} node.kubernetes.io/out-of-service=nodeshutdown:NoExecute, once its machine is off"
+    return f"{words}, but its node {pod.node} does not answer", f"; fix: {fix}, or delete the Node"
 
 
 def _delete(pod: PodFacts) -> Delete:
@@ -119,12 +166,20 @@ def _made(target: Target, new: NewPod) -> Object:
     return training_pod(target, role=new.role, ordinal=new.ordinal, incarnation=new.incarnation, failures=new.failures)
 
 
-def _by_kuberay(seen: Observed, target: Target) -> Iterator[Action]:
+def _waits_for_fewer(target: Target, past: Past) -> bool:
+    """Whether the supervisor trains on more nodes than are asked for, and has not agreed to fewer yet."""
+    return past.nodes is not None and past.nodes > target.job.cluster.nodes
+
+
+def _by_kuberay(seen: Observed, target: Target, past: Past, *, renew: bool) -> Iterator[Action]:
+    """The RayCluster; `renew`: what it makes pods of has changed."""
+    if seen.ray_cluster is not None and past.nodes is not None and _waits_for_fewer(target, past):
+        target = replace(target, job=replace(target.job, cluster=replace(target.job.cluster, nodes=past.nodes)))
     cluster = target.job.cluster
     if seen.ray_cluster is None:
         if all(seen.inert(pod) for pod in seen.pods):  # else a second head beside one that may still write to the volume
             yield Apply(RAY_CLUSTERS, ray_cluster(target))
-    elif sizes(seen.ray_cluster) != {names.WORKER: cluster.nodes, names.SPARE: cluster.spares}:
+    elif renew or sizes(seen.ray_cluster) != {names.WORKER: cluster.nodes, names.SPARE: cluster.spares}:
         yield Apply(RAY_CLUSTERS, ray_cluster(target))
     for pod in seen.pods:
         if seen.stuck(pod):  # KubeRay would wait for it for ever
@@ -176,12 +231,13 @@ def _placed(seen: Observed) -> int:
 # ---- words
 
 
-def _say_how_it_is(seen: Observed, decision: Decision, draft: Draft, target: Target) -> None:
+def _say_how_it_is(seen: Observed, decision: Decision, draft: Draft, target: Target, awaited: list[str]) -> None:
     past, cluster = draft.past, target.job.cluster
     live = [pod for pod in seen.pods if pod.live]
     ready = sum(pod.ready for pod in live)
     ended = [f"{pod.name}: {pod.end}" for pod in seen.pods if pod.finished and not pod.terminating and pod.end]
-    trouble = next((f"{pod.name}: {pod.trouble}" for pod in live if pod.trouble), "") or next(iter(ended), "")
+    awaited = [f"{awaited[0]} (and {len(awaited) - 1} more wait)"] if len(awaited) > 1 else awaited
+    trouble = next(iter([*awaited, *(f"{pod.name}: {pod.trouble}" for pod in live if pod.trouble), *ended]), "")
     message = f"{ready} of {1 + cluster.nodes + cluster.spares} pods are ready" + (f"; {trouble}" if trouble else "")
     all_ready = ready >= 1 + cluster.nodes + cluster.spares
     draft.condition(st.PODS_READY, "True" if all_ready else "False", "Ready" if all_ready else "Waiting", message)

@@ -16,6 +16,7 @@ from orchestrator.adapters.kube.api import Object
 from orchestrator.adapters.kube.events import timestamp
 from orchestrator.adapters.kube.objects.common import worker_selector
 from orchestrator.adapters.kube.observed import PodFacts, conditions_of, moment, phase_managers
+from orchestrator.adapters.kube.refusals import ACCOUNTS_FIX
 
 TERMINAL: Final = ("Succeeded", "Failed", "Cancelled")
 ACCEPTED: Final = "Accepted"
@@ -23,13 +24,16 @@ PODS_READY: Final = "PodsReady"
 HEAD_READY: Final = "HeadReady"
 SUSPENDED: Final = "Suspended"
 PLACED: Final = "Placed"
+APPLIED: Final = "SpecApplied"  # whether the job runs as its spec says now; there once the job was submitted
 FAILED: Final = "Failed"  # the agent's, but for a deadline
 CHECKPOINTED: Final = "Checkpointed"  # the agent's
 DEADLINE: Final = "DeadlineExceeded"
 INVALID: Final = "InvalidSpec"
 HEAD_LOST: Final = "HeadLost"
 GANG_TIMEOUT: Final = "GangTimeout"
-OWN: Final = (ACCEPTED, PODS_READY, HEAD_READY, SUSPENDED, PLACED)
+OWN: Final = (ACCEPTED, PODS_READY, HEAD_READY, SUSPENDED, PLACED, APPLIED)
+POD_SETTINGS: Final = "podSettings"
+LAPSING: Final = ("startTime", "completionTime", POD_SETTINGS)  # fields that are taken away where a turn does not say them
 MESSAGE_CHARS_MAX: Final = 2_000
 
 
@@ -44,6 +48,10 @@ class Past:
     start: datetime | None
     completion: datetime | None
     conditions: dict[str, Object]
+    nodes: int | None  # that the supervisor trains on, as the agent says
+    nodes_refused: int | None  # that it was asked for and refused
+    submitted: Object | None  # the spec that the agent submitted
+    pod_settings: Object | None  # of the spec, as they could be read last; None: as submitted
     name: str  # the job's
     generation: int
 
@@ -59,6 +67,10 @@ class Past:
             start=moment(status.get("startTime")),
             completion=moment(status.get("completionTime")),
             conditions=dict(conditions_of(obj)),
+            nodes=status.get("nodes"),
+            nodes_refused=status.get("nodesRefused"),
+            submitted=status.get("submitted"),
+            pod_settings=status.get(POD_SETTINGS),
             name=obj["metadata"]["name"],
             generation=int(obj["metadata"].get("generation") or 0),
         )
@@ -123,6 +135,18 @@ class Draft:
         if self.past.phase and not self.past.phase_is_agents:
             self.fields |= {"phase": self.past.phase, "reason": self.past.reason, "message": self.past.message}
 
+    def keep_edits(self) -> None:
+        """Go on saying what was edited since the job was submitted."""
+        if APPLIED in self.past.conditions:
+            self.conditions[APPLIED] = self.past.conditions[APPLIED]
+        self.keep_settings()
+
+    def keep_settings(self) -> None:
+        """Go on saying which settings of pods are in force."""
+        self.fields.pop(POD_SETTINGS, None)
+        if self.past.pod_settings is not None:
+            self.fields[POD_SETTINGS] = self.past.pod_settings
+
     def keep_rest(self) -> None:
         """Go on saying all that this turn says nothing about."""
         for name in OWN:
@@ -146,7 +170,7 @@ class Draft:
     def refused(self, *, what: str, reason: str, message: str) -> None:
         """The API server did not take an object of the job."""
         if "serviceaccount" in message.lower() and "not found" in message.lower():
-            reason, fix = "ServiceAccountMissing", "; fix: kubectl apply -k manifests/namespace, for this namespace"
+            reason, fix = "ServiceAccountMissing", f"; fix: {ACCOUNTS_FIX}"
         elif "exceeded quota" in message:
             reason, fix = "QuotaExceeded", "; fix: a larger ResourceQuota, or a smaller job"
         else:
@@ -168,7 +192,7 @@ class Draft:
         del content["conditions"]
         if any(status.get(key) != value for key, value in content.items()):
             return True
-        if any(key in status and key not in content for key in ("startTime", "completionTime")):
+        if any(key in status and key not in content for key in LAPSING):
             return True
         there = conditions_of(obj)
         return any(there.get(name) != condition for name, condition in self.conditions.items()) or any(

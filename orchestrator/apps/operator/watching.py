@@ -141,5 +141,8 @@ def _news(body: kopf.Body) -> object:
         meta.get("deletionTimestamp"),
         tuple(meta.get("finalizers") or ()),
         status.get("phase"),
+        "submitted" in status,
+        status.get("nodes"),
+        status.get("nodesRefused"),
         tuple(told),
     )

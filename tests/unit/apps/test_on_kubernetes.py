@@ -62,6 +62,21 @@ def test_the_place_may_be_set_once_for_all(tmp_path: Path, monkeypatch: pytest.M
     assert "there is no kubeconfig at /none" in cli("list", "--kubeconfig", "/none", home=tmp_path).stderr
 
 
+@pytest.mark.parametrize(
+    "typed", [("drain", "j", "n"), ("explain", "3"), ("replace", "j", "--rank", "1"), ("checkpoint", "now", "j")]
+)
+def test_a_command_that_asks_a_supervisor_says_that_it_finds_none_in_clusters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("ORCHESTRATOR_ON", "kubernetes")
+    result = cli(*typed, home=tmp_path)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "kubectl drain" in result.stderr
+    monkeypatch.delenv("ORCHESTRATOR_ON")
+    result = cli(*typed, home=tmp_path)
+    assert (result.exit_code, "kubectl" in result.stderr) == (3, False)
+
+
 def test_without_the_client_the_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orchestrator.apps.cli.options.find_spec", lambda _: None)
     result = cli("list", "--on", "kubernetes", home=tmp_path)

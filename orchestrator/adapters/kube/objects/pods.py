@@ -33,6 +33,7 @@ AGENT_SILENCE_S: Final = 60
 API_TOKEN_PATH: Final = "/var/run/secrets/kubernetes.io/serviceaccount"  # where every client library looks
 API_TOKEN_S: Final = 3600  # kubelets renew it long before
 PROBE_FAILURES: Final = 3
+HOST: Final = "kubernetes.io/hostname"
 
 
 def head_pod(target: Target, *, incarnation: int, failures: int = 0) -> Object:
@@ -101,10 +102,11 @@ def training_pod_spec(target: Target, *, role: str) -> Object:
         "topologySpreadConstraints": [
             {
                 "maxSkew": 1,
-                "topologyKey": target.kubernetes.topology_key,
+                "topologyKey": key,
                 "whenUnsatisfiable": "ScheduleAnyway",
                 "labelSelector": training_selector(target.name),
             }
+            for key in dict.fromkeys((target.kubernetes.topology_key, HOST))  # over zones, and within them over hosts
         ],
     }
     priority = asked.priority_class
@@ -128,7 +130,7 @@ def _pod(target: Target, spec: Object, *, role: str, ordinal: int, incarnation: 
         names.LABEL_INCARNATION: str(incarnation),
     }
     name = names.pod_name(target.name, role=role, ordinal=ordinal, incarnation=incarnation)
-    annotations = gang.pod_annotations(target) | ({names.NOTE_FAILURES: str(failures)} if failures else {})
+    annotations = gang.pod_annotations(target, role=role) | ({names.NOTE_FAILURES: str(failures)} if failures else {})
     return {
         "apiVersion": "v1",
         "kind": "Pod",

@@ -13,6 +13,7 @@ from orchestrator.adapters.kube.access import Access, Options, connect
 from orchestrator.adapters.kube.follow import Changed, Listed, Patience, Removed, Trouble
 from orchestrator.adapters.kube.resources import MERGE
 from orchestrator.adapters.kube.seen import JobSeen, Phase, job_path, job_seen, of_job, pods_path
+from orchestrator.adapters.kube.status import SCALED
 from orchestrator.adapters.kube.streams import Streams
 from orchestrator.apps.cli.base import CliError, Code, data_json, say
 from orchestrator.apps.cli.kube.found import job_at
@@ -21,10 +22,15 @@ from orchestrator.apps.cli.kube.progress import Progress
 from orchestrator.apps.cli.kube.stay import Watcher, stay
 from orchestrator.apps.cli.kube.words import command, phase_text
 from orchestrator.core.timeouts import derive
+from orchestrator.runtime.control import NotPossibleError
 
 MANAGER = "orchestrator"  # field manager of what people do with this program
 
 Judge = Callable[[JobSeen], str]  # what is to be told once it is so; empty before
+
+
+def _never(_: JobSeen) -> str:
+    return ""
 
 
 def suspend(there: Options, job: str, *, wanted: bool, stay: bool, as_json: bool) -> None:
@@ -66,7 +72,11 @@ def scale(there: Options, job: str, *, nodes: int, stay: bool, as_json: bool) ->
         placed = now.observed_generation >= seen.generation and (now.ready or 0) >= nodes and (now.epoch or 0) > epoch
         return f"job {now.name} trains on {nodes} nodes, {now.ranks or 0} ranks" if trains and placed else ""
 
-    _finish(access, there, seen, judge, stays=stay, as_json=as_json)
+    def refused(now: JobSeen) -> str:
+        said = (c for c in now.conditions if c.type == SCALED and c.status == "False" and c.generation >= seen.generation)
+        return next((f"job {now.name} does not train on {nodes} nodes: {c.message}" for c in said), "")
+
+    _finish(access, there, seen, judge, refused, stays=stay, as_json=as_json)
 
 
 def down(there: Options, job: str, *, stay: bool, as_json: bool) -> None:
@@ -100,21 +110,23 @@ def _patch(access: Access, job: JobSeen, spec: dict[str, Any]) -> JobSeen:
     return job_seen(access.call("PATCH", path, query={"fieldManager": MANAGER}, body=body, content_type=MERGE))
 
 
-def _finish(access: Access, there: Options, job: JobSeen, judge: Judge, *, stays: bool, as_json: bool) -> None:
-    """With `stays` wait for what comes of it; tell it."""
-    done = _wait(access, there, job, judge) if stays else ""
+def _finish(
+    access: Access, there: Options, job: JobSeen, judge: Judge, refused: Judge = _never, *, stays: bool, as_json: bool
+) -> None:
+    """With `stays` wait for what comes of it, or until it is `refused`; tell it."""
+    done = _wait(access, there, job, judge, refused) if stays else ""
     if as_json:
         data_json({"job": job.name, "namespace": job.namespace, "generation": job.generation, "done": done})
     else:
         say(done or f"see: {command('status -w', job.name, there, namespace=job.namespace)}")
 
 
-def _wait(access: Access, there: Options, job: JobSeen, judge: Judge) -> str:
+def _wait(access: Access, there: Options, job: JobSeen, judge: Judge, refused: Judge) -> str:
     progress, reminder = Progress(), Reminder(access, generation=job.generation)
     watcher = Watcher(
         on_job=progress.job,
         on_idle=reminder.look,
-        enough=lambda now: bool(judge(now)) or now.phase.terminal or now.leaving,
+        enough=lambda now: bool(judge(now) or refused(now)) or now.phase.terminal or now.leaving,
     )
     try:
         last = stay(access, job, watcher, events=False)
@@ -123,6 +135,8 @@ def _wait(access: Access, there: Options, job: JobSeen, judge: Judge) -> str:
         raise CliError(f"not waiting any longer; what was asked for goes on, see: {see}", Code.INTERRUPTED) from None
     if last is None:
         raise CliError(f"job {job.name} was deleted before that was done", Code.INFRA)
+    if why := refused(last):
+        raise NotPossibleError(why)
     if not (told := judge(last)):
         raise CliError(f"job {job.name} is {phase_text(last)} before that was done", Code.INFRA)
     return told

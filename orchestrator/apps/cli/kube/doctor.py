@@ -12,7 +12,7 @@ from typing import Any
 
 from orchestrator.adapters.kube import names
 from orchestrator.adapters.kube.access import Access, Options, connect
-from orchestrator.adapters.kube.refusals import ForbiddenError, crd_missing
+from orchestrator.adapters.kube.refusals import ACCOUNTS_FIX, ForbiddenError, crd_missing
 from orchestrator.adapters.kube.resources import (
     BUDGETS,
     BUDGETS_BETA,
@@ -24,18 +24,19 @@ from orchestrator.adapters.kube.resources import (
     STORAGE_CLASSES,
     TRAINING_JOBS,
 )
-from orchestrator.apps.cli.kube.found import ACCOUNTS_FIX, Presence, check_namespace, missing_accounts, operator, serves
+from orchestrator.apps.cli.kube.found import Presence, check_namespace, missing_accounts, operator, serves
 from orchestrator.apps.cli.measure import Check, Level
 from orchestrator.runtime.control import ControlError, NotFoundError, UnreachableError
 
 OLDEST = (1, 20)
 CRD_FIX = "kubectl apply --server-side -k manifests/crd"
 DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
+CHANGING = frozenset({"create", "patch", "delete"})
 RIGHTS = (  # what the commands do in the namespace: group, resource, verbs, and which commands fail without
     (names.GROUP, names.PLURAL, ("get", "list", "watch"), "status, logs, events"),
     (names.GROUP, names.PLURAL, ("create", "patch", "delete"), "launch, scale, suspend, down"),
     ("", "events", ("list", "watch"), "events"),
-    ("", "pods", ("list",), "logs"),
+    ("", "pods", ("list", "watch"), "logs, down"),
     ("", "pods/log", ("get",), "logs"),
 )
 
@@ -139,7 +140,7 @@ def _namespace(access: Access) -> list[Check]:
 
 def _rights(access: Access) -> list[Check]:
     """By a SelfSubjectAccessReview for each verb that the commands use."""
-    lacking, hurt = [], []
+    lacking, hurt, level = [], [], Level.WARN  # who only looks on is well with the rights to look
     for group, resource, verbs, commands in RIGHTS:
         plural, _, sub = resource.partition("/")
         missing = []
@@ -151,13 +152,14 @@ def _rights(access: Access) -> list[Check]:
         if missing:
             lacking.append(f"{'/'.join(missing)} {resource}")
             hurt.append(commands)
+            level = level if CHANGING.issuperset(missing) else Level.FAIL
     if not lacking:
         return [Check("rights", Level.OK, f"all that the commands need in namespace {access.namespace}")]
     fix = (
         f"without it these do not work: {', '.join(dict.fromkeys(', '.join(hurt).split(', ')))}; somebody who may gives you a"
         f" RoleBinding to the ClusterRole `edit` (to look only: `view`) in namespace {access.namespace}"
     )
-    return [Check("rights", Level.FAIL, f"you may not {', '.join(lacking)}", fix)]
+    return [Check("rights", level, f"you may not {', '.join(lacking)}", fix)]
 
 
 def _neighbours(access: Access) -> list[Check]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from orchestrator.adapters.kube import names
 from orchestrator.adapters.kube.access import Access
-from orchestrator.adapters.kube.refusals import INSTALL, ForbiddenError, crd_missing
+from orchestrator.adapters.kube.refusals import ACCOUNTS_FIX, INSTALL, ForbiddenError, crd_missing
 from orchestrator.adapters.kube.resources import ACCOUNTS, LEASES, NAMESPACES, TRAINING_JOBS, Resource
 from orchestrator.adapters.kube.seen import JobSeen, job_path, job_seen, seconds
 from orchestrator.apps.cli.base import CliError, Code
@@ -20,13 +20,16 @@ from orchestrator.apps.units import duration
 from orchestrator.runtime.control import NotFoundError
 
 STALE_LEASES = 3  # lease durations without a renewal; clocks differ, and an operator may be changing places
-ACCOUNTS_FIX = "kubectl apply --server-side -k manifests/namespace; for another namespace see examples/kubernetes/team-namespace"
 
 
 def job_at(access: Access, name: str) -> JobSeen:
     """The job of this name, or the only one when there is no name. Raises ControlError, CliError."""
     if name:
-        return job_seen(access.get(job_path(access.namespace, name)))
+        try:
+            return job_seen(access.get(job_path(access.namespace, name)))
+        except NotFoundError:
+            check_namespace(access, access.namespace)
+            raise
     found = jobs_in(access)
     if len(found) == 1:
         return found[0]

@@ -1,7 +1,8 @@
-"""launch --on kubernetes: a job file becomes a TrainingJob, by server-side apply; with --wait it is followed to its end.
+"""launch --on kubernetes: a job file becomes a TrainingJob; with --wait it is followed to its end.
 
 The file is judged here first, so that most mistakes need no cluster. What the API server finds beyond that is shown at its place
-in the file, too. A job that is there already is never changed by a launch.
+in the file, too: by server-side apply as a dry run, for a POST would drop the keys that its schema lacks. The POST that follows
+makes a job or none, so one that is there already is never changed by a launch, also not by two at once.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import yaml
 from orchestrator.adapters.kube import names
 from orchestrator.adapters.kube.access import Access, Options, connect
 from orchestrator.adapters.kube.refusals import InvalidError
-from orchestrator.adapters.kube.resources import APPLY
+from orchestrator.adapters.kube.resources import APPLY, JSON
 from orchestrator.adapters.kube.seen import JobSeen, job_path, job_seen
 from orchestrator.apps.cli.base import CliError, Code, complain, data, data_json, say
 from orchestrator.apps.cli.jobs import DryRun
@@ -37,7 +38,7 @@ from orchestrator.apps.cli.kube.words import code_of, command, phase_text, statu
 from orchestrator.runtime.control import NotFoundError, NotPossibleError
 from orchestrator.spec.errors import SpecError
 from orchestrator.spec.reading import text_of
-from orchestrator.spec.training_job import refused_by_server, training_job
+from orchestrator.spec.training_job import from_training_job, refused_by_server, training_job
 
 Object = dict[str, Any]
 
@@ -54,7 +55,7 @@ def launch(there: Options, file: Path, *, name: str, image: str, dry_run: DryRun
     namespace = str(manifest["metadata"].setdefault("namespace", access.namespace))
     _check(access, namespace, only_say=dry_run is not None)
     if dry_run:
-        _show(_apply(access, manifest, text=text, file=file, dry=True), as_json=as_json)
+        _show(_applied_dry(access, manifest, text=text, file=file), as_json=as_json)
         return
     made = _made(access, manifest, text=text, file=file)
     found = operator(access)
@@ -102,24 +103,26 @@ def _check(access: Access, namespace: str, *, only_say: bool) -> None:
 
 def _made(access: Access, manifest: Object, *, text: str, file: Path) -> JobSeen:
     """The job as it is stored now. Raises NotPossibleError where another one has its name."""
-    meta = manifest["metadata"]
-    before = _existing(access, namespace=meta["namespace"], name=meta["name"])
-    if before is None:
-        made = job_seen(_apply(access, manifest, text=text, file=file, dry=False))
-        say(f"{names.KIND} {made.name} is made in namespace {made.namespace} at {access.server}")
-        return made
+    found = _existing(access, manifest)
+    if found is None:
+        try:
+            _applied_dry(access, manifest, text=text, file=file)
+            made = job_seen(_created(access, manifest, text=text, file=file))
+        except NotPossibleError:
+            found = _existing(access, manifest)  # somebody was quicker
+            if found is None:
+                raise
+        else:
+            say(f"{names.KIND} {made.name} is made in namespace {made.namespace} at {access.server}")
+            return made
+    before = job_seen(found)
     end = f"`orchestrator down {before.name} --on kubernetes -n {before.namespace} --wait`"
     if before.phase.terminal or before.leaving:
         raise NotPossibleError(
             f"job {before.name} is there already in namespace {before.namespace}: {phase_text(before)};"
             f" fix: delete it with {end}, or give another name with --name"
         )
-    try:
-        would_be = job_seen(_apply(access, manifest, text=text, file=file, dry=True))
-        same = would_be.generation == before.generation
-    except NotPossibleError:  # others have set fields of it otherwise
-        same = False
-    if not same:
+    if not _same(manifest, found):
         raise NotPossibleError(
             f"job {before.name} is there already in namespace {before.namespace}, with another content ({phase_text(before)});"
             f" fix: give another name with --name, or delete it with {end}; nodes are changed by `orchestrator scale`"
@@ -128,20 +131,37 @@ def _made(access: Access, manifest: Object, *, text: str, file: Path) -> JobSeen
     return before
 
 
-def _existing(access: Access, *, namespace: str, name: str) -> JobSeen | None:
+def _existing(access: Access, manifest: Object) -> Object | None:
     try:
-        return job_seen(access.get(job_path(namespace, name)))
+        found: Object = access.get(job_path(manifest["metadata"]["namespace"], manifest["metadata"]["name"]))
     except NotFoundError:
         return None
+    return found
 
 
-def _apply(access: Access, manifest: Object, *, text: str, file: Path, dry: bool) -> Object:
-    """The object as the API server stores it. Raises ControlError, and CliError with the causes at their places in the file."""
-    meta = manifest["metadata"]
-    path = job_path(meta["namespace"], meta["name"])
-    query = {"fieldManager": MANAGER} | ({"dryRun": "All"} if dry else {})
+def _same(manifest: Object, found: Object) -> bool:
+    """Whether both are read as one job, whatever each leaves out or writes otherwise."""
     try:
-        made: Object = access.call("PATCH", path, query=query, body=manifest, content_type=APPLY)
+        return from_training_job(manifest) == from_training_job(found)
+    except SpecError:  # it was changed since, or made by others
+        return False
+
+
+def _applied_dry(access: Access, manifest: Object, *, text: str, file: Path) -> Object:
+    """The object as the API server would store it. Raises ControlError; CliError with the causes at their places in the file."""
+    path = job_path(manifest["metadata"]["namespace"], manifest["metadata"]["name"])
+    return _asked(access, "PATCH", path, manifest, text=text, file=file, dryRun="All")
+
+
+def _created(access: Access, manifest: Object, *, text: str, file: Path) -> Object:
+    """The object as it is stored. Raises the same, and NotPossibleError where there is one of its name."""
+    return _asked(access, "POST", job_path(manifest["metadata"]["namespace"]), manifest, text=text, file=file)
+
+
+def _asked(access: Access, method: str, path: str, manifest: Object, *, text: str, file: Path, **query: str) -> Object:
+    sent = APPLY if method == "PATCH" else JSON
+    try:
+        made: Object = access.call(method, path, query={"fieldManager": MANAGER, **query}, body=manifest, content_type=sent)
     except InvalidError as error:
         raise CliError(_placed(error, text=text, file=file), Code.INPUT) from None
     return made

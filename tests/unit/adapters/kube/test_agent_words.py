@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from orchestrator.adapters.kube.recorder import event_of, is_warning, reason_of
-from orchestrator.adapters.kube.status import job_fields, last_told, parked, phase_of
+from orchestrator.adapters.kube.status import Scaling, job_fields, last_told, parked, phase_of
 from orchestrator.adapters.kube.status import reason_of as status_reason
+from orchestrator.apps.operator.status import POD_SETTINGS
 from orchestrator.core.supervisor import events as ev
 from orchestrator.core.supervisor.commands import Command, EndJob, FenceEpoch, KillWorker
 from orchestrator.core.supervisor.state import ChangeKind, CheckpointRef, JobPhase, Outcome, WorkerPhase
@@ -120,6 +121,18 @@ def test_each_rank_has_the_pod_that_has_its_nodes_address() -> None:
     assert "seats" not in fields(replace(seated, plan=replace(PLAN, ranks=5_000)))
 
 
+def test_a_scale_that_is_refused_is_a_condition_until_the_job_is_over() -> None:
+    refused = Scaling(nodes=2, refused=9, why="scale refused: why")
+    made = fields(scaling=refused)
+    assert (made["nodes"], made["nodesRefused"]) == (2, 9)
+    (said,) = [c for c in made["conditions"] if c["type"] == "Scaled"]
+    assert (said["status"], said["reason"], said["observedGeneration"]) == ("False", "Refused", 3)
+    assert said["message"] == "scale refused: why; the job goes on as before; fix: ask for another number of nodes"
+    over = replace(STATUS, phase=JobPhase.SUCCEEDED, outcome=Outcome.COMPLETED)
+    for without in (fields(), fields(scaling=Scaling(nodes=2)), fields(over, scaling=refused)):
+        assert "Scaled" not in {c["type"] for c in without["conditions"]}
+
+
 def test_the_crd_knows_every_field_that_is_written() -> None:
     import yaml
 
@@ -127,7 +140,7 @@ def test_the_crd_knows_every_field_that_is_written() -> None:
 
     crd = yaml.safe_load((ROOT / "manifests" / "crd" / "trainingjobs.yaml").read_text())
     known = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]["properties"]
-    assert {*fields(digest="d"), "lastReport"} <= known.keys()
+    assert {*fields(digest="d", scaling=Scaling(nodes=2, refused=9)), "lastReport", "submitted", POD_SETTINGS} <= known.keys()
 
 
 def test_conditions_keep_the_time_of_their_last_change() -> None:
@@ -162,8 +175,12 @@ def test_a_suspended_job_has_given_its_machines_back_only_when_no_worker_is_aliv
     leaving = replace(asked, phase=JobPhase.WAITING)
     gone = replace(leaving, workers=(ENDED,))
     assert [parked(s) for s in (STATUS, asked, leaving, gone, replace(gone, suspended=""))] == [False, False, False, True, False]
-    made = {c["type"]: c["status"] for c in fields(gone)["conditions"]}
-    assert made["Checkpointed"] == "True"
+    made = {c["type"]: c for c in fields(gone)["conditions"]}["Checkpointed"]
+    assert (made["status"], made["reason"]) == ("True", "ParkedUnsaved")
+    assert "2 step(s) are in no checkpoint" in made["message"]
+    saved = replace(gone, checkpoint=CheckpointRef(gone.step, "/c/1", "d"))
+    made = {c["type"]: c for c in fields(saved)["conditions"]}["Checkpointed"]
+    assert (made["status"], made["reason"]) == ("True", "Parked")
     assert "Checkpointed" not in {c["type"] for c in fields()["conditions"]}
 
 

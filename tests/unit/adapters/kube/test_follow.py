@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from orchestrator.adapters.kube.follow import Changed, Listed, News, Patience, Removed, Trouble, follow
-from orchestrator.adapters.kube.refusals import ForbiddenError
+from orchestrator.adapters.kube.refusals import ForbiddenError, GoneError
 from orchestrator.adapters.kube.streams import Streams, newest
 from orchestrator.runtime.control import ControlError, NotFoundError, UnreachableError
 
@@ -36,10 +36,12 @@ class Script:
 
     def __init__(self, lists: Sequence[Any], streams: Sequence[Any]) -> None:
         self._lists, self._streams = list(lists), list(streams)
+        self.listed: list[Mapping[str, str]] = []
         self.asked: list[Mapping[str, str]] = []
 
     def get(self, path: str, *, query: Mapping[str, str] | None = None) -> Any:
         """The next list."""
+        self.listed.append(dict(query or {}))
         found = self._lists.pop(0)
         if isinstance(found, ControlError):
             raise found
@@ -95,6 +97,27 @@ def test_a_list_then_changes_and_a_stream_goes_on_where_it_ended() -> None:
     news, _ = told(server, pauses=3)
     assert news[:3] == [Listed((thing("a", 4),)), Changed(thing("b", 6)), Removed(thing("a", 10))]
     assert [q["resourceVersion"] for q in server.asked] == ["5", "9", "10"]
+
+
+def test_a_long_list_comes_in_pages_and_little_is_kept_of_it() -> None:
+    def page(version: int, token: str, *names: str) -> dict[str, Any]:
+        return {"metadata": {"resourceVersion": str(version), "continue": token}, "items": [thing(name, 1) for name in names]}
+
+    gone = GoneError("the continue token is too old")
+    server = Script([page(5, "t1", "a", "b"), gone, page(7, "t2", "a", "b"), page(7, "", "c")], [[]])
+    news = follow(
+        server,
+        "/x",
+        query={"q": "1"},
+        stop=Stop(2),
+        patience=PATIENCE,
+        page_max=2,
+        trim=lambda o: {"name": o["metadata"]["name"]},
+    )
+    assert list(news) == [Listed(({"name": "a"}, {"name": "b"}, {"name": "c"}))]
+    first = {"q": "1", "limit": "2"}
+    assert server.listed == [first, {**first, "continue": "t1"}, first, {**first, "continue": "t2"}]
+    assert (server.asked[0]["resourceVersion"], "limit" in server.asked[0]) == ("7", False)
 
 
 def test_pauses_double_up_to_a_limit_and_trouble_is_told_once() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.adapters.kube.names import WORKER_CONTAINER
-from orchestrator.adapters.kube.notices import Notice, Place, PodSeen, node_seen, notices, pod_seen
+from orchestrator.adapters.kube.notices import NodeSeen, Notice, Place, PodSeen, node_seen, notices, pod_seen, trimmed_node
 from orchestrator.adapters.kube.signs import CONDITIONS, LABELS, TAINTS, Action
 
 SETTLE_S = 4.0
@@ -33,14 +33,20 @@ def pod(number: int = 1, *, node: str = "", **status: Any) -> dict[str, Any]:
 
 
 def told(
-    *nodes: dict[str, Any], pods: tuple[PodSeen, ...] = (), places: tuple[Place, ...] = PLACES, unready_s: float = 60.0
+    *nodes: dict[str, Any],
+    absent: str = "",
+    unknown: tuple[str, ...] = (),
+    pods: tuple[PodSeen, ...] = (),
+    places: tuple[Place, ...] = PLACES,
+    unready_s: float = 60.0,
 ) -> tuple[Notice, ...]:
-    """Notices about four nodes with a pod each; those given are as given, all others are well."""
+    """Notices about four nodes with a pod each; those given are as given, all others are well, or `absent`, or `unknown`."""
     given = {n["metadata"]["name"]: n for n in nodes}
     everything = [given.get(f"n{i}", node(f"n{i}")) for i in range(4)]
-    seen = {n["metadata"]["name"]: node_seen(n) for n in everything}
+    seen: dict[str, NodeSeen | None] = {n["metadata"]["name"]: node_seen(n) for n in everything}
+    seen = {name: node for name, node in seen.items() if name not in unknown} | ({absent: None} if absent else {})
     others = tuple(pod_seen(pod(i)) for i in range(4) if f"10.0.0.{i}" not in {p.address for p in pods})
-    since = {n.name: unready_s for n in seen.values() if n.ready != "True"}
+    since = {n.name: unready_s for n in seen.values() if n is not None and n.ready != "True"}
     return notices(places, (*pods, *others), seen, unready_s=since, settle_s=SETTLE_S)
 
 
@@ -161,13 +167,44 @@ def test_an_address_that_was_given_to_a_new_pod_is_the_new_pods() -> None:
 
 
 def test_a_node_that_was_deleted_is_gone() -> None:
-    assert one(pods=(pod_seen(pod(node="n9")),)) == ("ray1", Action.GONE)
+    (notice,) = told(absent="n1")
+    assert (notice.node_id, notice.action) == ("ray1", Action.GONE)
+    assert notice.reason == "node n1 was deleted from the cluster [pod p1]"
+
+
+def test_of_a_node_that_is_unknown_only_its_pod_tells() -> None:
+    assert told(unknown=("n1",)) == ()
+    assert told(pods=(pod_seen(pod(node="n9")),)) == ()
+    leaving = pod()
+    leaving["metadata"]["deletionTimestamp"] = "2026-11-29T04:00:00Z"
+    assert one(pods=(pod_seen(leaving),), unknown=("n1",)) == ("ray1", Action.DRAIN)
+
+
+def test_a_node_that_is_unknown_may_be_one_more_that_is_not_ready() -> None:
+    away = [node(f"n{i}", ready="Unknown") for i in range(2)]
+    assert len(told(*away)) == 2
+    assert told(*away, unknown=("n2",)) == ()
 
 
 def test_a_node_that_is_being_deleted_is_drained() -> None:
     leaving = node()
     leaving["metadata"]["deletionTimestamp"] = "2026-11-29T04:00:00Z"
     assert one(leaving) == ("ray1", Action.DRAIN)
+
+
+def test_what_is_trimmed_from_a_node_means_nothing() -> None:
+    whole = node(ready="Unknown", taints=("karpenter.sh/disrupted",), conditions={"XIDErrors": "True"})
+    whole["metadata"] |= {
+        "labels": {"cloud.google.com/active-node-maintenance": "ONGOING"},
+        "deletionTimestamp": "2026-11-29T04:00:00Z",
+    }
+    whole["metadata"] |= {"annotations": {"a": "x"}, "managedFields": [{"manager": "kubelet"}]}
+    whole["status"] |= {"images": [{"names": ["i"], "sizeBytes": 1}], "addresses": [{"type": "Hostname", "address": "n1"}]}
+    assert node_seen(trimmed_node(whole)) == node_seen(whole)
+    assert not {"images", "addresses", "annotations", "managedFields"} & {
+        k for part in trimmed_node(whole).values() for k in part
+    }
+    assert node_seen(trimmed_node({"metadata": {"name": "new"}})) == node_seen({"metadata": {"name": "new"}})
 
 
 def test_the_strongest_sign_counts() -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
+from pathlib import Path
 from typing import Any
+
+import yaml
 
 from orchestrator.adapters.kube import names
 from orchestrator.adapters.kube.gang import pod_group
@@ -16,6 +20,19 @@ from orchestrator.spec.training_job import from_training_job, training_job
 from tests.world.jobs import document
 
 Object = dict[str, Any]
+
+
+IN_FULL = {
+    (made["kind"], made["metadata"]["name"]): made
+    for made in yaml.safe_load_all(Path(__file__).with_name("objects.yaml").read_text(encoding="utf-8"))
+}
+EVERY_KEY = Path(__file__).resolve().parents[2] / "spec" / "good" / "kubernetes.yaml"
+
+
+def every_key() -> Target:
+    """The job of the file that has every key of the section."""
+    job, spec, _ = from_training_job(training_job(EVERY_KEY.read_text(encoding="utf-8")))
+    return Target(job=job, kubernetes=spec, namespace="n", uid="u")
 
 
 def target(*, kubernetes: Object | None = None, **settings: Any) -> Target:
@@ -63,17 +80,56 @@ def test_a_pod_has_the_time_to_hand_its_shard_over() -> None:
     assert env[names.ENV_GRACE_S] == "140"
 
 
-def test_workers_and_spares_are_spread_together_and_spares_avoid_workers() -> None:
-    job = target(kubernetes={"topologyKey": "zone"})
-    for role in (names.WORKER, names.SPARE):
-        (spread,) = pods.training_pod_spec(job, role=role)["topologySpreadConstraints"]
-        assert (spread["maxSkew"], spread["topologyKey"], spread["whenUnsatisfiable"]) == (1, "zone", "ScheduleAnyway")
-        assert spread["labelSelector"]["matchExpressions"][0]["values"] == [names.WORKER, names.SPARE]
-    assert "affinity" not in pods.training_pod_spec(job, role=names.WORKER)
-    (term,) = pods.training_pod_spec(job, role=names.SPARE)["affinity"]["podAntiAffinity"][
-        "preferredDuringSchedulingIgnoredDuringExecution"
+def test_every_key_of_the_section_arrives_in_the_objects() -> None:
+    job = every_key()
+    built = [
+        support.head_claim(job),
+        support.head_service(job, incarnation=3),
+        support.pods_service(job),
+        support.disruption_budget(job, BUDGETS),
+        pod_group(job),
+        pods.head_pod(job, incarnation=3, failures=2),
+        pods.training_pod(job, role=names.WORKER, ordinal=1, incarnation=4, failures=1),
     ]
-    assert term["podAffinityTerm"]["labelSelector"]["matchLabels"][names.LABEL_ROLE] == names.WORKER
+    for made in built:
+        assert made == IN_FULL[made["kind"], made["metadata"]["name"]]
+    assert len(built) == len(IN_FULL)
+
+
+def test_a_spare_is_a_worker_with_its_own_priority_that_would_rather_be_elsewhere() -> None:
+    want = copy.deepcopy(IN_FULL["Pod", "on-kubernetes-worker-1-4"])
+    name = "on-kubernetes-spare-0-1"
+    want["metadata"]["name"] = want["spec"]["hostname"] = name
+    del want["metadata"]["annotations"]["orchestrator.dev/failures"]
+    want["metadata"]["labels"] |= {
+        "orchestrator.dev/role": "spare",
+        "orchestrator.dev/ordinal": "0",
+        "orchestrator.dev/incarnation": "1",
+    }
+    want["spec"]["priorityClassName"] = "spares"
+    workers = {"matchLabels": {"orchestrator.dev/job": "on-kubernetes", "orchestrator.dev/role": "worker"}}
+    term = {"labelSelector": workers, "topologyKey": "topology.kubernetes.io/zone"}
+    preferred = [{"weight": 100, "podAffinityTerm": term}]
+    want["spec"]["affinity"] = {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}}
+    assert pods.training_pod(every_key(), role=names.SPARE, ordinal=0, incarnation=1) == want
+
+
+def test_a_spare_without_a_priority_class_of_its_own_has_the_workers() -> None:
+    job = target(kubernetes={"worker": {"priorityClass": "training"}})
+    assert pods.training_pod_spec(job, role=names.SPARE)["priorityClassName"] == "training"
+
+
+def test_pods_are_spread_over_hosts_also_where_they_are_spread_over_zones() -> None:
+    for asked, keys in (
+        ({}, ["kubernetes.io/hostname"]),
+        ({"topologyKey": "kubernetes.io/hostname"}, ["kubernetes.io/hostname"]),
+        ({"topologyKey": "zone"}, ["zone", "kubernetes.io/hostname"]),
+    ):
+        job = target(kubernetes=asked)
+        for role in (names.WORKER, names.SPARE):
+            spread = pods.training_pod_spec(job, role=role)["topologySpreadConstraints"]
+            assert [one["topologyKey"] for one in spread] == keys
+        assert "affinity" not in pods.training_pod_spec(job, role=names.WORKER)
 
 
 def test_the_budget_lets_one_training_pod_go_in_the_version_that_is_served() -> None:
@@ -133,3 +189,50 @@ def test_kuberay_makes_the_same_pods() -> None:
     for group in spec["workerGroupSpecs"]:
         assert unadapted(group["template"]["spec"]) == pods.training_pod_spec(job, role=group["groupName"])
         assert group["template"]["metadata"]["labels"][names.LABEL_ROLE] == group["groupName"]
+
+
+def test_kuberay_and_kueue_are_told_of_the_raycluster_and_not_of_its_pods() -> None:
+    cluster = ray_cluster(every_key())
+    common = {
+        "app.kubernetes.io/name": "orchestrator",
+        "app.kubernetes.io/managed-by": "orchestrator-operator",
+        "orchestrator.dev/job": "on-kubernetes",
+    }
+    owner = {
+        "apiVersion": "orchestrator.dev/v1alpha1",
+        "kind": "TrainingJob",
+        "name": "on-kubernetes",
+        "uid": "u",
+        "controller": True,
+    }
+    assert (cluster["apiVersion"], cluster["kind"]) == ("ray.io/v1", "RayCluster")
+    assert cluster["metadata"] == {
+        "name": "on-kubernetes",
+        "namespace": "n",
+        "labels": {**common, "kueue.x-k8s.io/queue-name": "team-a"},
+        "annotations": {"ray.io/overwrite-container-cmd": "true"},
+        "ownerReferences": [owner],
+    }
+    groups = {"head": cluster["spec"]["headGroupSpec"]} | {g["groupName"]: g for g in cluster["spec"]["workerGroupSpecs"]}
+    for role in ("head", "worker", "spare"):
+        assert groups[role]["template"]["metadata"] == {
+            "labels": {**common, "orchestrator.dev/role": role},
+            "annotations": {"ray.io/overwrite-container-cmd": "true", "scheduling.k8s.io/group-name": "on-kubernetes"},
+        }
+
+
+def test_a_raycluster_without_queue_or_volcano_says_nothing_of_them() -> None:
+    cluster = ray_cluster(target())
+    assert "kueue.x-k8s.io/queue-name" not in cluster["metadata"]["labels"]
+    only = {"ray.io/overwrite-container-cmd": "true"}
+    assert cluster["spec"]["headGroupSpec"]["template"]["metadata"]["annotations"] == only
+
+
+def test_a_head_is_never_failed_by_kueue_for_it_may_still_write_to_its_volume() -> None:
+    job = target(kubernetes={"queue": "q"})
+    safe = "kueue.x-k8s.io/safe-to-forcefully-terminate"
+    assert safe not in pods.head_pod(job, incarnation=1)["metadata"]["annotations"]
+    for role in (names.WORKER, names.SPARE):
+        assert pods.training_pod(job, role=role, ordinal=0, incarnation=1)["metadata"]["annotations"][safe] == "true"
+    worker = pods.training_pod(target(), role=names.WORKER, ordinal=0, incarnation=1)
+    assert "annotations" not in worker["metadata"]

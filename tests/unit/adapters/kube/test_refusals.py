@@ -88,7 +88,9 @@ def test_a_right_on_the_whole_cluster_is_for_its_administrator() -> None:
 
 
 def test_what_is_missing_is_named_with_the_way_to_it() -> None:
-    assert "kubectl create namespace t" in str(of(404, "x", kind="namespaces", name="t"))
+    assert "there is no namespace t; fix: make it as examples/kubernetes/team-namespace does" in str(
+        of(404, "x", kind="namespaces", name="t")
+    )
     assert "there is no TrainingJob gpt here" in str(of(404, "x", kind="trainingjobs", name="gpt"))
     path = "GET /apis/orchestrator.dev/v1alpha1/namespaces/t/trainingjobs/gpt"
     assert "does not know the kind TrainingJob; fix: kubectl apply" in str(of(404, "404 page not found", what=path))

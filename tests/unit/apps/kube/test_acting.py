@@ -35,6 +35,7 @@ class Client:
         self._records = records
         self.asked: list[tuple[Any, ...]] = []
         self.refuses: dict[str, ControlError] = {}
+        self.recorded: list[int] = []  # requests that had been made when it was written down what is submitted
 
     def get(self, name: str) -> JobStatus:
         if self._status is None:
@@ -76,7 +77,7 @@ class Client:
 def acting(client: Client, job: Job = JOB) -> Acting:
     """An agent's, which has adopted or submitted the job."""
     made = Acting(client, job, agent="j-head-1")  # type: ignore[arg-type]
-    made.adopt_or_submit({})
+    made.adopt_or_submit(lambda: client.recorded.append(len(client.asked)))
     return made
 
 
@@ -100,6 +101,13 @@ def test_a_job_that_nobody_knows_is_submitted_and_one_that_runs_or_is_over_is_no
     for client in (new, running, over):
         acting(client)
     assert (new.asked, running.asked, over.asked) == ([("submit", 4)], [], [])
+
+
+def test_what_is_submitted_is_written_down_before_and_what_runs_already_only_where_it_is_the_same() -> None:
+    new, same, another = Client(None), Client(), Client(submitted=tiny_job("j", nodes=4, steps=99))
+    for client in (new, same, another):
+        acting(client)
+    assert (new.recorded, same.recorded, another.recorded) == ([0], [0], [])
 
 
 def test_a_notice_is_acted_on_once_and_a_stronger_one_again() -> None:
@@ -185,10 +193,40 @@ def test_a_scale_that_is_refused_is_not_repeated_until_the_wish_changes() -> Non
     assert client.asked == [("scale", 1), ("scale", 3)]
 
 
-def scaled(nodes: int, who: str) -> Record:
+def scaling(agent: Acting, nodes: int) -> tuple[int | None, int | None]:
+    """What the agent says of a spec with so many nodes: how many train, and how many are refused."""
+    said = agent.scaling({"spec": {"cluster": {"nodes": nodes}}})
+    assert said.refused is None or "fewer than the least" in said.why
+    return said.nodes, said.refused
+
+
+def test_why_a_scale_is_refused_is_known_as_long_as_it_is_wished() -> None:
+    client = Client()
+    agent = acting(client)
+    client.refuses["scale"] = NotPossibleError("fewer than the least")
+    agent.act(picture(cluster={"nodes": 1}), RUNNING)
+    assert (scaling(agent, 1), scaling(agent, 3)) == ((4, 1), (4, None))
+    client.refuses["scale"] = UnreachableError("no supervisor answers")
+    agent.act(picture(cluster={"nodes": 3}), RUNNING)
+    assert scaling(agent, 3) == (4, None), "of another number nothing is known yet"
+    client.refuses.clear()
+    agent.act(picture(cluster={"nodes": 3}), RUNNING)
+    assert (scaling(agent, 3), scaling(agent, 1)) == ((3, None), (3, None))
+
+
+def test_the_next_agent_knows_of_a_refusal_and_does_not_ask_again() -> None:
+    granted = scaled(3, "orchestrator-agent (j-head-1)")
+    refused = scaled(1, "orchestrator-agent (j-head-1)", reason="scale by x refused: fewer than the least")
+    client = Client(records=[granted, refused])
+    agent = acting(client)
+    agent.act(picture(cluster={"nodes": 1}), RUNNING)
+    assert (client.asked, scaling(agent, 1)) == ([], (3, 1))
+
+
+def scaled(nodes: int, who: str, *, reason: str = "x") -> Record:
     """Somebody scaled the job."""
     event = ScaleRequested(0, nodes, (), who)
-    return Record(seq=3, at_ms=0, wall_s=0.0, event=event, commands=(), reason="x", phase="running", epoch=1, committed_step=1)
+    return Record(seq=3, at_ms=0, wall_s=0.0, event=event, commands=(), reason=reason, phase="running", epoch=1, committed_step=1)
 
 
 @pytest.mark.parametrize(

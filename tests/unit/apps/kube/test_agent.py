@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
+from orchestrator.adapters.kube import names
+from orchestrator.adapters.kube.api import KubeError
 from orchestrator.adapters.kube.notices import PodSeen
 from orchestrator.adapters.kube.watching import Picture
 from orchestrator.apps.kube.agent import Agent
 from orchestrator.apps.kube.pod import Pod
-from orchestrator.runtime.control import NotPossibleError
+from orchestrator.runtime.control import NotFoundError, NotPossibleError
 from orchestrator.runtime.status_types import NodeStatus
 from tests.unit.adapters.kube.test_agent_words import STATUS, WORKER
 from tests.unit.apps.kube.test_pod import ENV
@@ -50,7 +52,7 @@ def agent_in(tmp_path: Path, api: Any) -> Agent:
     """An agent whose files are in a folder of the test."""
     pod = Pod.of({**ENV, "ORCHESTRATOR_SCRATCH_DIR": str(tmp_path)})
     client: Any = Supervisor()
-    access: Any = SimpleNamespace(api=api)
+    access: Any = SimpleNamespace(api=api, server="https://here")
     return Agent(pod=pod, access=access, client=client, base_dir=str(tmp_path))
 
 
@@ -61,7 +63,8 @@ def test_the_next_agent_keeps_the_last_decision_and_seats_are_pods_that_live(
 
     def apply(_: Any, body: Any, **__: Any) -> None:
         written.append(body["status"])
-        agent.stop()
+        if "seats" in body["status"]:
+            agent.stop()
 
     agent = agent_in(tmp_path, SimpleNamespace(apply=apply))
     pods = (
@@ -74,8 +77,9 @@ def test_the_next_agent_keeps_the_last_decision_and_seats_are_pods_that_live(
     watching = SimpleNamespace(start=lambda: None, picture=lambda: picture)
     monkeypatch.setattr(agent, "_watching", watching)
     agent.run()
-    assert written[0]["seats"] == ["my-job-worker-0-2", "?"]
-    assert written[0]["lastDecision"] == "#9 why so"
+    assert written[0] == {"submitted": SPEC}
+    assert written[1]["seats"] == ["my-job-worker-0-2", "?"]
+    assert written[1]["lastDecision"] == "#9 why so"
 
 
 def test_a_job_that_is_refused_is_said_as_an_event_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,6 +102,74 @@ def test_a_job_that_is_refused_is_said_as_an_event_and_tried_again(tmp_path: Pat
     assert [(e["reason"], e["type"], e["message"]) for e in made] == [
         ("NotSubmitted", "Warning", "the job cannot be submitted: the journal cannot be used")
     ]
+
+
+def submitting(agent: Agent, monkeypatch: pytest.MonkeyPatch, *, knows: Any, **status: Any) -> list[Any]:
+    """Let an agent submit a job whose object has this status; the jobs that the supervisor was given."""
+    given: list[Any] = []
+
+    def submit(job: Any, *, yaml_text: str) -> str:
+        given.append(job)
+        agent.stop()
+        return str(job.name)
+
+    def get(name: str) -> Any:
+        if knows is None:
+            raise NotFoundError(f"there is no job called {name}")
+        return knows
+
+    client = SimpleNamespace(get=get, submit=submit, watch_events=lambda name: iter(()))
+    monkeypatch.setattr(agent, "_client", client)
+    job = {"metadata": {"name": "my-job", "namespace": "ns", "uid": "u"}, "spec": SPEC, "status": status}
+    picture = Picture(job=job, pods=(), nodes={}, unready_s={}, complete=False)
+    monkeypatch.setattr(agent, "_watching", SimpleNamespace(start=lambda: None, picture=lambda: picture))
+    monkeypatch.setattr("orchestrator.apps.kube.agent.RETRY_S", 0.01)
+    agent._until_submitted()
+    return given
+
+
+def test_the_spec_is_written_down_before_the_job_is_submitted_and_waits_for_an_api_server_that_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[Any] = []
+
+    def apply(_: Any, body: Any, *, manager: str, subresource: str) -> None:
+        tries.append((body["status"], manager, subresource))
+        if len(tries) < 3:
+            raise KubeError(status=0, reason="Unreachable", message="it does not answer")
+
+    agent = agent_in(tmp_path, SimpleNamespace(apply=apply))
+    (job,) = submitting(agent, monkeypatch, knows=None)
+    assert tries == [({"submitted": SPEC}, names.SUBMITTER, "status")] * 3
+    assert job.train.steps == 9
+
+
+def test_a_job_whose_spec_may_not_be_written_down_is_submitted_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def apply(*_: Any, **__: Any) -> None:
+        raise KubeError(status=403, reason="Forbidden", message="not for you")
+
+    agent = agent_in(tmp_path, SimpleNamespace(apply=apply))
+    assert len(submitting(agent, monkeypatch, knows=None)) == 1
+
+
+@pytest.mark.parametrize("knows", [None, SEATED])
+def test_what_was_written_down_is_the_job_whatever_the_spec_says_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, knows: Any
+) -> None:
+    agent = agent_in(tmp_path, SimpleNamespace())  # which writes nothing
+    (job,) = submitting(agent, monkeypatch, knows=knows, submitted={**SPEC, "train": {"steps": 7, "micro_batches": 8}})
+    assert job.train.steps == 7
+
+
+def test_what_another_version_wrote_down_and_this_one_cannot_read_is_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Any] = []
+    agent = agent_in(tmp_path, SimpleNamespace(apply=lambda _, body, **__: written.append(body["status"])))
+    (job,) = submitting(agent, monkeypatch, knows=None, submitted={**SPEC, "a key of later": 1})
+    assert (job.train.steps, written) == (9, [{"submitted": SPEC}])
 
 
 def test_a_thread_that_fails_ends_the_agent_unless_it_ends_anyway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

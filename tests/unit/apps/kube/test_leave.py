@@ -82,7 +82,7 @@ def test_it_drains_its_node_and_waits_until_no_rank_is_there() -> None:
     client = Client(THERE, THERE, THERE, MOVED)
     done, said = left(client)
     assert done
-    assert client.drained == [{"node_id": "ray0", "who": "pod j-worker-0-1", "why": "its pod is being deleted"}]
+    assert client.drained == [{"node_id": "ray0", "who": "pod j-worker-0-1", "why": "its pod has to go"}]
     assert said[2:] == ["rank(s) 2 are still here, at step 42", "no rank is here any more: the pod may go"]
 
 

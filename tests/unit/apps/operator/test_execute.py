@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,17 +10,17 @@ import pytest
 from orchestrator.adapters.kube import names
 from orchestrator.adapters.kube.api import KubeError
 from orchestrator.adapters.kube.events import event
-from orchestrator.adapters.kube.resources import Resource
-from orchestrator.apps.operator.actions import Decision, Say
+from orchestrator.adapters.kube.resources import RAY_CLUSTERS, Resource
+from orchestrator.apps.operator.actions import Apply, Decision, Say
 from orchestrator.apps.operator.execute import NotLeaderError, carry_out
 from orchestrator.apps.operator.reconcile import decide
-from tests.unit.apps.operator.toy import BEGIN, Toy
+from tests.unit.apps.operator.toy import BEGIN, SERVED, Toy
 
 Object = dict[str, Any]
 
 
 class Server:
-    """Notes what it is asked for; refuses to create what a test says."""
+    """Notes what it is asked for; refuses to make what a test says."""
 
     def __init__(self, refusals: dict[str, KubeError] | None = None) -> None:
         self.refusals = refusals or {}
@@ -38,6 +39,8 @@ class Server:
     def apply(self, resource: Resource, obj: Object, *, manager: str, subresource: str = "") -> Object:
         self.asked.append(f"apply {resource.kind} {obj['metadata']['name']} {subresource}".strip())
         assert manager == names.OPERATOR
+        if not subresource and (refused := self.refusals.get(obj["metadata"]["name"])) is not None:
+            raise refused
         if subresource == "status":
             self.status = obj
         return obj
@@ -73,7 +76,7 @@ def test_the_status_is_applied_last_and_only_to_what_was_looked_at() -> None:
         decision,
         now=BEGIN,
         may=lambda: True,
-        made=lambda labels: made.append(labels[names.LABEL_ROLE]),
+        made=lambda pod: made.append(pod["metadata"]["labels"][names.LABEL_ROLE]),
     )
     assert made == [names.HEAD, names.WORKER, names.WORKER, names.SPARE]
     assert server.asked[:3] == ["merge TrainingJob j", "create Event Accepted", "create Secret j-token"]
@@ -117,6 +120,19 @@ def test_tokens_that_are_refused_are_told_in_the_status_too() -> None:
         carry_out(server, toy.obj, decision, now=BEGIN, may=lambda: True, made=ignore)  # type: ignore[arg-type]
     assert server.asked[-2:] == ["create Secret j-token", "apply TrainingJob j status"]
     assert "Secret j-token is refused: exceeded quota" in server.status["status"]["message"]
+
+
+def test_a_raycluster_that_was_refused_its_new_settings_is_asked_for_again() -> None:
+    toy = Toy.of(served=replace(SERVED, kuberay=True)).turn().agent_submits()
+    toy.agent_says("Running")
+    toy.turn().change(kubernetes={"image": "x:2"})
+    decision = decide(toy.seen(), BEGIN)
+    server = Server({"j": KubeError(status=403, reason="Forbidden", message="denied")})
+    with pytest.raises(KubeError):
+        carry_out(server, toy.obj, decision, now=BEGIN, may=lambda: True, made=ignore)  # type: ignore[arg-type]
+    assert "podSettings" not in server.status["status"], "it would pass for done"
+    toy.obj["status"] |= server.status["status"]
+    assert any(isinstance(action, Apply) and action.resource is RAY_CLUSTERS for action in decide(toy.seen(), BEGIN).actions)
 
 
 def test_what_is_said_again_about_another_generation_is_another_event() -> None:

@@ -58,7 +58,7 @@ def test_pods_of_another_job_of_the_same_name_are_not_this_ones() -> None:
     server.pod("j-worker-0-2", owner=names.KIND, uid="u", incarnation=2)
     seen = server.observed(kuberay=False)
     assert [pod.name for pod in seen.pods] == ["j-worker-0-2"]
-    assert seen.highest == {(names.WORKER, 0): 2}
+    assert {place: newest.incarnation for place, newest in seen.highest.items()} == {(names.WORKER, 0): 2}
 
 
 def test_kuberays_pods_are_seen_also_when_their_raycluster_is_gone() -> None:
@@ -75,7 +75,7 @@ def test_without_rights_on_rayclusters_a_job_that_would_have_one_is_told_so() ->
     target = server.observed().target
     assert isinstance(target, Refusal)
     assert target.reason == "KubeRayForbidden"
-    assert "rayclusters are not for you; fix: kubectl apply -k manifests/overlays/kuberay" in target.message
+    assert "rayclusters are not for you; fix: add ../../../manifests/components/kuberay to the components of" in target.message
 
 
 def test_without_rights_on_podgroups_a_job_for_volcano_is_told_so() -> None:
@@ -83,7 +83,7 @@ def test_without_rights_on_podgroups_a_job_for_volcano_is_told_so() -> None:
     server.forbidden.add(POD_GROUPS.plural)
     target = server.observed().target
     assert isinstance(target, Refusal)
-    assert (target.reason, "overlays/volcano" in target.message) == ("VolcanoForbidden", True)
+    assert (target.reason, "manifests/components/volcano" in target.message) == ("VolcanoForbidden", True)
 
 
 def test_without_rights_on_rayclusters_jobs_that_need_none_go_on() -> None:

@@ -14,7 +14,7 @@ from orchestrator.adapters.kube.api import KubeError
 from orchestrator.apps.operator import turns
 from orchestrator.apps.operator.turns import Key, Turns
 
-LIMIT_S = 20.0
+LIMIT_S = 60.0
 
 
 @pytest.fixture(autouse=True)

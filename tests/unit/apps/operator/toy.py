@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from orchestrator.adapters.kube import names
+from orchestrator.adapters.kube.desired import Newest
 from orchestrator.adapters.kube.events import timestamp
 from orchestrator.adapters.kube.observed import pod_facts
 from orchestrator.adapters.kube.resources import BUDGETS_BETA, CLAIMS, POD_GROUPS, PODS, RAY_CLUSTERS, SERVICES, Resource
@@ -25,8 +26,9 @@ from orchestrator.apps.operator.actions import (
     Say,
     SetFinalizers,
 )
-from orchestrator.apps.operator.observation import Observed, Served, leads_to, read_target
+from orchestrator.apps.operator.observation import Observed, Served, leads_to, read_spec, remember, remember_made
 from orchestrator.apps.operator.reconcile import decide
+from orchestrator.apps.operator.removal import excuse
 from orchestrator.spec.training_job import training_job
 from tests.world.jobs import document
 
@@ -53,7 +55,7 @@ class Toy:
     now: datetime = BEGIN
     objects: dict[tuple[str, str], Object] = field(default_factory=dict)  # (kind, name)
     answering: set[str] = field(default_factory=lambda: {"a", "b", "c"})
-    highest: dict[tuple[str, int], int] = field(default_factory=dict)
+    highest: dict[tuple[str, int], Newest] = field(default_factory=dict)
     tokens: int = 0
     log: list[str] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
@@ -72,22 +74,24 @@ class Toy:
     def turn(self, times: int = 1) -> Toy:
         """Look, decide, do; as often as asked."""
         for _ in range(times):
-            decision = decide(self.seen(), self.now)
+            seen = self.seen()
+            decision = decide(seen, self.now)
             self.again_s = decision.again_s
+            excuse(self.highest, seen, decision.actions)
             self._do(decision)
         return self
 
     def seen(self) -> Observed:
         """What the operator observes."""
         for pod in map(pod_facts, self.of_kind(PODS)):
-            place = (pod.role, pod.ordinal)
-            self.highest[place] = max(pod.incarnation, self.highest.get(place, 0))
-        target, suspend = read_target(self.obj)
+            remember(self.highest, pod)
+        reading = read_spec(self.obj)
         clusters = self.of_kind(RAY_CLUSTERS)
         return Observed(
             obj=copy.deepcopy(self.obj),
-            target=target,
-            suspend=suspend,
+            target=reading.target,
+            edited=reading.edited,
+            suspend=reading.suspend,
             pods=tuple(pod_facts(pod) for pod in self.of_kind(PODS)),
             highest=dict(self.highest),
             answering=frozenset(self.answering),
@@ -114,6 +118,8 @@ class Toy:
                 case Create(resource, obj):
                     assert (resource.kind, action.name) not in self.objects, f"{action.name} is there already"
                     self._store(resource, obj)
+                    if resource is PODS:
+                        remember_made(self.highest, obj, now=self.now)
                 case Apply(resource, obj):
                     self._store(resource, obj)
                 case Delete():
@@ -141,6 +147,8 @@ class Toy:
         made = copy.deepcopy(obj)
         name = made["metadata"]["name"]
         made["metadata"] |= {"uid": f"uid-{name}-{len(self.log)}", "creationTimestamp": timestamp(self.now)}
+        if self.served.kueue and "kueue.x-k8s.io/queue-name" in made["metadata"]["labels"]:
+            made["metadata"]["labels"]["kueue.x-k8s.io/managed"] = "true"  # Kueue's webhook
         self.objects[resource.kind, name] = made
         self.log.append(f"+{name}" if resource is PODS else f"+{resource.kind} {name}")
 
@@ -176,6 +184,19 @@ class Toy:
         ]
         self.obj["status"] = {**self.status, **fields, "conditions": [*others, *made]}
         self.obj["metadata"]["managedFields"] = [{"manager": names.AGENT, "fieldsV1": {"f:status": {"f:phase": {}}}}]
+
+    def agent_submits(self) -> Toy:
+        """The agent writes down with what spec the job is submitted."""
+        self.agents.add("submitted")
+        self.obj["status"] = {**self.status, "submitted": copy.deepcopy(self.obj["spec"])}
+        return self
+
+    def agent_scales(self, nodes: int, *, refused: int | None = None) -> Toy:
+        """The agent says on how many nodes the supervisor trains, and on how many it will not."""
+        self.agents |= {"nodes", "nodesRefused"}
+        status = {key: value for key, value in self.status.items() if key != "nodesRefused"}
+        self.obj["status"] = {**status, "nodes": nodes, **({} if refused is None else {"nodesRefused": refused})}
+        return self
 
     def pods_run(self, *pods: str, node: str = "a") -> Toy:
         """These, or all that have no node yet, run on a node and are ready."""
@@ -213,9 +234,11 @@ class Toy:
             if not self.pods:
                 del self.objects[key]
 
-    def change(self, *, nodes: int | None = None, suspend: bool | None = None) -> Toy:
-        """Edit the spec."""
+    def change(self, *, nodes: int | None = None, suspend: bool | None = None, **sections: Object) -> Toy:
+        """Edit the spec; of sections the keys that are given."""
         self.obj["metadata"]["generation"] += 1
+        for section, keys in sections.items():
+            self.obj["spec"][section] = {**self.obj["spec"].get(section, {}), **keys}
         if nodes is not None:
             self.obj["spec"]["cluster"]["nodes"] = nodes
         if suspend is not None:
