@@ -26,7 +26,7 @@ from orchestrator.runtime.replay import replay, story
 from orchestrator.runtime.status_types import JobStatus
 from tests.world.facts import Facts, Wanted
 
-LIMIT_S = 90.0  # for what must happen; how fast is asserted where it was promised
+LIMIT_S = 150.0  # for what must happen, on a machine of which others take most
 POLL_S = 0.05
 
 

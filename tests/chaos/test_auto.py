@@ -11,7 +11,7 @@ from tests.chaos.conftest import Calm
 from tests.chaos.support import Cluster
 from tests.world.jobs import auto_job
 
-pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(400)]
 
 STEPS = 40
 

@@ -22,7 +22,7 @@ from tests.chaos.support import LIMIT_S, POLL_S, Cluster, processes_of
 from tests.world.facts import at_step
 from tests.world.jobs import ROOT, document, tiny_job
 
-pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(400)]
 
 STEPS = 60
 PROGRAM = [sys.executable, "-m", "orchestrator.apps.cli.main"]

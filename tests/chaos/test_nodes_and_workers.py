@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 
 import pytest
 
 from orchestrator.core.job import Job
 from orchestrator.core.supervisor.events import Fault, StepCommitted, Tick
 from tests.chaos.conftest import Calm
-from tests.chaos.support import Cluster, lives, unshrinkable, until_gone
+from tests.chaos.support import Cluster, unshrinkable, until_gone
 from tests.world.facts import assert_as_if_nothing_happened, at_step, is_in, loses
 from tests.world.jobs import tiny_job
 
-pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(400)]
 
 STEPS = 60
 
@@ -35,7 +36,7 @@ def test_a_stopped_worker_is_found_within_detect_within_swapped_and_refused(clus
     assert isinstance(lost.event, Tick)
     silence_ms = next(o.silence_ms for o in lost.event.observations if o.worker_id == victim)
     assert 0.8 * job.resilience.detect_within_ms <= silence_ms <= job.resilience.detect_within_ms
-    if lives(pid):
+    with suppress(ProcessLookupError):  # it may have been ended by then
         os.kill(pid, signal.SIGCONT)
     until_gone(pid)
     run = cluster.finish(job)

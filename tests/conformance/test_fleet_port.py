@@ -29,7 +29,7 @@ from orchestrator.runtime.ports import Fleet
 from tests.unit.adapters.ray.mains import HERE
 from tests.unit.adapters.ray.support import LIMIT_S, Seen, joined_cluster, lives
 
-pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(500)]
 
 _ids = count(1)
 TIMEOUTS = derive(4_000)

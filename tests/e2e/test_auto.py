@@ -37,7 +37,9 @@ async def test_it_measures_chooses_survives_and_ends_at_the_same_bits(tmp_path: 
         assert first.choice is not None
         best = first.choice.best  # its devices are numbered among all workers, those of the option among the seated ones
         assert replace(best.strategy, devices=()) == replace(first.option.strategy, devices=())
-        assert first.option.estimate.step_s == pytest.approx(best.estimate.step_s)
+        assert first.option.estimate.step_s > 0
+        if plans[1].size == job.cluster.nodes:  # of fewer workers fewer links count, which are not all equally good
+            assert first.option.estimate.step_s == pytest.approx(best.estimate.step_s)
         assert "chosen by the planner" in plans[1].reason
         assert plans[1].checkpoint_every == first.option.estimate.checkpoint_every
         assert second.option.strategy.ranks == plans[2].size

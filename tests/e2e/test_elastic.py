@@ -11,7 +11,7 @@ from orchestrator.core.supervisor.commands import RunEpoch
 from orchestrator.core.supervisor.events import Fault
 from orchestrator.runtime.ports import Record
 from tests.e2e.conftest import Calm
-from tests.world.facts import Facts, Wanted, at_step, starts
+from tests.world.facts import Facts, Wanted, at_step, says, starts
 from tests.world.jobs import tiny_job
 from tests.world.processes import System
 
@@ -44,15 +44,18 @@ async def test_without_a_spare_it_shrinks_at_once_and_grows_back(tmp_path: Path,
         pipeline=pipeline,
         spares=0,
         steps=STEPS,
-        pace_ms=10,
+        pace_ms=50,
+        hurry=str(tmp_path / "hurry"),
         on_loss=SHRINK,
         resilience={"grow_after_steps": 2},
     )
-    async with System(tmp_path) as system:
-        run = await system.run(job, Fault("kill-worker", 1, "", 5, 1, 0))
-        smaller, grown = run.said("policy for worker-exited: shrink"), run.said("grow")
-        assert smaller, str(run)
-        assert grown, str(run)
+    async with System(tmp_path / "home") as system:
+        await system.submit(job, Fault("kill-worker", 1, "", 5, 1, 0))
+        smaller = await system.until(job, says("policy for worker-exited: shrink"))
+        await system.until(job, starts_with(4), after=smaller.seq)
+        (tmp_path / "hurry").touch()
+        run = await system.finish(job)
+        assert run.said("grow"), str(run)
         first, *_, last = sizes(run)
         assert first == last == 4
         assert min(sizes(run)) in (2, 3)
@@ -89,8 +92,9 @@ async def test_another_loss_while_the_state_is_moved_to_fewer_ranks(tmp_path: Pa
 
 
 async def test_it_is_scaled_down_and_up_again(tmp_path: Path, calm: Calm) -> None:
-    job = tiny_job("scaled", zero=1, spares=0, steps=STEPS, pace_ms=20)
-    async with System(tmp_path) as system:
+    hurry = tmp_path / "hurry"
+    job = tiny_job("scaled", zero=1, spares=0, steps=STEPS, pace_ms=100, hurry=str(hurry))
+    async with System(tmp_path / "home") as system:
         service = system.supervisor.service
         await system.submit(job)
         await system.until(job, at_step(3))
@@ -98,6 +102,8 @@ async def test_it_is_scaled_down_and_up_again(tmp_path: Path, calm: Calm) -> Non
         smaller = await system.until(job, starts_with(2))
         await system.until(job, at_step(smaller.committed_step + 2))
         await service.scale(job.name, nodes=4, layers_per_stage=(), who="test")
+        await system.until(job, starts_with(4), after=smaller.seq)
+        hurry.touch()
         run = await system.finish(job)
         assert sizes(run)[:2] == [4, 2], str(run)
         assert sizes(run)[-1] == 4, str(run)
@@ -107,12 +113,14 @@ async def test_it_is_scaled_down_and_up_again(tmp_path: Path, calm: Calm) -> Non
 
 
 async def test_without_a_spare_a_drained_node_is_emptied_by_shrinking(tmp_path: Path, calm: Calm) -> None:
-    job = tiny_job("emptied", zero=1, spares=0, steps=STEPS, pace_ms=20, on_loss=SHRINK)
-    async with System(tmp_path) as system:
+    hurry = tmp_path / "hurry"
+    job = tiny_job("emptied", zero=1, spares=0, steps=STEPS, pace_ms=100, hurry=str(hurry), on_loss=SHRINK)
+    async with System(tmp_path / "home") as system:
         await system.submit(job)
         node = plan_of(await system.until(job, starts(1))).seats[2].node_id
         await system.until(job, at_step(3))
         await system.supervisor.service.drain(job.name, node_id=node, who="test", why="maintenance")
+        hurry.touch()
         run = await system.finish(job)
         assert sizes(run) == [4, 3], str(run)
         assert run.state is not None

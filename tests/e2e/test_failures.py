@@ -50,7 +50,7 @@ async def test_a_task_that_does_not_exist_ends_the_job_with_the_nearest_name(tmp
 
 
 async def test_failures_without_progress_spend_the_budget(tmp_path: Path) -> None:
-    job = tiny_job("budget", failures=1, spares=2, pace_ms=20)
+    job = tiny_job("budget", failures=1, spares=2, steps=40, pace_ms=50)
     async with System(tmp_path) as system:
         await system.submit(job)
         for epoch in (1, 2):

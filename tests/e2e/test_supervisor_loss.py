@@ -10,7 +10,7 @@ import pytest
 from orchestrator.core.supervisor.events import Fault, StepCommitted, SupervisorRestarted
 from orchestrator.runtime.ports import Record
 from tests.e2e.conftest import Calm
-from tests.world.facts import Facts, assert_as_if_nothing_happened, at_step, is_in
+from tests.world.facts import Facts, assert_as_if_nothing_happened, at_step, is_in, says
 from tests.world.jobs import tiny_job
 from tests.world.processes import System
 from tests.world.tasks import furthest
@@ -23,14 +23,18 @@ READOPT_MS = 10_000
 
 @pytest.mark.parametrize("zero", [0, 1])
 async def test_workers_step_on_while_nobody_watches_and_are_taken_up_again(tmp_path: Path, calm: Calm, zero: int) -> None:
-    job = tiny_job("alone", zero=zero, steps=STEPS, pace_ms=10, diary=str(tmp_path / "diary"))
+    diary, hurry = tmp_path / "diary", tmp_path / "hurry"
+    job = tiny_job("alone", zero=zero, steps=STEPS, pace_ms=100, hurry=str(hurry), diary=str(diary))
     async with System(tmp_path / "home") as system:
         await system.submit(job)
+        for worker in range(5):
+            await system.until(job, says(f"alone/w{worker} is ready"))
         await system.until(job, at_step(5))
         before = (await system.records(job.name))[-1]
         await system.end_supervisor()
-        await trained_on(tmp_path / "diary", before)
+        await trained_on(diary, before)
         await system.start_supervisor()
+        hurry.touch()
         run = await system.finish(job)
         restarted = next(r for r in run.records if isinstance(r.event, SupervisorRestarted))
         back = [r for r in run.said("is connected again") if r.seq > restarted.seq]
@@ -48,14 +52,16 @@ async def trained_on(diary: Path, before: Record) -> None:
 
 
 async def test_a_worker_that_dies_while_nobody_watches_is_swapped_once_somebody_does(tmp_path: Path, calm: Calm) -> None:
-    job = tiny_job("died", zero=1, steps=STEPS, pace_ms=10)
-    async with System(tmp_path) as system:
+    hurry = tmp_path / "hurry"
+    job = tiny_job("died", zero=1, steps=STEPS, pace_ms=100, hurry=str(hurry))
+    async with System(tmp_path / "home") as system:
         await system.submit(job)
         await system.until(job, at_step(5))
         victim = Facts(await system.records(job.name)).epochs[1][2]
         await system.end_supervisor()
         system.processes[victim].kill()
         await system.processes[victim].wait()
+        hurry.touch()
         await system.start_supervisor()
         run = await system.finish(job)
         assert_as_if_nothing_happened(run, await calm(steps=STEPS), swapped=[2])
@@ -73,7 +79,7 @@ async def test_the_supervisor_goes_in_the_middle_of_a_recovery(tmp_path: Path, c
 
 
 async def test_a_zombie_is_refused_by_the_next_supervisor_too(tmp_path: Path, calm: Calm) -> None:
-    job = tiny_job("refused", zero=0, steps=STEPS, detect_within="2s", pace_ms=20)
+    job = tiny_job("refused", zero=0, steps=STEPS, detect_within="2s", pace_ms=60)
     async with System(tmp_path, kill_lost=False, relayed=True) as system:
         await system.submit(job)
         await system.until(job, at_step(3))

@@ -47,38 +47,34 @@ async def test_killed_rank_0_whose_store_hosts_the_epoch(tmp_path: Path, calm: C
 
 async def test_one_after_another_until_every_first_worker_is_gone(tmp_path: Path, calm: Calm) -> None:
     job = tiny_job("all", zero=1, failures=4)
-    async with System(tmp_path) as system:
-        await system.submit(job)
-        for epoch, rank in enumerate((3, 0, 2, 1), start=1):
-            begun = await system.until(job, is_in("running", epoch=epoch))
-            assert begun.committed_step < 12
-            await system.supervisor.service.inject(job.name, fault=kill(rank, step=begun.committed_step + 2), who="test")
-        run = await system.finish(job)
+    async with System(tmp_path) as system:  # each is handed to the first worker of its rank, which has it until its step
+        run = await system.run(job, kill(3, step=2), kill(0, step=4), kill(2, step=6), kill(1, step=8))
+        assert len(run.epochs) == 5
         assert_as_if_nothing_happened(run, await calm(steps=12), swapped=[0, 1, 2, 3])
 
 
 async def test_two_at_once_that_hold_no_copies_of_each_other(tmp_path: Path, calm: Calm) -> None:
-    job = tiny_job("two", zero=1, spares=2, pace_ms=10)
+    job = tiny_job("two", zero=1, spares=2, pace_ms=50)
     async with System(tmp_path) as system:
         await system.submit(job)
         first = await system.until(job, starts(1))
         plan = plan_of(first)
         pair = next((a, b) for a in range(4) for b in range(a) if not holds_copy(plan, a, b) and not holds_copy(plan, b, a))
         for rank in pair:
-            await system.supervisor.service.inject(job.name, fault=kill(rank, step=6), who="test")
+            await system.supervisor.service.inject(job.name, fault=kill(rank, step=10), who="test")
         run = await system.finish(job)
         assert_as_if_nothing_happened(run, await calm(steps=12), swapped=pair)
 
 
 async def test_both_holders_of_a_shard_at_once_without_a_checkpoint_is_the_end_and_says_so(tmp_path: Path) -> None:
-    job = tiny_job("both", zero=1, spares=2, pace_ms=10)
+    job = tiny_job("both", zero=1, spares=2, pace_ms=50)
     async with System(tmp_path) as system:
         await system.submit(job)
         first = await system.until(job, starts(1))
         plan = plan_of(first)
         pair = next((a, b) for a in range(4) for b in range(4) if a != b and holds_copy(plan, a, b))
         for rank in pair:
-            await system.supervisor.service.inject(job.name, fault=kill(rank, step=6), who="test")
+            await system.supervisor.service.inject(job.name, fault=kill(rank, step=10), who="test")
         run = await system.finish(job)
         assert run.state is not None
         assert run.state.outcome == "unrecoverable"
@@ -123,13 +119,14 @@ async def test_without_a_spare_the_job_waits_visibly_and_goes_on_with_the_next_w
 
 
 async def test_a_drained_node_is_emptied_without_cost(tmp_path: Path, calm: Calm) -> None:
-    job = tiny_job("drained", zero=1, pace_ms=20)
+    job = tiny_job("drained", zero=1, pace_ms=200, hurry=str(tmp_path / "hurry"))
     async with System(tmp_path) as system:
         await system.submit(job)
         first = await system.until(job, starts(1))
         node = plan_of(first).seats[1].node_id
         await system.until(job, at_step(3))
         await system.supervisor.service.drain(job.name, node_id=node, who="test", why="maintenance")
+        (tmp_path / "hurry").touch()
         run = await system.finish(job)
         assert run.state is not None
         assert run.state.budget == job.resilience.failure_budget

@@ -87,7 +87,8 @@ async def test_a_step_whose_loss_is_no_number_is_skipped_or_taken_back_with_the_
 @pytest.mark.skipif(bool(cannot()), reason=f"A FULL DISK IS NOT TESTED: {cannot()}")
 async def test_a_full_disk_costs_a_checkpoint_and_nothing_else(tmp_path: Path, calm: Calm) -> None:
     with small_disk(tmp_path / "disk") as disk:
-        job = tiny_job("disk", zero=1, nodes=3, steps=40, pace_ms=20, checkpoint=disk, checkpoint_every=4)
+        hurry = tmp_path / "hurry"
+        job = tiny_job("disk", zero=1, nodes=3, steps=40, pace_ms=100, hurry=str(hurry), checkpoint=disk, checkpoint_every=4)
         async with System(tmp_path / "home") as system:
             await system.submit(job)
             await system.until(job, saved(ok=True))
@@ -97,6 +98,7 @@ async def test_a_full_disk_costs_a_checkpoint_and_nothing_else(tmp_path: Path, c
                 assert "No space left" in failed.reason
             good = await system.until(job, saved(ok=True), after=failed.seq)
             assert good.committed_step > failed.committed_step
+            hurry.touch()
             run = await system.finish(job)
             assert list(run.epochs) == [1]
             assert_as_if_nothing_happened(run, await calm(steps=40), swapped=[])

@@ -82,7 +82,7 @@ async def test_a_stopped_spare_costs_nothing_and_the_training_goes_on(tmp_path: 
 async def test_a_worker_that_is_cut_off_trains_on_is_given_up_and_refused_when_the_network_heals(
     tmp_path: Path, calm: Calm
 ) -> None:
-    job = tiny_job("cut", zero=1, steps=60, detect_within=DETECT_WITHIN, pace_ms=20)
+    job = tiny_job("cut", zero=1, steps=60, detect_within=DETECT_WITHIN, pace_ms=30)
     async with System(tmp_path, kill_lost=False, relayed=True) as system:
         await system.submit(job)
         await system.until(job, at_step(3))
@@ -92,7 +92,7 @@ async def test_a_worker_that_is_cut_off_trains_on_is_given_up_and_refused_when_t
         lost = await system.until(job, loses(victim))
         assert "unreachable" in lost.reason
         assert_in_time(job, lost, victim)
-        assert lost.committed_step >= broken.committed_step + 5, "the cut-off worker was not needed for the steps meanwhile"
+        assert lost.committed_step >= broken.committed_step + 2, "the cut-off worker was needed for the steps meanwhile"
         await system.until(job, steps_in(2))
         system.relays[victim].heal()
         await assert_refused(system, job, victim)
@@ -153,12 +153,13 @@ async def test_a_pause_below_the_limit_is_nobodys_failure(tmp_path: Path, calm: 
 
 
 async def test_a_worker_of_a_finished_job_ends_when_it_comes_back(tmp_path: Path) -> None:
-    job = tiny_job("over", steps=STEPS, detect_within=DETECT_WITHIN)
+    job = tiny_job("over", steps=STEPS, detect_within=DETECT_WITHIN, pace_ms=100)
     async with System(tmp_path, kill_lost=False) as system:
         await system.submit(job)
         await system.until(job, is_in("running", epoch=1))
-        spare = "over/w4"
-        await system.until(job, says("over/w4 is ready"))
+        seated = set(Facts(await system.records(job.name)).epochs[1].values())
+        spare = next(f"over/w{i}" for i in range(5) if f"over/w{i}" not in seated)
+        await system.until(job, says(f"{spare} is ready"))
         os.kill(system.processes[spare].pid, signal.SIGSTOP)
         await system.finish(job)
         os.kill(system.processes[spare].pid, signal.SIGCONT)

@@ -10,15 +10,19 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from orchestrator.adapters.kube import names
-from orchestrator.adapters.kube.api import KubeApi
+from orchestrator.adapters.kube.api import KubeApi, KubeError
+from orchestrator.adapters.kube.resources import LEASES, NODES, PODS
 from orchestrator.spec.training_job import training_job
 from tests.kube.control_plane import ControlPlane
 from tests.world.jobs import ROOT
@@ -26,8 +30,10 @@ from tests.world.jobs import ROOT
 T = TypeVar("T")
 Object = dict[str, Any]
 
-LIMIT_S = 60.0
+LIMIT_S = 180.0  # for what takes a second, on a machine that does many other things
 POLL_S = 0.1
+BEAT_S = 1.0
+LEASES_OF_NODES = "kube-node-lease"
 STRATEGIC = "application/strategic-merge-patch+json"
 CRD = ROOT / "manifests" / "crd" / "trainingjobs.yaml"
 
@@ -120,7 +126,8 @@ class Objects:
     def __init__(self, plane: ControlPlane, namespace: str) -> None:
         self.plane = plane
         self.namespace = namespace
-        self._nodes: list[str] = []
+        self._api = KubeApi(plane.api(), timeout_s=LIMIT_S)
+        self._nodes = Nodes(self._api)
 
     def install(self) -> None:
         """The CRD; harmless when it is there."""
@@ -137,25 +144,8 @@ class Objects:
         return made
 
     def node(self, name: str, *, ready: str = "True", conditions: Mapping[str, str] | None = None) -> None:
-        """Make a node, or change its conditions."""
-        if name not in self._nodes:
-            self._nodes.append(name)
-            made = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}, "spec": {"taints": []}}
-            self.plane.kubectl("apply", "-f", "-", input=json.dumps(made))
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        told = [
-            {"type": k, "status": v, "reason": "Test", "lastHeartbeatTime": now, "lastTransitionTime": now}
-            for k, v in {"Ready": ready, **(conditions or {})}.items()
-        ]
-        self._status("nodes", name, {"conditions": told}, namespaced=False)
-        lease = {
-            "apiVersion": "coordination.k8s.io/v1",
-            "kind": "Lease",
-            "metadata": {"name": name, "namespace": "kube-node-lease"},
-            # a node whose lease is renewed far ahead stays as the test says it is
-            "spec": {"holderIdentity": name, "leaseDurationSeconds": 40, "renewTime": "2099-01-01T00:00:00.000000Z"},
-        }
-        self.plane.kubectl("apply", "-f", "-", input=json.dumps(lease))
+        """Make a node, or change its conditions; it stays so."""
+        self._nodes.tell(name, {"Ready": ready, **(conditions or {})})
 
     def taint(self, name: str, key: str, effect: str = "NoSchedule") -> None:
         """Put a taint on a node."""
@@ -180,14 +170,14 @@ class Objects:
             },
         }
         self.plane.kubectl("create", "-f", "-", input=json.dumps(made))
-        self._status("pods", name, {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]})
+        self._status(name, {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}]})
         return name
 
     def fail_pod(self, name: str, *, reason: str, code: int) -> None:
         """Its container ended."""
         ended: Object = {"name": names.WORKER_CONTAINER, "state": {"terminated": {"reason": reason, "exitCode": code}}}
         ended |= {"image": "x", "imageID": "", "ready": False, "restartCount": 0}
-        self._status("pods", name, {"phase": "Failed", "containerStatuses": [ended]})
+        self._status(name, {"phase": "Failed", "containerStatuses": [ended]})
 
     def status(self, job: str) -> Object:
         """What the TrainingJob's status is now."""
@@ -206,13 +196,74 @@ class Objects:
 
     def clear_nodes(self) -> None:
         """They belong to the whole control plane."""
-        for name in self._nodes:
-            self.plane.kubectl("delete", "node", name, "--ignore-not-found", "--wait=false")
+        self._nodes.clear()
 
-    def _status(self, plural: str, name: str, status: Object, *, namespaced: bool = True) -> None:
-        inside = f"/namespaces/{self.namespace}" if namespaced else ""
-        path = f"/api/v1{inside}/{plural}/{name}/status"
-        KubeApi(self.plane.api()).request("PATCH", path, body={"status": status}, content_type=STRATEGIC)
+    def _status(self, pod: str, status: Object) -> None:
+        path = PODS.path(namespace=self.namespace, name=pod, subresource="status")
+        self._api.request("PATCH", path, body={"status": status}, content_type=STRATEGIC)
+
+
+class Nodes(threading.Thread):
+    """Nodes that stay as a test says: their leases are renewed, and what the controllers say of them otherwise is put right."""
+
+    def __init__(self, api: KubeApi) -> None:
+        super().__init__(name="nodes", daemon=True)
+        self._api = api
+        self._told: dict[str, Mapping[str, str]] = {}
+        self._lock = threading.RLock()
+        self._over = threading.Event()
+
+    def tell(self, name: str, conditions: Mapping[str, str]) -> None:
+        """What conditions it has; it is made, if need be."""
+        with self._lock:
+            if not self._told:
+                self.start()
+            if name not in self._told:
+                self._api.create(NODES, {"metadata": {"name": name}, "spec": {"taints": []}})
+            self._told[name] = conditions
+            renew_lease(self._api, name)
+            self._say(name)
+
+    def clear(self) -> None:
+        """They are gone."""
+        self._over.set()
+        if self._told:
+            self.join(LIMIT_S)
+        for name in self._told:
+            self._api.delete(NODES, name)
+
+    def run(self) -> None:
+        """Until they are cleared."""
+        while not self._over.wait(BEAT_S):
+            with self._lock:
+                for name, told in self._told.items():
+                    with suppress(KubeError):  # it is away, or the test has deleted the node
+                        renew_lease(self._api, name)
+                        found = self._api.get(NODES, name)
+                        if found is not None and not told.items() <= condition_states(found).items():
+                            self._say(name)
+
+    def _say(self, name: str) -> None:
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        told = [
+            {"type": k, "status": v, "reason": "Test", "lastHeartbeatTime": now, "lastTransitionTime": now}
+            for k, v in self._told[name].items()
+        ]
+        path = NODES.path(name=name, subresource="status")
+        self._api.request("PATCH", path, body={"status": {"conditions": told}}, content_type=STRATEGIC)
+
+
+def renew_lease(api: KubeApi, node: str) -> None:
+    """As its kubelet does: the controllers call a node lost whose lease does not change."""
+    stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    spec = {"holderIdentity": node, "leaseDurationSeconds": 40, "renewTime": stamp}
+    if not api.create(LEASES, {"metadata": {"name": node, "namespace": LEASES_OF_NODES}, "spec": spec}):
+        api.merge(LEASES, node, {"spec": spec}, namespace=LEASES_OF_NODES)
+
+
+def condition_states(thing: Object) -> dict[str, str]:
+    """Type -> status."""
+    return {c["type"]: c["status"] for c in (thing.get("status") or {}).get("conditions") or ()}
 
 
 def seq_of(event: Mapping[str, Any]) -> int:

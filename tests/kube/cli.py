@@ -27,7 +27,7 @@ from orchestrator.adapters.kube.api import Object
 from orchestrator.adapters.kube.events import event
 from orchestrator.adapters.kube.resources import EVENTS, TRAINING_JOBS
 from orchestrator.apps.cli.main import app
-from tests.kube.agents import CRD, until
+from tests.kube.agents import CRD, LIMIT_S, until
 
 BARE = """\
 name: {name}
@@ -39,7 +39,6 @@ kubernetes:
   image: registry.example/train@sha256:{digest}
 """
 DIGEST = "ab" * 32
-LIMIT_S = 60.0
 
 
 class Cluster(Protocol):
@@ -67,7 +66,7 @@ class Place:
         self.plane = plane
         self.namespace = namespace
         self.folder = folder
-        self.api = connect(Options(kubeconfig=str(plane.kubeconfig))).api
+        self.api = connect(Options(kubeconfig=str(plane.kubeconfig)), timeout_s=LIMIT_S).api
 
     def accounts(self) -> None:
         """What manifests/namespace makes."""

@@ -19,12 +19,13 @@ from tests.kube.cli import Place, installed, lease_held, no_operator
 from tests.kube.control_plane import ControlPlane
 from tests.kube.existing import KUBECONFIG, ExistingCluster
 from tests.kube.lab_site import LabSite
-from tests.kube.processes import new_root
+from tests.kube.processes import MEMORY, in_memory, new_root
 from tests.kube.site import Site
 from tests.netlab.lab import cannot, missing_tools
 
 HERE = Path(__file__).parent
 KEEP = "NETLAB_KEEP"  # leaves logs and data behind
+LIMIT_S = 900  # of a test that names none, for the first one starts a control plane too; what is waited for has shorter ones
 # Python 3.11 forgets a TLS socket whose peer resets it before the handshake (ssl.SSLSocket._create raises after a failed recv
 # without closing it), as a killed API server does; it has no raddr. Garbage collection then failed whichever test was running.
 CUT_OFF = r"ignore:unclosed <ssl\.SSLSocket fd=\d+, family=2, type=1, proto=6, laddr=\('127\.0\.0\.1', \d+\)>$:ResourceWarning"
@@ -36,6 +37,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.kube)
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(LIMIT_S))
             item.add_marker(pytest.mark.filterwarnings(CUT_OFF))
     items.sort(key=lambda item: item.path != HERE / "test_job.py")
 
@@ -45,6 +48,7 @@ def kube_root() -> Iterator[Path]:
     """A short folder for all that belongs to this session."""
     made = new_root()
     yield made
+    shutil.rmtree(MEMORY / made.name, ignore_errors=True)
     if KEEP not in os.environ:
         shutil.rmtree(made)
 
@@ -58,7 +62,7 @@ def plane(kube_root: Path) -> Iterator[ControlPlane]:
         pytest.fail(str(error))
     root = kube_root / "plane"
     root.mkdir()
-    with ControlPlane(root=root) as made:
+    with ControlPlane(root=root, data=in_memory(kube_root) / "etcd") as made:
         yield made
 
 

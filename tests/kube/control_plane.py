@@ -1,7 +1,7 @@
 """A real control plane: etcd, kube-apiserver, kube-controller-manager and kube-scheduler, on loopback or on a machine of a lab.
 
 Nothing about it is faked: RBAC, admission, service account tokens, garbage collection, taints and eviction are the real ones.
-Only its clocks are short: a node whose lease lapses is NotReady after four seconds and not after forty. Its processes end with
+Only its clocks are short: a node whose lease lapses is NotReady after eight seconds and not after forty. Its processes end with
 the one that started it, however that ends; folders that a killed run left are removed by the next one.
 
     with ControlPlane(root=new_root()) as plane:
@@ -13,6 +13,7 @@ the one that started it, however that ends; folders that a killed run left are r
 
 from __future__ import annotations
 
+import http.client
 import itertools
 import json
 import secrets
@@ -23,17 +24,20 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+import psutil
 from kubernetes import client, config
 
 from tests.kube import assets
 from tests.kube.kubectl import kubectl
 from tests.kube.processes import LOOPBACK, free_port, here, tree
 
-LIMIT_S: Final = 90.0  # for a part to come up, on a machine that does other things
+LIMIT_S: Final = 180.0  # for a part to come up, on a machine that does other things
+LOST_S: Final = 8  # a node whose lease is not renewed for so long is NotReady; it is renewed each second
 POLL_S: Final = 0.05
 SERVICE_CIDR: Final = "198.19.0.0/16"
 SERVICE_IP: Final = "198.19.0.1"  # the first one is the API server's own
@@ -49,7 +53,8 @@ class ControlPlaneError(RuntimeError):
 
 
 class ControlPlane:
-    """Use as a context: up inside, gone afterwards. `root` is a folder for its files.
+    """Use as a context: up inside, gone afterwards. `root` is a folder for its files, `data` the one that etcd makes for itself
+    (by default there).
 
     `start` runs a program where the control plane lives, there on `address`:`port`; `reach` says, after the API server was
     started, under which host:port this process reaches it (by default the same).
@@ -59,6 +64,7 @@ class ControlPlane:
         self,
         *,
         root: Path,
+        data: Path | None = None,
         start: Start = here,
         address: str = LOOPBACK,
         port: int | None = None,
@@ -71,6 +77,7 @@ class ControlPlane:
         self.key = root / "tls.key"
         self.audit_log = root / "audit.log"  # one JSON object per request of a service account
         self.server = ""
+        self._data = data or root / "etcd"
         self._start = start
         self._address = address
         self._port = port or free_port()
@@ -156,7 +163,8 @@ class ControlPlane:
         clients, peers = (f"http://{LOOPBACK}:{port}" for port in self._etcd_ports)
         self._spawn(
             "etcd",
-            f"--data-dir={self.root}/etcd",
+            f"--data-dir={self._data}",
+            "--max-wals=2",  # of 64 MiB
             f"--listen-client-urls={clients}",
             f"--advertise-client-urls={clients}",
             f"--listen-peer-urls={peers}",
@@ -201,7 +209,7 @@ class ControlPlane:
             f"--service-account-private-key-file={self.root}/sa.key",
             f"--root-ca-file={self.ca}",
             "--node-monitor-period=1s",
-            "--node-monitor-grace-period=4s",
+            f"--node-monitor-grace-period={LOST_S}s",
             "--node-eviction-rate=10",  # else only one lost node in ten seconds is tainted
             "--secondary-node-eviction-rate=10",
             "--unhealthy-zone-threshold=1",  # else two lost nodes of three stop all evictions
@@ -230,7 +238,8 @@ class ControlPlane:
             return
         for number in (signal.SIGKILL,) if hard or name == "kube-apiserver" else (signal.SIGTERM, signal.SIGKILL):
             for target in tree(process.pid):
-                target.send_signal(number)
+                with suppress(psutil.NoSuchProcess):
+                    target.send_signal(number)
             try:
                 process.wait(5.0)
                 return
@@ -297,7 +306,7 @@ class ControlPlane:
         except urllib.error.HTTPError as refusal:
             refusal.close()  # it is an answer, with a connection of its own
             return b""
-        except OSError:
+        except (OSError, http.client.HTTPException):
             return b""
 
     def _until(self, condition: Callable[[], object], what: str, *, part: str = "") -> None:

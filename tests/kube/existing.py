@@ -35,7 +35,7 @@ class ExistingCluster(Site):
         self.kubeconfig = Path(os.environ[KUBECONFIG])
         self.image = os.environ.get(IMAGE, "")
         self.share_class = os.environ.get(SHARE_CLASS, "")
-        self.pace_ms = 600  # there a lost node is NotReady after 50 s, in the lab after 4
+        self.pace_ms = 1200  # there a lost node is NotReady after 50 s, in the lab after 8
         self.job_env = {}
         self.nodes = []
         self.control_node = ""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-LIMIT_S: Final = 90.0
+LIMIT_S: Final = 180.0
 POLL_S: Final = 0.05
 
 

@@ -52,7 +52,7 @@ class LabSite(Site):
     def __init__(self, *, root: Path) -> None:
         super().__init__(root=root)
         self.image = "lab.invalid/orchestrator:lab"  # whatever it is called: tests/kube/image.py
-        self.pace_ms = 200
+        self.pace_ms = 400
         self.job_env = {ENV_WORKDIR: str(ROOT)}  # the tree is at its own path there
         self.lab = Lab(nodes=1 + TEST_NODES, root=root / "lab", private="kubelet")
         self._volumes = root / "volumes"
@@ -61,6 +61,7 @@ class LabSite(Site):
         (root / "plane").mkdir()
         self.plane = ControlPlane(
             root=root / "plane",
+            data=Path("/dev/shm/etcd"),  # of that machine, whose memory this is
             start=lambda argv, log: self._start(self.lab.node(CONTROL), argv, log),
             address=address(CONTROL),
             port=API_PORT,

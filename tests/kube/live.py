@@ -16,9 +16,12 @@ T = TypeVar("T")
 Object = dict[str, Any]
 Pods = dict[str, Object]  # by name
 
-LIMIT_S: Final = 180.0
+LIMIT_S: Final = 300.0
 END_LIMIT_S: Final = 900.0
 POLL_S: Final = 0.2
+HURRY: Final = "hurry"
+STEPS: Final = 200  # slowly, two minutes and more
+PATIENT: Final = "10s"  # detect_within of jobs in which nobody falls silent: only the machine may be slow
 
 
 class LiveJob:
@@ -35,13 +38,18 @@ class LiveJob:
 
     def manifest(self, *, kubernetes: Mapping[str, Any] | None = None, **settings: Any) -> Object:
         """The TrainingJob: four ranks and a spare, one pod each, with the head beside the control plane."""
-        asked = document(self.name, **{"nodes": 4, "spares": 1, "zero": 1, "pace_ms": 80, **settings})
+        slow = {"pace_ms": self.site.pace_ms, "hurry_host": HURRY}
+        asked = document(self.name, **{"nodes": 4, "spares": 1, "zero": 1, **slow, **settings})
         place = {"image": self.site.image, "env": self.site.job_env, "head": self.site.head_placement, **(kubernetes or {})}
         return training_job(json.dumps({**asked, "kubernetes": place}), namespace=self.namespace)
 
     def begin(self, **settings: Any) -> None:
         """`kubectl apply`."""
         self.kubectl("apply", "-f", "-", input=json.dumps(self.manifest(**settings)))
+
+    def hurry(self) -> None:
+        """It trains slowly, so that nothing is missed; from now on it does not: pods learn the name of a Service."""
+        self.kubectl("create", "service", "clusterip", HURRY, "--tcp=1")
 
     # ---- what kubectl says of it
 
@@ -58,7 +66,7 @@ class LiveJob:
     @property
     def conditions(self) -> dict[str, str]:
         """Type -> status."""
-        return {c["type"]: c["status"] for c in self.status.get("conditions") or ()}
+        return conditions(self.status)
 
     def pods(self, role: str = "") -> Pods:
         """Its pods, or those of one role."""
@@ -72,17 +80,19 @@ class LiveJob:
         ours = [e for e in found if e.get("reportingComponent") == names.AGENT and e["involvedObject"]["name"] == self.name]
         return sorted(ours, key=lambda e: int(e["metadata"]["name"].rpartition(".")[2]))
 
-    def told(self, words: str) -> bool:
-        """Whether an Event says so."""
-        return any(words in e["message"] for e in self.events())
+    def told(self, words: str) -> str:
+        """When the first thing happened of which an Event says so, as its time is written; empty where none does."""
+        return next((str(e["firstTimestamp"]) for e in self.events() if words in e["message"]), "")
 
     def alone(self) -> str:
-        """A node whose only pod of the job has a rank. The scheduler gives three nodes two pods, two, and one; where that one is
-        the spare, a rank is first moved to it, by deleting its pod."""
+        """A node whose only pod of the job has a rank, all pods being ready. The scheduler gives three nodes two pods, two, one;
+        where that one is the spare, a rank is first moved to it, by deleting its pod."""
+        self.until(lambda: self.conditions, lambda c: c.get("PodsReady") == "True", what="all pods are ready")
         if not (found := self._alone()):
             epoch, seats = self.status["epoch"], self.status["seats"]
             self.kubectl("delete", "pod", seats[0], "--wait=false")
             self.until(lambda: self.status, lambda s: s["epoch"] > epoch and s["spares"] == 1, what="a rank moves, a spare comes")
+            self.until(lambda: self.pods(), lambda pods: len(pods) == len(running(pods)), what="the pod is gone, all are ready")
             found = self._alone()
         assert found, f"no node has one rank alone\n{self.story()}"
         return found
@@ -141,6 +151,11 @@ class LiveJob:
             said += [f"---- {p} {container}\n{self.kubectl('logs', p, '-c', container, '--tail=40', check=False)}" for p in head]
         said.append(f"---- operator\n{self.site.operator_log()}")
         return "\n".join(said)
+
+
+def conditions(status: Object) -> dict[str, str]:
+    """Type -> status."""
+    return {c["type"]: c["status"] for c in status.get("conditions") or ()}
 
 
 def leaving(pod: Object) -> bool:

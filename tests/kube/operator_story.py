@@ -20,6 +20,7 @@ from orchestrator.adapters.kube import names
 from orchestrator.adapters.kube import resources as kinds
 from orchestrator.adapters.kube.api import KubeApi
 from orchestrator.adapters.kube.resources import Resource
+from tests.kube.agents import LIMIT_S
 from tests.kube.control_plane import ControlPlane
 from tests.kube.rights import ACCOUNTS, Grants, Record, Right, anonymous, make_account
 from tests.world.jobs import ROOT
@@ -27,7 +28,6 @@ from tests.world.jobs import ROOT
 Object = dict[str, Any]
 
 JOB: Final = "j"
-LIMIT_S: Final = 60.0
 POLL_S: Final = 0.2
 NAMESPACES: Final = Resource("v1", "namespaces", "Namespace", namespaced=False)
 
@@ -57,7 +57,7 @@ class Story:
     @classmethod
     def begin(cls, plane: ControlPlane, namespace: str, *, grants: Grants, kubernetes: Object) -> Self:
         """Make the namespace with its accounts; the operator's gets these grants."""
-        api = KubeApi(plane.api())
+        api = KubeApi(plane.api(), timeout_s=LIMIT_S)
         api.create(NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
         for name in (names.AGENT, names.WORKER_ACCOUNT):
             api.create(

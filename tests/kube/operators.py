@@ -35,16 +35,16 @@ from orchestrator.adapters.kube.resources import (
     Resource,
 )
 from orchestrator.spec.training_job import training_job
-from tests.kube.agents import STRATEGIC, Objects, Program, until
+from tests.kube.agents import BEAT_S, LIMIT_S, STRATEGIC, Objects, Program, renew_lease, until
 from tests.kube.control_plane import ControlPlane
 from tests.world.jobs import ROOT, document
 
 Object = dict[str, Any]
 
-LIMIT_S: Final = 60.0
 OURS: Final = "yard"  # label of our nodes
 ROOM: Final = {"cpu": "16", "memory": "64Gi", "pods": "110"}  # of a node
-BEAT_S: Final = 1.0  # a node without one for four seconds is NotReady, see control_plane.py
+LOOK_S: Final = 0.1
+PASSING: Final = (0, 404, 409, 429)  # the API server is away or busy, or somebody was faster than we
 BY_HAND: Final = "by-hand"  # a scheduler that nobody is
 ACCOUNTS: Final = Resource("v1", "serviceaccounts", "ServiceAccount")
 TAINT: Final = {"key": "by-hand", "value": "", "effect": "NoSchedule"}  # the real scheduler puts nothing on our nodes
@@ -92,7 +92,7 @@ class Yard:
     def __init__(self, plane: ControlPlane, *, nodes: int = 3) -> None:
         self.plane = plane
         self.namespace = plane.namespace("operator")
-        self.api = KubeApi(plane.api())
+        self.api = KubeApi(plane.api(), timeout_s=LIMIT_S)
         Objects(plane, self.namespace).install()
         self.nodes = [f"{self.namespace}-{n}" for n in range(nodes)]
         self.hands = Hands(self.api, self.namespace, self.nodes)
@@ -104,6 +104,7 @@ class Yard:
             labels = {"kubernetes.io/hostname": node, OURS: self.namespace}
             self.api.create(NODES, {"metadata": {"name": node, "labels": labels}, "spec": {"taints": [TAINT]}})
         self.hands.start()
+        self.until(lambda: all(usable(self.api.get(NODES, node)) for node in self.nodes), True, what="the nodes are usable")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -161,7 +162,7 @@ class Yard:
         found = self.status(name).get("conditions") or []
         return next((f"{c['status']}/{c['reason']}" for c in found if c["type"] == kind), "")
 
-    def agent_says(self, name: str, phase: str, **conditions: str) -> None:
+    def agent_says(self, name: str, phase: str, *, numbers: Mapping[str, int] = {}, **conditions: str) -> None:
         """What an agent in the head would write; conditions by type."""
         found = self.job(name)
         assert found is not None
@@ -171,9 +172,16 @@ class Yard:
             {"type": k, "status": v, "reason": "R", "message": "m", "lastTransitionTime": now, "observedGeneration": generation}
             for k, v in conditions.items()
         ]
-        status = {"phase": phase, "reason": phase, "message": "said by the agent", "conditions": made}
+        status = {"phase": phase, "reason": phase, "message": "said by the agent", "conditions": made, **numbers}
         body = {"metadata": {"name": name, "namespace": self.namespace}, "status": status}
         self.api.apply(TRAINING_JOBS, body, manager=names.AGENT, subresource="status")
+
+    def agent_submits(self, name: str) -> None:
+        """What an agent writes down before it submits the job."""
+        found = self.job(name)
+        assert found is not None
+        body = {"metadata": {"name": name, "namespace": self.namespace}, "status": {"submitted": found["spec"]}}
+        self.api.apply(TRAINING_JOBS, body, manager=names.SUBMITTER, subresource="status")
 
     def said(self, name: str) -> list[str]:
         """reason: message of the operator's Events of a job, in their order."""
@@ -214,7 +222,7 @@ class Yard:
 
 
 class Hands(threading.Thread):
-    """Scheduler and kubelets of the nodes that are `on`, for the pods of one namespace."""
+    """Scheduler and kubelets of the nodes that are `on`, for the pods of one namespace. Nodes live on however slow pods are."""
 
     def __init__(self, api: KubeApi, namespace: str, nodes: list[str]) -> None:
         super().__init__(name="hands", daemon=True)
@@ -223,38 +231,46 @@ class Hands(threading.Thread):
         self._nodes = nodes
         self._over = threading.Event()
         self._bound = 0
-        self._beat_s = 0.0
+        self._beats = threading.Thread(target=self._often, args=(BEAT_S, self._beat_all), name="beats", daemon=True)
+        self._unready: set[str] = set()  # pods that say so themselves
         self.on: set[str] = set(nodes)
         self.held: Callable[[PodFacts], bool] = lambda pod: False  # pods that find no node
         self.trouble: BaseException | None = None
 
     def run(self) -> None:
         """Until `stop`."""
-        while not self._over.wait(0.1):
-            try:
-                if time.monotonic() > self._beat_s + BEAT_S:
-                    self._beat_s = time.monotonic()
-                    for node in sorted(self.on):
-                        self._beat(node)
-                for pod in self._api.list(PODS, namespace=self._namespace, labels=names.LABEL_JOB):
-                    self._tend(pod_facts(pod), pod)
-            except KubeError as error:
-                if error.status not in (0, 404, 409) and error.status < 500:  # away, or faster than we
-                    self.trouble = error
-                    raise
+        self._beats.start()
+        self._often(LOOK_S, self._tend_all)
 
     def stop(self) -> None:
         """No more."""
         self._over.set()
-        self.join(LIMIT_S)
+        for thread in (self, self._beats):
+            thread.join(LIMIT_S)
         assert self.trouble is None, self.trouble
+
+    def _often(self, pause_s: float, work: Callable[[], None]) -> None:
+        while True:
+            try:
+                work()
+            except KubeError as error:
+                if error.status not in PASSING and error.status < 500:
+                    self.trouble = error
+                    raise
+            if self._over.wait(pause_s):
+                return
+
+    def _beat_all(self) -> None:
+        for node in sorted(self.on):
+            self._beat(node)
+
+    def _tend_all(self) -> None:
+        for pod in self._api.list(PODS, namespace=self._namespace, labels=names.LABEL_JOB):
+            self._tend(pod_facts(pod), pod)
 
     def _beat(self, node: str) -> None:
         """Renew the node's lease, and say that it is ready where the controllers have said otherwise."""
-        lease: Object = {"metadata": {"name": node, "namespace": "kube-node-lease"}}
-        lease["spec"] = {"holderIdentity": node, "leaseDurationSeconds": 40, "renewTime": f"{_now()[:-1]}.000000Z"}
-        if not self._api.create(LEASES, lease):
-            self._api.merge(LEASES, node, {"spec": lease["spec"]}, namespace="kube-node-lease")
+        renew_lease(self._api, node)
         if not node_ready(self._api.get(NODES, node)):
             told = {
                 "type": "Ready",
@@ -281,7 +297,8 @@ class Hands(threading.Thread):
             return
         elif pod.terminating:
             self._api.delete(PODS, pod.name, namespace=self._namespace, uid=pod.uid, grace_s=0)
-        elif pod.phase == "Pending":
+        elif pod.phase == "Pending" or (pod.phase == "Running" and not pod.ready and pod.name not in self._unready):
+            # also what the controllers have said of pods on a node that was silent: a kubelet knows better
             self.say(obj, {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]})
 
     def say(self, pod: Object, status: Object) -> None:
@@ -301,9 +318,16 @@ class Hands(threading.Thread):
 
     def unready(self, name: str, ready: str = "False") -> None:
         """The pod's own word on whether it is ready."""
+        (self._unready.discard if ready == "True" else self._unready.add)(name)
         found = self._api.get(PODS, name, namespace=self._namespace)
         assert found is not None, f"{name} is not there"
         self.say(found, {"conditions": [{"type": "Ready", "status": ready}]})
+
+
+def usable(node: Object | None) -> bool:
+    """Whether the real scheduler may put a pod there, as far as Kubernetes itself is concerned."""
+    taints = [taint["key"] for taint in ((node or {}).get("spec") or {}).get("taints") or []]
+    return node_ready(node) and not [key for key in taints if key.startswith("node.kubernetes.io/")]
 
 
 def _now() -> str:

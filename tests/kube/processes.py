@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import shutil
 import socket
 import subprocess
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +21,9 @@ from tests.netlab.lab import started_ticks
 
 LOOPBACK: Final = "127.0.0.1"
 PREFIX: Final = "orckube"
+PORTS: Final = 12_000  # below those that the kernel gives away, and above those of Ray's workers
+MEMORY: Final = Path("/dev/shm")
+ROOM: Final = 1 << 30  # bytes; a container often has 64 MiB there
 _serial: Final = itertools.count()
 # The kernel ends a program with the *thread* that started it, so all are started by one that lives as long as this process.
 starter: Final = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kube-starter")
@@ -27,14 +32,24 @@ starter: Final = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kube-star
 def new_root() -> Path:
     """A folder named after this process; those of dead processes are removed on the way."""
     temporary = Path(tempfile.gettempdir())
-    for left in temporary.glob(f"{PREFIX}-*-*-*"):
-        pid, ticks = (int(part) for part in left.name.split("-")[1:3])
-        if started_ticks(pid) != ticks:
-            shutil.rmtree(left, ignore_errors=True)
+    for place in (temporary, MEMORY):
+        for left in place.glob(f"{PREFIX}-*-*-*"):
+            pid, ticks = (int(part) for part in left.name.split("-")[1:3])
+            if started_ticks(pid) != ticks:
+                shutil.rmtree(left, ignore_errors=True)
     me = os.getpid()
     root = temporary / f"{PREFIX}-{me}-{started_ticks(me)}-{next(_serial)}"
     root.mkdir(mode=0o755)
     return root
+
+
+def in_memory(root: Path) -> Path:
+    """A folder for what is written all the time: in memory, or below `root` where there is no room. For a disk that is busy with
+    other things lets etcd wait for seconds, and everybody waits for etcd."""
+    place = MEMORY if MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOM else root
+    made = place / root.name
+    made.mkdir(mode=0o755)
+    return made
 
 
 def here(argv: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
@@ -54,11 +69,14 @@ def here(argv: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
 
 
 def free_port() -> int:
-    """A port of loopback that was free a moment ago."""
-    with socket.socket() as s:
-        s.bind((LOOPBACK, 0))
-        port: int = s.getsockname()[1]
-        return port
+    """A port of loopback that was free a moment ago, and that the kernel gives to nobody who asks for any port: a server that is
+    away for a while finds it free."""
+    given_away = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        port = random.SystemRandom().randrange(max(1024, given_away - PORTS), given_away)
+        with socket.socket() as s, suppress(OSError):
+            s.bind((LOOPBACK, port))
+            return port
 
 
 def tree(pid: int) -> list[psutil.Process]:

@@ -16,7 +16,7 @@ from typing import Any
 from orchestrator.adapters.kube.access import Options, connect
 from orchestrator.adapters.kube.api import KubeApi
 from orchestrator.adapters.kube.resources import Resource
-from tests.kube.agents import until
+from tests.kube.agents import LIMIT_S, until
 from tests.kube.control_plane import ControlPlane
 from tests.kube.kustomized import objects, of_kind
 from tests.kube.manifest_checks import as_list
@@ -105,7 +105,7 @@ class Grants:
 
 def make_account(plane: ControlPlane, *, namespace: str, name: str, grants: Grants) -> Account:
     """A new account with these grants; the names of its roles are its own."""
-    api = KubeApi(plane.api())
+    api = KubeApi(plane.api(), timeout_s=LIMIT_S)
     subject = {"kind": "ServiceAccount", "namespace": namespace, "name": name}
     wide, own = {"name": f"{namespace}-{name}"}, {"name": name, "namespace": namespace}
     api.create(ACCOUNTS, {"metadata": own})
@@ -124,7 +124,7 @@ def make_account(plane: ControlPlane, *, namespace: str, name: str, grants: Gran
 
 def existing_account(plane: ControlPlane, *, namespace: str, name: str) -> Account:
     """An account that is there, or will be in a moment, with a token of an hour."""
-    api = KubeApi(plane.api())
+    api = KubeApi(plane.api(), timeout_s=LIMIT_S)
     until(lambda: api.get(ACCOUNTS, name, namespace=namespace), bool, what=f"the account {name} in {namespace}")
     path = ACCOUNTS.path(namespace=namespace, name=name, subresource="token")
     request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 3600}}
@@ -156,6 +156,11 @@ class Record:
                 self._offset += len(line)
                 if mark.encode() in line:
                     self._take(json.loads(line))
+
+    def read_again(self) -> set[Right]:
+        """The rights that were used, with what is new."""
+        self.read()
+        return self.used
 
     def _take(self, entry: Json) -> None:
         about = entry.get("objectRef")
@@ -194,7 +199,7 @@ def role(folder: str, kind: str, name: str) -> list[Right]:
 
 def granted_to(account: Account, *, namespace: str) -> set[Right]:
     """What the API server itself says that an account may do in a namespace, as `kubectl auth can-i --list` asks it."""
-    api = connect(Options(kubeconfig=str(account.kubeconfig))).api
+    api = connect(Options(kubeconfig=str(account.kubeconfig)), timeout_s=LIMIT_S).api
     review = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview", "spec": {"namespace": namespace}}
     with closing(api.client):
         answer = api.request("POST", REVIEWS.path(), body=review)

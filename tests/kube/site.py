@@ -31,7 +31,7 @@ class Site(ABC):
     """
 
     image: str  # to be written into jobs
-    pace_ms: int  # slept in each micro-batch of a job that must outlive what Kubernetes does about a lost node
+    pace_ms: int  # slept in each micro-batch of a job, which must outlive what Kubernetes does about a lost node
     job_env: dict[str, str]  # what jobs need in their `kubernetes.env`
     kubeconfig: Path
     nodes: list[str]

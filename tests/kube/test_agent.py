@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,14 +20,12 @@ from orchestrator.core.supervisor import events as ev
 from orchestrator.core.supervisor.commands import RunEpoch
 from orchestrator.spec.training_job import from_training_job
 from tests.chaos.conftest import Calm, calm  # noqa: F401  the undisturbed run that these are held against
-from tests.kube.agents import Agent, Objects, seq_of, until
+from tests.kube.agents import LIMIT_S, Agent, Objects, seq_of, until
 from tests.kube.control_plane import ControlPlane
 from tests.world.facts import Facts, at_step, says
 from tests.world.jobs import ROOT, document
 from tests.world.machines import Machines
 from tests.world.processes import System
-
-pytestmark = pytest.mark.timeout(240)
 
 T = TypeVar("T")
 STEPS = 60
@@ -49,10 +48,11 @@ def address(index: int) -> str:
 
 
 class World:
-    """One TrainingJob with its supervisor, agent, nodes and pods."""
+    """One TrainingJob with its supervisor, agent, nodes and pods. It trains slowly until `hurry`, so that nothing is missed."""
 
-    def __init__(self, system: System, agent: Agent, objects: Objects, job: Job) -> None:
+    def __init__(self, system: System, agent: Agent, objects: Objects, job: Job, *, flag: Path) -> None:
         self.system, self.agent, self.objects, self.job = system, agent, objects, job
+        self.hurry = flag.touch
 
     async def see(self, look: Callable[[], T], wanted: Callable[[T], bool], *, what: str) -> T:
         """Wait without holding up the supervisor, which lives on this event loop."""
@@ -73,7 +73,7 @@ class World:
 
     async def submitted(self) -> None:
         """Wait until the supervisor knows the job."""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(LIMIT_S):
             while self.job.name not in [s.name for s in await self.system.supervisor.service.list_jobs()]:  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
 
@@ -103,7 +103,9 @@ def objects(plane: ControlPlane) -> Iterator[Objects]:
 async def world(objects: Objects, root: Path, *, min_ranks: int = 3, **settings: Any) -> AsyncIterator[World]:
     """A job of three ranks and a spare that the agent has been told of."""
     name = settings.pop("name", "j")
-    asked = document(name, **{"nodes": 3, "spares": 1, "zero": 1, "steps": STEPS, "pace_ms": 30, **settings})
+    flag = root / "hurry"
+    usual = {"nodes": 3, "spares": 1, "zero": 1, "steps": STEPS, "pace_ms": 100, "hurry": str(flag)}
+    asked = document(name, **{**usual, "detect_within": "10s", **settings})  # nobody here falls silent, but machines may be slow
     asked["resilience"]["min_ranks"] = min_ranks
     machines = Addressed()
     async with System(root / "system", machines=machines) as system:
@@ -118,7 +120,7 @@ async def world(objects: Objects, root: Path, *, min_ranks: int = 3, **settings:
         )
         with agent:
             try:
-                yield World(system, agent, objects, job)
+                yield World(system, agent, objects, job, flag=flag)
             except BaseException:
                 print(agent.said)
                 raise
@@ -133,6 +135,7 @@ def test_the_status_and_the_events_tell_the_whole_story_in_order(objects: Object
             running = await w.status(lambda s: s.get("phase") == "Running" and s["step"] >= 10, what="a running job")
             assert (running["steps"], running["ranks"], running["reason"]) == (STEPS, 3, "Running")
             assert {c["type"]: c["status"] for c in running["conditions"]} == {"Training": "True", "Degraded": "False"}
+            w.hurry()
             run = await w.system.finish(w.job)
             end = await w.status(lambda s: s.get("phase") == "Succeeded", what="the end")
             assert end["digest"] == run.digest == alone.digest
@@ -161,12 +164,13 @@ def test_the_status_and_the_events_tell_the_whole_story_in_order(objects: Object
 
 def test_an_agent_that_is_killed_repeats_nothing_and_misses_nothing(objects: Objects, tmp_path: Path) -> None:
     async def story() -> None:
-        async with world(objects, tmp_path) as w:
+        async with world(objects, tmp_path, pace_ms=30) as w:
             for step in (5, 20, 35):
                 await w.reach(step)
                 await asyncio.to_thread(w.agent.end, signal.SIGKILL)
                 await w.system.until(w.job, at_step(step + 5))
                 w.agent.start()
+            w.hurry()
             await w.system.finish(w.job)
             end = await w.status(lambda s: s.get("phase") == "Succeeded", what="the end")
             assert end["digest"]
@@ -190,7 +194,7 @@ def test_training_goes_on_while_the_api_server_is_away_and_the_status_catches_up
     alone = calm(80)
 
     async def story() -> None:
-        async with world(objects, tmp_path, steps=80) as w:
+        async with world(objects, tmp_path, steps=80, pace_ms=60) as w:
             await w.reach(10)
             await w.status(lambda s: s.get("step", 0) >= 5, what="a first report")
             await asyncio.to_thread(objects.plane.stop_api)
@@ -199,6 +203,7 @@ def test_training_goes_on_while_the_api_server_is_away_and_the_status_catches_up
             finally:
                 await asyncio.get_running_loop().run_in_executor(STEADY, objects.plane.start_api)
             await w.status(lambda s: s.get("step", 0) >= 50, what="the status catches up")
+            w.hurry()
             run = await w.system.finish(w.job)
             end = await w.status(lambda s: s.get("phase") == "Succeeded", what="the end")
             assert end["digest"] == run.digest == alone.digest
@@ -225,6 +230,8 @@ def test_a_notice_drains_a_node_before_it_goes_and_costs_nothing(objects: Object
             await asyncio.to_thread(objects.taint, f"{objects.namespace}-n{victim}", "aws-node-termination-handler/spot-itn")
             told = await w.system.until(w.job, drained(f"node-{victim}"))
             assert "spot instance back" in told.reason
+            await w.system.until(w.job, says("epoch 2 runs"), after=told.seq)
+            w.hurry()
             run = await w.system.finish(w.job)
             assert run.state is not None
             assert (run.steps_lost, run.state.budget, run.digest) == (0, 5, alone.digest)
@@ -252,6 +259,8 @@ def test_a_pod_that_failed_is_swapped_at_once_though_nobody_else_has_noticed(
             told = await w.system.until(w.job, lambda r: isinstance(r.event, ev.NodeGone))
             assert "OOMKilled, exit code 137" in told.reason
             assert told.event.node_id == f"node-{victim}"  # type: ignore[union-attr]
+            await w.system.until(w.job, says("epoch 2 runs"), after=told.seq)
+            w.hurry()
             run = await w.system.finish(w.job)
             assert (run.steps_lost, run.digest) == (0, alone.digest)
             assert await w.swapped(run, victim)
@@ -261,17 +270,52 @@ def test_a_pod_that_failed_is_swapped_at_once_though_nobody_else_has_noticed(
     asyncio.run(story())
 
 
-def test_a_pod_that_is_deleted_is_drained_before_it_goes(objects: Objects, calm: Calm, tmp_path: Path) -> None:
+@pytest.mark.parametrize("agent_is_there", [True, False])
+def test_a_node_whose_object_is_deleted_is_gone_also_when_no_agent_saw_it_go(
+    objects: Objects,
+    calm: Calm,
+    tmp_path: Path,
+    agent_is_there: bool,
+) -> None:
     alone = calm(90)
 
     async def story() -> None:
         async with world(objects, tmp_path, steps=90) as w:
+            await w.reach(8)
+            victim = await w.seat(1)
+            name = f"{objects.namespace}-n{victim}"
+            if agent_is_there:
+                await w.status(lambda s: s.get("phase") == "Running", what="a first report")
+            else:
+                await asyncio.to_thread(w.agent.end, signal.SIGKILL)
+            await asyncio.to_thread(objects.plane.kubectl, "delete", "node", name)
+            if not agent_is_there:
+                w.agent.start()
+            told = await w.system.until(w.job, lambda r: isinstance(r.event, ev.NodeGone))
+            assert f"node {name} was deleted from the cluster" in told.reason
+            assert told.event.node_id == f"node-{victim}"  # type: ignore[union-attr]
+            await w.system.until(w.job, says("epoch 2 runs"), after=told.seq)
+            w.hurry()
+            run = await w.system.finish(w.job)
+            assert (run.steps_lost, run.digest) == (0, alone.digest)
+            assert await w.swapped(run, victim)
+            assert [r.event.node_id for r in run.records if isinstance(r.event, ev.NodeGone)] == [f"node-{victim}"]
+
+    asyncio.run(story())
+
+
+def test_a_pod_that_is_deleted_is_drained_before_it_goes(objects: Objects, calm: Calm, tmp_path: Path) -> None:
+    alone = calm(STEPS)
+
+    async def story() -> None:
+        async with world(objects, tmp_path) as w:
             await w.reach(8)
             victim = await w.seat(0)
             await w.kubectl("delete", "pod", f"j-worker-{victim}-1", "--wait=false")
             told = await w.system.until(w.job, drained(f"node-{victim}"))
             assert "is being deleted" in told.reason
             await w.system.until(w.job, says("epoch 2 runs"), after=told.seq)
+            w.hurry()
             run = await w.system.finish(w.job)
             assert (run.steps_lost, run.digest) == (0, alone.digest)
 
@@ -294,16 +338,67 @@ def test_a_suspended_job_saves_gives_its_machines_back_and_goes_on_with_the_same
                 lambda: objects.conditions("j"), lambda c: c.get("Checkpointed", {}).get("status") == "True", what="parked"
             )
             assert parked["Checkpointed"]["observedGeneration"] == 2
+            w.hurry()
             assert (await w.status(lambda s: s["phase"] == "Suspending", what="the phase"))["reason"] == "Suspended"
             at = (await w.system.records("j"))[-1].committed_step
             await w.kubectl("patch", "trainingjob", "j", "--type=merge", "-p", '{"spec": {"suspend": false}}')
             run = await w.system.finish(w.job)
             assert run.state is not None
             assert (run.digest, run.state.budget) == (alone.digest, 5)
-            assert run.steps_lost <= 5, "those between the checkpoint and the end of the epoch"
+            assert run.steps_lost == 0, "no step was trained after the one that was saved"
             assert 15 <= at < STEPS
             end = await w.status(lambda s: s.get("phase") == "Succeeded", what="the end")
             assert "Checkpointed" not in {c["type"] for c in end["conditions"]}
+
+    asyncio.run(story())
+
+
+def test_with_what_spec_a_job_was_submitted_is_written_down_once_and_any_later_agent_goes_by_it(
+    objects: Objects, tmp_path: Path
+) -> None:
+    async def story() -> None:
+        async with world(objects, tmp_path) as w:
+            await w.reach(3)
+            running = await w.status(lambda s: s.get("phase") == "Running", what="a running job")
+            job = json.loads(await w.kubectl("get", "trainingjob", "j", "-o", "json"))
+            assert running["submitted"] == job["spec"]
+            edit = {"spec": {"train": {"steps": 9_999, "micro_batches": 1}, "checkpoint": {"uri": "/nowhere"}}}
+            await w.kubectl("patch", "trainingjob", "j", "--type=merge", "-p", json.dumps(edit))
+            await asyncio.to_thread(w.agent.end, signal.SIGKILL)
+            w.agent.start()
+            run = await w.system.finish(w.job)
+            end = await w.status(lambda s: s.get("phase") == "Succeeded", what="the end")
+            assert run.state is not None
+            assert (end["step"], end["submitted"]) == (STEPS, job["spec"]), "the spec cannot even be run as it is now"
+            assert "NotSubmitted" not in {e["reason"] for e in await asyncio.to_thread(objects.events)}
+
+    asyncio.run(story())
+
+
+def test_a_scale_that_the_supervisor_refuses_is_in_the_status_until_another_is_wished(objects: Objects, tmp_path: Path) -> None:
+    async def story() -> None:
+        async with world(objects, tmp_path, steps=100_000) as w:
+            await w.reach(3)
+            await w.kubectl("patch", "trainingjob", "j", "--type=merge", "-p", '{"spec": {"cluster": {"nodes": 2}}}')
+
+            async def refused() -> dict[str, Any]:
+                found = await w.see(lambda: objects.conditions("j"), lambda c: "Scaled" in c, what="the refusal")
+                return found["Scaled"]
+
+            first = await refused()
+            assert (first["status"], first["reason"], first["observedGeneration"]) == ("False", "Refused", 2)
+            assert "2 rank(s) are fewer than the least that the job trains with, 3" in first["message"]
+            numbers = await w.status(lambda s: "nodesRefused" in s, what="the refusal")
+            assert (numbers["nodes"], numbers["nodesRefused"]) == (3, 2)
+            await asyncio.to_thread(w.agent.end, signal.SIGKILL)
+            report = (await asyncio.to_thread(objects.status, "j"))["lastReport"]
+            w.agent.start()
+            await w.status(lambda s: s["lastReport"] != report, what="the next agent reports")
+            assert await refused() == first
+            await w.kubectl("patch", "trainingjob", "j", "--type=merge", "-p", '{"spec": {"cluster": {"nodes": 3}}}')
+            await w.see(lambda: objects.conditions("j"), lambda c: "Scaled" not in c, what="the wish is another")
+            asked = [r.event.nodes for r in await w.system.records("j") if isinstance(r.event, ev.ScaleRequested)]
+            assert asked == [2, 3]
 
     asyncio.run(story())
 
@@ -315,6 +410,8 @@ def test_a_change_of_nodes_in_the_spec_scales_the_job(objects: Objects, calm: Ca
         async with world(objects, tmp_path, min_ranks=2, on_loss=("swap", "shrink", "wait")) as w:
             await w.reach(8)
             await w.kubectl("patch", "trainingjob", "j", "--type=merge", "-p", '{"spec": {"cluster": {"nodes": 2}}}')
+            await w.system.until(w.job, says("epoch 2 runs"))
+            w.hurry()
             run = await w.system.finish(w.job)
             assert [r.event.nodes for r in run.records if isinstance(r.event, ev.ScaleRequested)] == [2]
             assert (len(run.epochs[2]), run.steps_lost, run.digest) == (2, 0, alone.digest)

@@ -152,6 +152,7 @@ def test_an_older_kind_refuses_at_the_line_and_the_doctor_sees_it(place: Place) 
 def test_a_cluster_without_the_kind_says_how_to_install_it(place: Place) -> None:
     place.plane.kubectl("delete", "crd", CRD_NAME)
     try:
+        until(lambda: place.cli("list").exit_code, lambda code: code == 2, what="the kind is served no more")
         for command in (("launch", place.file("gpt")), ("list",), ("status", "gpt"), ("events", "gpt"), ("down", "gpt")):
             done = place.cli(*command)
             assert done.exit_code == 2, done.output
@@ -161,10 +162,11 @@ def test_a_cluster_without_the_kind_says_how_to_install_it(place: Place) -> None
 
 
 def test_a_namespace_that_is_not_there_says_how_to_make_it(place: Place) -> None:
-    for command in (("launch", place.file("gpt")), ("list",)):
+    of_a_job = [(verb, "gpt") for verb in ("status", "logs", "events", "down", "suspend")]
+    for command in (("launch", place.file("gpt")), ("list",), *of_a_job, ("scale", "gpt", "--nodes", "3")):
         done = place.cli(*command, namespace="nowhere")
         assert done.exit_code == 2, done.output
-        assert "there is no namespace nowhere; fix: kubectl create namespace nowhere" in done.stderr
+        assert "there is no namespace nowhere; fix: make it as examples/kubernetes/team-namespace does" in done.stderr
 
 
 def test_missing_accounts_stop_a_launch_before_anything_is_made(ready: ControlPlane, tmp_path: Path) -> None:
@@ -254,9 +256,9 @@ def test_the_shell_completes_what_the_server_knows(place: Place) -> None:
     place.launched("gpt-a")
     place.agent_says("gpt-a", phase="Running", ranks=3)
     way = {"kubeconfig": str(place.plane.kubeconfig), "namespace": place.namespace}
-    assert complete.jobs(way, "gp") == ["gpt-a"]
+    until(lambda: complete.jobs(way, "gp"), lambda seen: seen == ["gpt-a"], what="jobs")  # a server that is slow offers nothing
     assert complete.jobs(way, "x") == []
-    assert place.namespace in complete.namespaces(way, place.namespace[:4])
+    until(lambda: complete.namespaces(way, place.namespace[:4]), lambda seen: place.namespace in seen, what="namespaces")
     assert complete.contexts(way, "") == ["lab"]
-    assert complete.ranks({**way, "job": "gpt-a"}, "") == ["0", "1", "2"]
+    until(lambda: complete.ranks({**way, "job": "gpt-a"}, ""), lambda seen: seen == ["0", "1", "2"], what="ranks")
     assert complete.jobs({**way, "kubeconfig": "/none"}, "") == []

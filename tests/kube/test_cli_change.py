@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from orchestrator.adapters.kube import names
+from orchestrator.apps.cli.kube import launch
 from tests.kube.agents import until
-from tests.kube.cli import Place, at, condition
+from tests.kube.cli import BARE, Place, at, condition
 from tests.kube.control_plane import ControlPlane
 from tests.world.jobs import ROOT
 
@@ -65,6 +69,44 @@ def test_scale_waits_until_it_trains_so(place: Place) -> None:
     assert "already to train on 3 nodes" in place.cli("scale", "gpt", "--nodes", "3").stderr
 
 
+def test_a_scale_that_the_supervisor_refuses_ends_the_wait_with_its_words(place: Place) -> None:
+    place.launched("gpt")
+    why = "scale by the agent refused: 8 micro-batches per step cannot feed 9 data-parallel ranks"
+    place.operator_says("gpt", replicas=2, readyReplicas=2)
+    with place.started("scale", "gpt", "--nodes", "9", "--wait") as waiting:
+        waiting.until("from 2 to 9 nodes")
+        older = [condition("Scaled", true=False, reason="Refused", message="of another wish", generation=1)]
+        place.agent_says("gpt", phase="Running", step=3, steps=40, epoch=1, ranks=2, conditions=older)
+        waiting.until("step 3/40")
+        newer = [condition("Scaled", true=False, reason="Refused", message=why, generation=2)]
+        place.agent_says("gpt", phase="Running", step=4, steps=40, epoch=1, ranks=2, conditions=newer)
+        assert waiting.end() == 2
+    assert f"job gpt does not train on 9 nodes: {why}" in waiting.talk
+    again = place.cli("scale", "gpt", "--nodes", "9", "--wait")
+    assert (again.exit_code, why in again.stderr) == (2, True)
+    assert why in place.cli("status", "gpt").stdout
+
+
+@pytest.mark.parametrize(("steps", "code", "words"), [(40, 0, "with the same content"), (41, 2, "with another content")])
+def test_of_two_launches_at_once_one_makes_the_job_and_the_other_changes_nothing(
+    place: Place, monkeypatch: pytest.MonkeyPatch, steps: int, code: int, words: str
+) -> None:
+    """The other one comes when this one has looked and found none."""
+    looked = launch._applied_dry
+
+    def beaten(*given: Any, **more: Any) -> Any:
+        monkeypatch.setattr(launch, "_applied_dry", looked)
+        seen = looked(*given, **more)
+        place.launch(place.file("other", text=BARE.replace("{name}", "gpt").replace("steps: 40", f"steps: {steps}")))
+        return seen
+
+    monkeypatch.setattr(launch, "_applied_dry", beaten)
+    done = place.cli("launch", place.file("gpt"))
+    assert (done.exit_code, words in done.stderr) == (code, True), done.output
+    job = place.job("gpt")
+    assert (job["spec"]["train"]["steps"], job["metadata"]["generation"]) == (steps, 1)
+
+
 def test_the_clusters_own_role_edit_suffices_for_every_command(place: Place, ready: ControlPlane) -> None:
     ready.kubectl("apply", "-f", str(ROOT / "manifests/base/user-roles.yaml"))
     ready.kubectl(
@@ -99,6 +141,22 @@ def test_the_clusters_own_role_edit_suffices_for_every_command(place: Place, rea
     told = {c["name"]: c["level"] for c in json.loads(place.cli("doctor", "--json", kubeconfig=theirs).stdout)["checks"]}
     assert told["rights"] == told["namespace"] == told["service accounts"] == "ok"
     ok("down", "gpt", "--wait")
+
+
+def test_who_may_only_look_is_warned_of_what_would_not_work(place: Place, ready: ControlPlane) -> None:
+    ready.kubectl("apply", "-f", str(ROOT / "manifests/base/user-roles.yaml"))
+    ready.kubectl("-n", place.namespace, "create", "serviceaccount", "looker")
+    bound = ("rolebinding", "view", "--clusterrole=view", f"--serviceaccount={place.namespace}:looker")
+    ready.kubectl("-n", place.namespace, "create", *bound)
+    theirs = place.kubeconfig_of("looker", ready.kubeconfig_for)
+
+    def rights() -> dict[str, Any]:
+        told = json.loads(place.cli("doctor", "--json", kubeconfig=theirs).stdout)["checks"]
+        return next(c for c in told if c["name"] == "rights")
+
+    found = until(rights, lambda c: c["level"] == "warn", what="rights are aggregated by a controller")
+    assert found["value"] == "you may not create/patch/delete trainingjobs"
+    assert "without it these do not work: launch, scale, suspend, down" in found["fix"]
 
 
 def test_what_is_over_is_not_changed(place: Place) -> None:

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from tests.kube.agents import until
-from tests.kube.cli import Place, at, lease_held
+from tests.kube.cli import BARE, Place, at, lease_held
 from tests.kube.control_plane import ControlPlane
 
 
@@ -41,7 +41,8 @@ def test_waiting_ends_with_the_code_of_run(place: Place, phase: str, reason: str
 
 
 def test_waiting_shows_state_steps_and_reasons_in_order(place: Place) -> None:
-    with place.started("launch", place.file("gpt"), "--wait") as waiting:
+    slow = BARE + "resilience: {{detect_within: 10s}}\n"  # for half of this it waits for the last events
+    with place.started("launch", place.file("gpt", text=slow), "--wait") as waiting:
         waiting.until("Pending")
         place.operator_says("gpt", phase="Pending", reason="Unschedulable", message="0/3 nodes are available", replicas=2)
         waiting.until("Pending (Unschedulable), 0 of 2 nodes ready: 0/3 nodes are available")

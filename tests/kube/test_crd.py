@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 from orchestrator.core.job import Job
 from orchestrator.spec import crd, load
 from orchestrator.spec.training_job import from_training_job, training_job
+from tests.kube.agents import until
 from tests.kube.control_plane import ControlPlane
 from tests.unit.spec.test_training_job import FILES, made_of
 
@@ -28,14 +28,14 @@ BARE = "name: a\nkubernetes: {image: registry/train:1}\n"
 
 @pytest.fixture(scope="module")
 def ready(plane: ControlPlane) -> ControlPlane:
-    """The API server with the CRD, applied as a person does."""
+    """The API server with the CRD, applied as a person does, and its schema published, which kubectl asks for."""
     plane.kubectl("apply", "-f", str(MANIFEST))
-    established = '{.status.conditions[?(@.type=="Established")].status}'
-    for _ in range(100):  # not `kubectl wait`: it fails on a CRD so young that it has no conditions
-        if plane.kubectl("get", "crd", "trainingjobs.orchestrator.dev", "-o", f"jsonpath={established}") == "True":
-            return plane
-        time.sleep(0.2)
-    raise AssertionError("the CRD is not established after 20 s")
+    until(
+        lambda: plane.kubectl("explain", "trainingjob.spec.kubernetes", check=False),
+        lambda said: "DESCRIPTION" in said,
+        what="the kind is established and explained",
+    )
+    return plane
 
 
 @pytest.fixture

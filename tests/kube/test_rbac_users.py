@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.adapters.kube import names
 from orchestrator.adapters.kube.api import KubeApi
-from tests.kube.agents import until
+from tests.kube.agents import LIMIT_S, until
 from tests.kube.control_plane import ControlPlane
 from tests.kube.rights import BINDINGS, Right, existing_account, granted_to, installed
 
@@ -33,7 +33,7 @@ def test_roles_of_the_cluster_reach_jobs(built_in: str, wanted: set[Right], plan
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": built_in},
         "subjects": [{"kind": "ServiceAccount", "name": "default", "namespace": space}],
     }
-    KubeApi(plane.api()).create(BINDINGS, binding)
+    KubeApi(plane.api(), timeout_s=LIMIT_S).create(BINDINGS, binding)
     somebody = existing_account(plane, namespace=space, name="default")
 
     def of_jobs() -> set[Right]:

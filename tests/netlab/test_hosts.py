@@ -24,7 +24,7 @@ from tests.netlab.lab import Node
 from tests.world.facts import Facts, assert_as_if_nothing_happened, at_step, loses, steps_in
 from tests.world.jobs import document, tiny_job
 
-pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(400)]
 
 STEPS = 80
 SLOW_MBIT = 2.0
@@ -49,24 +49,26 @@ def test_a_slow_link_is_no_failure(hosts: Hosts, calm: Calm) -> None:
     hosts.until(job, at_step(known + SLOW_STEPS))
     hosts.lab.throttle(machine, None)
     run = hosts.finish(job)
-    assert seconds_of_a_step(run, 1, 4) * 2 < seconds_of_a_step(run, known + 2, known + SLOW_STEPS - 1), "the link was not slow"
+    assert seconds_of_a_step(run, 1, 4) * 2 < seconds_of_a_step(run, known + 2, known + SLOW_STEPS), "the link was not slow"
     assert run.killed == {}, str(run)
     assert_as_if_nothing_happened(run, calm(STEPS), swapped=[])
 
 
 def seconds_of_a_step(run: Facts, first: int, last: int) -> float:
-    """As the journal tells it."""
+    """The quickest of these, as the journal tells it: a busy machine makes some of them longer."""
     at = {r.event.step: r.wall_s for r in run.records if isinstance(r.event, StepCommitted)}
-    return (at[last] - at[first]) / (last - first)
+    return min(at[step + 1] - at[step] for step in range(first, last))
 
 
 def test_a_machine_without_power_is_replaced(hosts: Hosts, calm: Calm) -> None:
-    job = launched(hosts, "power", on=2)
+    hurry = hosts.lab.root / "hurry"  # once somebody has looked and the power is off
+    job = launched(hosts, "power", on=2, pace_ms=200, hurry=str(hurry))
     hosts.until(job, at_step(5))
     told = json.loads(hosts.orchestrator("status", job.name, "--json", on=2))  # whose home had another token than the supervisor
     assert (told["name"], told["phase"]) == (job.name, "running")
     victim = hosts.seated(job, 1)
     hosts.lab.power_off(victim.machine.index)
+    hurry.touch()
     run = hosts.finish(job)
     assert victim.worker_id in run.killed
     assert {run.epochs[1][0], run.epochs[1][2]}.isdisjoint(run.killed)
@@ -76,7 +78,7 @@ def test_a_machine_without_power_is_replaced(hosts: Hosts, calm: Calm) -> None:
 
 def test_the_cut_off_side_of_a_partition_fences_itself_and_is_harmless(hosts: Hosts, calm: Calm) -> None:
     place = hosts.lab.root / "checkpoints"
-    job = launched(hosts, "parted", on=0, checkpoint=place, checkpoint_every=5)
+    job = launched(hosts, "parted", on=0, checkpoint=place, checkpoint_every=5, detect_within="8s")
     hosts.until(job, at_step(7))
     cut = hosts.seated(job, 0)  # the one that commits checkpoints
     hosts.lab.unplug(cut.machine.index)

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.netlab.lab import NETWORK, Lab, Node, remove_leftovers
+from tests.netlab.lab import NETWORK, Lab, Node, namespaces, remove_leftovers
 from tests.world.jobs import ROOT
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300)]
 
 ENV = {"PATH": os.environ["PATH"]}
 # prints "accepts", "refuses" or "mute"
@@ -69,6 +69,15 @@ def sign(node: Node, port: int = 7000, *, of: str = f"{NETWORK}.1") -> str:
     return node.run([sys.executable, "-S", "-c", TRY, of, str(port)], env=ENV).stdout.strip()
 
 
+def hears(wanted: str, node: Node, port: int = 7000, *, of: str = f"{NETWORK}.1") -> bool:
+    """Whether it hears this in the end: for a machine that was mute the kernel asks once a second, and gives up now and then."""
+    deadline = time.monotonic() + 30
+    while sign(node, port, of=of) != wanted:
+        if time.monotonic() > deadline:
+            return False
+    return True
+
+
 def test_machines_have_addresses_names_processes_and_folders_of_their_own(lab: Lab) -> None:
     script = "hostname; cat /proc/1/comm; ls /proc | grep -c '^[0-9]*$'; ls /dev/shm | wc -l; echo $$ > /dev/shm/mine; pwd"
     for node in lab.nodes.values():
@@ -77,8 +86,8 @@ def test_machines_have_addresses_names_processes_and_folders_of_their_own(lab: L
         assert int(processes) < 10
         node.run(["touch", f"{lab.private}/{node.name}.was-here"], env=ENV)
         assert (lab.root / node.name / f"{node.name}.was-here").exists()
-    assert sign(lab.node(1)) == "accepts"
-    assert sign(lab.node(1), 7001) == "refuses"
+    assert hears("accepts", lab.node(1))
+    assert hears("refuses", lab.node(1), 7001)
 
 
 def test_no_packet_leaves_the_lab(lab: Lab) -> None:
@@ -89,23 +98,27 @@ def test_no_packet_leaves_the_lab(lab: Lab) -> None:
 def test_a_cable_that_is_pulled_is_mute_and_heals(lab: Lab) -> None:
     lab.unplug(1)
     assert sign(lab.node(1)) == "mute"
-    assert sign(lab.node(2)) == "accepts"
+    assert hears("accepts", lab.node(2))
     lab.plug(1)
-    assert sign(lab.node(1)) == "accepts"
+    assert hears("accepts", lab.node(1))
 
 
 def test_packets_are_dropped_and_links_throttled_until_that_is_lifted(lab: Lab) -> None:
     lab.drop(2, 100)
     assert sign(lab.node(2)) == "mute"
     lab.drop(2, 0)
-    assert sign(lab.node(2)) == "accepts"
+    assert hears("accepts", lab.node(2))
     send = [sys.executable, "-S", "-c", SEND, f"{NETWORK}.1", "7000", "500000"]
-    fast_s = float(lab.node(2).run(send, env=ENV).stdout)
+
+    def seconds() -> float:
+        """The best of some tries: others may take the processor, nobody gives a link more than it has."""
+        return min(float(lab.node(2).run(send, env=ENV).stdout) for _ in range(4))
+
+    assert seconds() < 0.5
     lab.throttle(2, 4)  # half a megabyte takes a second
-    slow_s = float(lab.node(2).run(send, env=ENV).stdout)
+    assert seconds() > 0.5
     lab.throttle(2, None)
-    assert fast_s < 0.5 < slow_s < 5
-    assert float(lab.node(2).run(send, env=ENV).stdout) < 0.5
+    assert seconds() < 0.5
 
 
 def test_a_machine_without_power_has_no_process_and_says_nothing(lab: Lab) -> None:
@@ -118,7 +131,7 @@ def test_a_machine_without_power_has_no_process_and_says_nothing(lab: Lab) -> No
     assert sign(lab.node(1), of=node.address) == "mute"
     assert not node.on
     lab.boot(2)
-    assert sign(lab.node(1), of=node.address) == "refuses"
+    assert hears("refuses", lab.node(1), of=node.address)
 
 
 def inner(pid: int) -> int:
@@ -140,8 +153,9 @@ def test_what_a_killed_run_left_is_removed_and_nothing_else(lab: Lab, tmp_path: 
     assert namespace not in remove_leftovers(), "its owner lives"
     process.kill()
     process.communicate()
-    deadline = time.monotonic() + 10
-    while left := subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=True).stdout:
+    deadline = time.monotonic() + 60
+    while left := subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=False).stdout:
         assert time.monotonic() < deadline, f"processes outlive their lab: {left}"
-    assert namespace in remove_leftovers()
-    assert sign(lab.node(1)) == "accepts", "this lab is untouched"
+    remove_leftovers()  # or a lab that another process starts just now does it
+    assert namespace not in namespaces()
+    assert hears("accepts", lab.node(1)), "this lab is untouched"

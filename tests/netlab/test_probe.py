@@ -14,10 +14,10 @@ from orchestrator.core.job import DeviceKind
 from tests.netlab.lab import Lab
 from tests.unit.engine.probe_world import LIMIT_S, ROOT, Order
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(400)]
 
-MBIT = 160.0
-SECONDS = 15.0
+MBIT = 24.0  # a megabyte takes a third of a second: long beside what a busy machine makes of a wake-up
+SECONDS = 60.0
 
 
 def test_a_throttled_machine(root: Path) -> None:

@@ -78,6 +78,7 @@ def auto_job(*, steps: int, checkpoints: Path, **settings: Any) -> Job:
         spares=0,
         steps=steps,
         pace_ms=10,
+        detect_within="20s",  # so long may measuring take on a busy machine; who is killed is missed at once all the same
         on_loss=("swap", "shrink", "wait"),
         checkpoint=checkpoints,
         checkpoint_every="auto",

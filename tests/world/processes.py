@@ -25,7 +25,8 @@ from tests.world.machines import LOOPBACK, Machine, Machines
 from tests.world.relay import Relay
 from tests.world.spawning import WorkerProcess
 
-WAIT_S = 100.0  # for one record or the end; less than a test's limit
+CLUSTER = "test"
+WAIT_S = 200.0  # for one record or the end; less than a test's limit
 
 
 class ProcessFleet:
@@ -64,10 +65,14 @@ class ProcessFleet:
             return
         settings = {**self._settings.of(command.worker_id, command.node_id), "bind_host": machine.address}
         if system.relayed:
-            relay = system.relays[command.worker_id] = Relay(settings["endpoint"])
+            relay = system.relays[command.worker_id] = Relay(system.address)
             settings["endpoint"] = await relay.start()
         process = WorkerProcess(
-            settings, output=system.output_of(command.worker_id), namespace=machine.namespace, flips=system.flips
+            settings,
+            output=system.output_of(command.worker_id),
+            endpoint_file=None if system.relayed else system.home.endpoint_file(CLUSTER),
+            namespace=machine.namespace,
+            flips=system.flips,
         )
         system.processes[command.worker_id] = process
         system.homes[command.worker_id] = machine
@@ -151,7 +156,7 @@ class System:
 
         return Supervisor(
             home=self.home,
-            cluster="test",
+            cluster=CLUSTER,
             ray_address="",
             token="t" * 43,
             make_fleet=fleet,
@@ -189,6 +194,12 @@ class System:
             journal = SqliteJournal(folder, read_only=True)
             assert verify_replay(journal) == ()
             journal.close()
+
+    def address(self) -> str:
+        """Of the newest supervisor: another one where its predecessor's port was taken meanwhile."""
+        endpoint = self.home.read_endpoint(CLUSTER)
+        assert endpoint is not None
+        return endpoint.address
 
     async def end_supervisor(self) -> None:
         """End the supervisor as a crash would: nothing is said to anybody."""

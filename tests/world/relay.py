@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 
 CHUNK = 65_536
 
 
 class Relay:
-    """Listens on loopback and passes bytes on to `target`, while it is not cut."""
+    """Listens on loopback and passes bytes on to `target` (host:port, asked for each connection), while it is not cut."""
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: Callable[[], str]) -> None:
         self._target = target
         self._cut = False
         self._writers: set[asyncio.StreamWriter] = set()
@@ -45,7 +46,7 @@ class Relay:
         try:
             if self._cut:
                 return
-            host, _, port = self._target.rpartition(":")
+            host, _, port = self._target().rpartition(":")
             onward, backward = await asyncio.open_connection(host, int(port))
             self._writers.add(backward)
             try:

@@ -7,6 +7,7 @@ saved. Each is a child of the fork server, so the end of the tests ends them all
 from __future__ import annotations
 
 import asyncio
+import json
 import multiprocessing
 import os
 import signal
@@ -26,10 +27,13 @@ _context = multiprocessing.get_context("forkserver")
 class WorkerProcess:
     """One worker's process. What it prints, also after its stream is gone, is in the file `output`.
 
-    `namespace`: of its network. `flips`: share of what it receives in a reshard that arrives changed.
+    `endpoint_file`: where it looks for a supervisor that it has lost. `namespace`: of its network. `flips`: share of what it
+    receives in a reshard that arrives changed.
     """
 
-    def __init__(self, settings: Mapping[str, str], *, output: Path, namespace: str = "", flips: float = 0.0) -> None:
+    def __init__(
+        self, settings: Mapping[str, str], *, output: Path, endpoint_file: Path | None, namespace: str = "", flips: float = 0.0
+    ) -> None:
         self.output = output
         before = {name: os.environ.get(name) for name in THREADS}
         os.environ.update(THREADS)  # the server must have them before it imports torch; it starts with the first worker
@@ -39,7 +43,9 @@ class WorkerProcess:
         finally:
             for name, value in before.items():
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
-        self._process = _context.Process(target=_work, args=(dict(settings), str(output), namespace, flips), daemon=True)
+        self._process = _context.Process(
+            target=_work, args=(dict(settings), output, endpoint_file, namespace, flips), daemon=True
+        )
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
@@ -78,7 +84,7 @@ class WorkerProcess:
         self._ended.set()
 
 
-def _work(settings: dict[str, str], output: str, namespace: str, flips: float) -> None:
+def _work(settings: dict[str, str], output: Path, endpoint_file: Path | None, namespace: str, flips: float) -> None:
     """In the new process."""
     fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(fd, 1)
@@ -91,4 +97,8 @@ def _work(settings: dict[str, str], output: str, namespace: str, flips: float) -
         from tests.world.corruption import install
 
         install(seed=settings["worker_id"], share=flips)
-    live(settings, lambda: None)
+
+    def resolve() -> str | None:
+        return str(json.loads(endpoint_file.read_text())["address"]) if endpoint_file else None
+
+    live(settings, resolve)

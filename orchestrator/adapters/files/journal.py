@@ -57,11 +57,15 @@ class SqliteJournal:
             self._lock = _own(folder / f"{FILE_NAME}.lock")
         try:
             self._db = _open(self.path, read_only=read_only)
-            self._check_format()
         except BaseException:
             self._unlock()
             raise
-        self._last = self._last_seq()
+        try:
+            self._check_format()
+            self._last = self._last_seq()
+        except BaseException:
+            self.close()
+            raise
 
     def create(self, job: Job) -> None:
         """Start it; raises FileExistsError when this job already has one."""
@@ -150,7 +154,6 @@ class SqliteJournal:
     def _check_format(self) -> None:
         if self.exists and self._meta("format") != str(FORMAT):
             found = self._meta("format")
-            self._db.close()
             raise JournalDamaged(errno.EINVAL, f"journal format {found}, this program reads {FORMAT}", str(self.path))
 
     @contextlib.contextmanager

@@ -100,7 +100,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], dic
     """What each of the quick commands returned and had imported, one after the other in a process of their own."""
     typed = [arguments for arguments, _ in QUICK]
     command = [sys.executable, "-c", _RUN, json.dumps(typed), json.dumps(HEAVY)]
-    done = subprocess.run(command, cwd=tmp_path_factory.mktemp("quick"), capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, cwd=tmp_path_factory.mktemp("quick"), capture_output=True, text=True, timeout=200)
     assert "Traceback" not in done.stderr, done.stderr
     return dict(zip(typed, json.loads(done.stderr.strip().splitlines()[-1]), strict=True))
 
@@ -136,6 +136,6 @@ def test_the_shell_completes_words(tmp_path: Path, typed: str, offered: set[str]
 
 def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
     command = f"{sys.executable} -m orchestrator.apps.cli.main validate --schema | head -c 1; echo ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert done.stdout.startswith("{")
     assert "Traceback" not in done.stderr

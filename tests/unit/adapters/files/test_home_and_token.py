@@ -97,7 +97,7 @@ def test_processes_that_start_together_end_up_with_one_token(tmp_path: Path) -> 
         assert racer.stdin is not None
         racer.stdin.write("go\n")
         racer.stdin.flush()
-    tokens = {racer.communicate(timeout=60)[0].strip() for racer in racers}
+    tokens = {racer.communicate(timeout=200)[0].strip() for racer in racers}
     assert tokens == {read_token(tmp_path / "token")}
 
 

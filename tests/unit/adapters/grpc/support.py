@@ -23,7 +23,7 @@ from orchestrator.core.job import DeviceKind, Job
 from orchestrator.core.plan.plan import MeshAxis
 from orchestrator.core.supervisor.events import CancelRequested, Event, Fault, WorkerHello
 from orchestrator.core.supervisor.state import ChangeKind, JobPhase, Outcome
-from orchestrator.core.timeouts import derive
+from orchestrator.core.timeouts import Timeouts, derive
 from orchestrator.runtime.checkpoint_types import CheckpointInfo, CheckpointVerdict, DamagedFile, ExportedModel, ExportType
 from orchestrator.runtime.control import BadRequestError, Decided, Explanation, NotFoundError, NotPossibleError
 from orchestrator.runtime.ports import Beat, LogLine, Record, Welcome
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 TOKEN = "token-of-the-tests"
 TIMEOUTS = derive(4000)
-WAIT_S = 30.0  # far beyond anything that happens; only a failing test waits that long
+WAIT_S = 60.0  # far beyond anything that happens; only a failing test waits that long
 GRAPH = make_graph(6)
 
 
@@ -313,13 +313,13 @@ class Running:
 
 @asynccontextmanager
 async def serving(
-    *, port: int = 0, committed_step: int = 0, heard: Heard | None = None, queue_max: int = 64
+    *, port: int = 0, committed_step: int = 0, heard: Heard | None = None, queue_max: int = 64, timeouts: Timeouts = TIMEOUTS
 ) -> AsyncIterator[Running]:
-    hub = WorkerHub(clock=StepClock(), timeouts=TIMEOUTS, queue_max=queue_max)
+    hub = WorkerHub(clock=StepClock(), timeouts=timeouts, queue_max=queue_max)
     heard = heard or Heard(committed_step=committed_step)
     hub.attach(heard.handlers())
     control = FakeControl()
-    server = SupervisorServer(hub=hub, control=control, token=TOKEN, timeouts=TIMEOUTS)
+    server = SupervisorServer(hub=hub, control=control, token=TOKEN, timeouts=timeouts)
     address = await server.start(port=port)
     try:
         yield Running(address, hub, heard, control, server)

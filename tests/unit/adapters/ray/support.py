@@ -16,7 +16,7 @@ from orchestrator.adapters.ray.connection import connect, disconnect
 from orchestrator.adapters.ray.local_cluster import LocalCluster
 from orchestrator.core.supervisor.events import Event
 
-LIMIT_S = 60.0  # for things that must happen; how fast they happen is measured elsewhere
+LIMIT_S = 120.0  # for things that must happen; how fast they happen is measured elsewhere
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -30,7 +31,7 @@ from orchestrator.adapters.ray.supervisor_actor import (
 from tests.unit.adapters.ray.mains import HERE
 from tests.unit.adapters.ray.support import LIMIT_S, joined_cluster, lives
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(500)]
 
 LIMIT_MS = int(LIMIT_S * 1000)
 
@@ -47,7 +48,7 @@ def endpoint(cluster: LocalCluster) -> Iterator[str]:
     endpoint, _ = ensure_supervisor(f"{HERE}:supervise", {"greeting": "hello"}, timeout_ms=LIMIT_MS)
     yield endpoint
     shutdown_all()
-    eventually(lambda: resolve_endpoint(2_000) is None)
+    eventually(lambda: resolve_endpoint(LIMIT_MS) is None)
 
 
 def eventually(holds: Callable[[], bool]) -> None:
@@ -81,14 +82,11 @@ def start_worker(cluster: LocalCluster) -> int:
 
 def test_everything_listens_on_loopback_only(cluster: LocalCluster, endpoint: str) -> None:
     start_worker(cluster)
-    listening = {
-        c.laddr.ip.removeprefix("::ffff:")
-        for record in cluster.records()
-        for process in members(record)
-        for c in process.net_connections(kind="inet")
-        if c.status == psutil.CONN_LISTEN
-    }
-    assert listening == {"127.0.0.1"}
+    listening = set()
+    for process in (p for record in cluster.records() for p in members(record)):
+        with suppress(psutil.NoSuchProcess):  # a helper that has just ended
+            listening |= {c.laddr.ip for c in process.net_connections(kind="inet") if c.status == psutil.CONN_LISTEN}
+    assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
 
 
 def test_the_token_is_closed_to_others_and_demanded(cluster: LocalCluster) -> None:
@@ -143,7 +141,7 @@ def test_a_crashed_supervisor_comes_back(cluster: LocalCluster, endpoint: str) -
 
 def test_a_supervisor_that_is_done_is_not_started_again(cluster: LocalCluster, endpoint: str) -> None:
     assert say(endpoint, "end") == "hello"
-    eventually(lambda: resolve_endpoint(2_000) is None)
+    eventually(lambda: resolve_endpoint(LIMIT_MS) is None)
     with pytest.raises(SupervisorUnavailableError):
         supervisor_pid(2_000)
 
@@ -188,7 +186,7 @@ def test_it_outlives_a_killed_launcher_and_another_process_ends_it(tmp_path: Pat
         assert len(processes) >= 7  # two keepers and raylets with two agents each, and the GCS
     finally:
         killed = stop_recorded(tmp_path)
-    assert killed == len(processes)
+    assert killed >= 7  # Ray may have begun or ended a helper since
     assert not any(lives(p.pid) for p in processes)
     assert recorded_nodes(tmp_path) == ()
     assert not any(Path(r.socket_dir).exists() for r in records)

@@ -70,7 +70,7 @@ def lives(process: psutil.Process) -> bool:
 def test_a_node_is_ended_whole(tree: Tree) -> None:
     assert {p.pid for p in members(tree.record)} == {tree.raylet.pid, tree.worker.pid}
     assert end_node(tree.record) == 3
-    tree.root.wait(timeout=10)
+    tree.root.wait(timeout=60)
     assert not lives(tree.raylet)
     assert not lives(tree.worker)
     assert end_node(tree.record) == 0
@@ -78,7 +78,7 @@ def test_a_node_is_ended_whole(tree: Tree) -> None:
 
 def test_a_worker_outlives_its_raylet_and_is_still_found(tree: Tree) -> None:
     assert end_raylet(tree.record)
-    psutil.wait_procs([tree.raylet], timeout=10)
+    psutil.wait_procs([tree.raylet], timeout=60)
     assert lives(tree.worker)
     assert tree.worker.ppid() == tree.root.pid
     assert not end_raylet(tree.record)
@@ -105,7 +105,7 @@ def test_a_pid_that_belongs_to_somebody_else_by_now_is_left_alone(tree: Tree) ->
 def test_the_keeper_ends_when_nothing_is_left_to_keep(tree: Tree) -> None:
     tree.worker.kill()
     tree.raylet.kill()
-    assert tree.root.wait(timeout=10) == 0
+    assert tree.root.wait(timeout=60) == 0
 
 
 def test_a_process_can_end_its_own_node_and_goes_last(tmp_path: Path) -> None:
@@ -129,9 +129,9 @@ def test_a_process_can_end_its_own_node_and_goes_last(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": str(Path(keeper_module.__file__).parents[3])},
     )
     session = root.pid
-    assert root.wait(timeout=30) == -9
+    assert root.wait(timeout=120) == -9
     left = [p for p in psutil.process_iter() if _session(p.pid) == session]
-    psutil.wait_procs(left, timeout=10)
+    psutil.wait_procs(left, timeout=60)
     assert not marker.exists()
 
 

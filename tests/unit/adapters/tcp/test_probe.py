@@ -9,14 +9,10 @@ import pytest
 from orchestrator.adapters.tcp.probe import TcpProber
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
 async def test_nobody_listens() -> None:
-    assert await TcpProber().refused(f"127.0.0.1:{free_port()}", 2_000)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))  # bound and not listening: nobody else can have the port meanwhile
+        assert await TcpProber().refused(f"127.0.0.1:{s.getsockname()[1]}", 30_000)
 
 
 async def test_somebody_listens_and_never_accepts() -> None:
