@@ -11,12 +11,11 @@ from typing import Final
 
 from orchestrator.adapters.kube import names
 from orchestrator.adapters.kube.objects.common import Object, Target, metadata
-from orchestrator.adapters.kube.observed import PodFacts
+from orchestrator.adapters.kube.observed import KUEUE_GROUP, PodFacts
 from orchestrator.adapters.kube.resources import POD_GROUPS
 
 VOLCANO: Final = "volcano"
 QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"
-KUEUE_GROUP_LABEL: Final = "kueue.x-k8s.io/pod-group-name"
 KUEUE_TOTAL: Final = "kueue.x-k8s.io/pod-group-total-count"
 # Kueue with its feature gate FailureRecoveryPolicy (from v0.15) marks such a pod Failed when its node is unreachable: ours are
 # safe, for a rank of an attempt that was given up is fenced
@@ -39,7 +38,7 @@ def gang_elsewhere(target: Target) -> bool:
 def pod_labels(target: Target) -> dict[str, str]:
     """Labels that a pod needs for Kueue."""
     queue = target.kubernetes.queue
-    return {} if queue is None else {QUEUE_LABEL: queue, KUEUE_GROUP_LABEL: target.name}
+    return {} if queue is None else {QUEUE_LABEL: queue, KUEUE_GROUP: target.name}
 
 
 def counted_by_kueue(pod: PodFacts) -> bool:

@@ -13,6 +13,7 @@ from typing import Final
 from orchestrator.adapters.kube import gang, names
 from orchestrator.adapters.kube.objects.common import APP_LABELS, Object, Target, metadata
 from orchestrator.adapters.kube.objects.pods import head_pod, pod_labels, training_pod_spec
+from orchestrator.adapters.kube.observed import KUEUE_GROUP
 from orchestrator.adapters.kube.resources import RAY_CLUSTERS
 
 OWN_COMMANDS: Final = {"ray.io/overwrite-container-cmd": "true"}
@@ -59,7 +60,7 @@ def sizes(cluster: Object) -> dict[str, int]:
 
 def _template(target: Target, spec: Object, *, role: str) -> Object:
     labels = {**APP_LABELS, names.LABEL_JOB: target.name, **pod_labels(target, role=role)}
-    for label in (gang.QUEUE_LABEL, gang.KUEUE_GROUP_LABEL):  # the RayCluster is what Kueue admits, not its pods
+    for label in (gang.QUEUE_LABEL, KUEUE_GROUP):  # the RayCluster is what Kueue admits, not its pods
         labels.pop(label, None)
     ray = spec["containers"][0]
     port = names.GCS_PORT if role == names.HEAD else names.NODE_MANAGER_PORT

@@ -15,6 +15,7 @@ from orchestrator.adapters.kube.api import Object
 FINISHED = ("Succeeded", "Failed")
 WORDS_CHARS_MAX = 300
 KUEUE_MANAGED = "kueue.x-k8s.io/managed"  # label and finalizer of pods that Kueue manages; its webhook sets both
+KUEUE_GROUP = "kueue.x-k8s.io/pod-group-name"  # label of pods that it admits together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +36,7 @@ class PodFacts:
     finished_at: datetime | None  # last end of a container, of a pod that is finished
     ready: bool
     serving: bool  # ready, or only its agent is not
-    gated: bool  # held back by a scheduling gate, as Kueue does
-    by_kueue: bool  # Kueue manages it
+    by_kueue: bool  # Kueue manages it, as one of a group
     trouble: str  # why it is not scheduled, or does not start; empty where nothing is wrong
     end: str  # how it ended, where it did
 
@@ -99,8 +99,7 @@ def pod_facts(pod: Object) -> PodFacts:
         finished_at=max((end for end in ends if end), default=None),
         ready=_is(conditions, "Ready", "True"),
         serving=_is(conditions, "Ready", "True") or (_is(conditions, "ContainersReady", "False") and _head_ready(status)),
-        gated=placed.get("reason") == "SchedulingGated" or bool(spec.get("schedulingGates")),
-        by_kueue=labels.get(KUEUE_MANAGED) == "true",
+        by_kueue=labels.get(KUEUE_MANAGED) == "true" and KUEUE_GROUP in labels,
         trouble=_trouble(status, placed),
         end=_end(status),
     )

@@ -36,7 +36,7 @@ from orchestrator.apps.kube.reporting import StatusWriter, Told, passing
 from orchestrator.apps.kube.supervising import Supervising
 from orchestrator.core.job import Job
 from orchestrator.core.timeouts import DETECT_WITHIN_MS, derive
-from orchestrator.runtime.control import BadRequestError, ControlError, NotPossibleError
+from orchestrator.runtime.control import BadRequestError, ControlError, NotPossibleError, UnreachableError
 from orchestrator.runtime.ports import LogLine
 from orchestrator.spec.errors import SpecError
 from orchestrator.spec.kube_values import ENV_WORKDIR
@@ -47,6 +47,7 @@ READY_FILE: Final = "agent-ready"  # in the scratch folder: it has spoken to sup
 ALIVE_FILE: Final = "agent-alive"  # touched in each round
 ROUND_S: Final = 1.0
 RETRY_S: Final = 1.0
+FOR_GOOD: Final = ("request is too large", "not declared in schema")  # said with a 500: of etcd's limit, and of an older CRD
 
 log = logging.getLogger("agent")
 
@@ -129,23 +130,23 @@ class Agent:
 
     def _until_submitted(self) -> tuple[Any, Acting, int] | None:
         """The TrainingJob, once the supervisor knows its job; None when we are told to stop before."""
-        said = ""
+        said, refused = "", False
         while not self._stop.is_set():
             self._touch(ALIVE_FILE)
             found = self._object()
             words = f"there is no {names.KIND} {self._pod.namespace}/{self._pod.job} yet, or nobody may see it"
             if found is not None:
                 try:
-                    job, recorded = self._job_of(found)
+                    job, recorded = self._job_of(found, anew=refused)
                     acting = Acting(self._client, job, agent=self._pod.name)
                     acting.adopt_or_submit((lambda: None) if recorded else partial(self._record, found))
                     return found, acting, job.resilience.detect_within_ms
                 except (SpecError, BadRequestError, NotPossibleError) as error:
-                    words = f"the job cannot be submitted: {error}"
+                    refused, words = True, f"the job cannot be submitted: {error}"
                     if words != said:
                         self._tell(found, words)
                 except ControlError as error:
-                    words = str(error)
+                    refused, words = refused or not isinstance(error, UnreachableError), str(error)
                 except KubeError as error:
                     words = f"the job is submitted once it can be written down with what spec: {error}"
             if words != said:
@@ -155,10 +156,12 @@ class Agent:
             self._changed.clear()
         return None
 
-    def _job_of(self, found: Any) -> tuple[Job, bool]:
-        """The job that was submitted, and True; what the spec says now, where no record of it can be read. Raises SpecError."""
+    def _job_of(self, found: Any, *, anew: bool) -> tuple[Job, bool]:
+        """The job that was submitted, and True. What the spec says now, where no record of it can be read, or with `anew`: the
+        supervisor would not take it, so that people have to put it right. Raises SpecError.
+        """
         submitted = (found.get("status") or {}).get("submitted")
-        if submitted is not None:
+        if submitted is not None and not anew:
             with suppress(SpecError):  # another version of this program wrote it
                 return from_training_job({**found, "spec": submitted}, base_dir=self._base_dir, begun=True)[0], True
         return from_training_job(found, base_dir=self._base_dir, begun=True)[0], False  # begun: else there was no pod
@@ -170,7 +173,7 @@ class Agent:
         try:
             self._api.apply(TRAINING_JOBS, body, manager=names.SUBMITTER, subresource="status")
         except KubeError as error:
-            if passing(error):
+            if passing(error) and not any(words in error.message for words in FOR_GOOD):
                 raise
             log.error("with what spec the job is submitted cannot be written down, so nobody will be told of edits: %s", error)
 

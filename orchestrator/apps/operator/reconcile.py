@@ -177,7 +177,7 @@ def _suspend(seen: Observed, decision: Decision, draft: Draft, target: Target, n
                 "the agent did not report a saved state in time: the job goes on from its newest checkpoint when it is resumed"
             )
             decision.actions.append(Say(reason="NotCheckpointed", message=message, warning=True))
-        decision.actions += removal.pods(seen)
+        decision.actions += removal.pods(seen, in_turn=checkpointed)
         decision.look_again(LOOK_S)
     else:
         decision.look_again(left_s)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ from orchestrator.adapters.kube.notices import PodSeen
 from orchestrator.adapters.kube.watching import Picture
 from orchestrator.apps.kube.agent import Agent
 from orchestrator.apps.kube.pod import Pod
-from orchestrator.runtime.control import NotFoundError, NotPossibleError
+from orchestrator.runtime.control import ControlError, NotFoundError, NotPossibleError, UnreachableError
 from orchestrator.runtime.status_types import NodeStatus
 from tests.unit.adapters.kube.test_agent_words import STATUS, WORKER
 from tests.unit.apps.kube.test_pod import ENV
@@ -104,12 +104,16 @@ def test_a_job_that_is_refused_is_said_as_an_event_and_tried_again(tmp_path: Pat
     ]
 
 
-def submitting(agent: Agent, monkeypatch: pytest.MonkeyPatch, *, knows: Any, **status: Any) -> list[Any]:
-    """Let an agent submit a job whose object has this status; the jobs that the supervisor was given."""
+def submitting(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch, *, knows: Any, errors: Sequence[Exception] = (), **status: Any
+) -> list[Any]:
+    """Let an agent submit a job whose object has this status; the jobs that the supervisor was given, in spite of its errors."""
     given: list[Any] = []
 
     def submit(job: Any, *, yaml_text: str) -> str:
         given.append(job)
+        if len(given) <= len(errors):
+            raise errors[len(given) - 1]
         agent.stop()
         return str(job.name)
 
@@ -120,7 +124,8 @@ def submitting(agent: Agent, monkeypatch: pytest.MonkeyPatch, *, knows: Any, **s
 
     client = SimpleNamespace(get=get, submit=submit, watch_events=lambda name: iter(()))
     monkeypatch.setattr(agent, "_client", client)
-    job = {"metadata": {"name": "my-job", "namespace": "ns", "uid": "u"}, "spec": SPEC, "status": status}
+    kind = {"apiVersion": "v", "kind": "TrainingJob"}
+    job = {**kind, "metadata": {"name": "my-job", "namespace": "ns", "uid": "u"}, "spec": SPEC, "status": status}
     picture = Picture(job=job, pods=(), nodes={}, unready_s={}, complete=False)
     monkeypatch.setattr(agent, "_watching", SimpleNamespace(start=lambda: None, picture=lambda: picture))
     monkeypatch.setattr("orchestrator.apps.kube.agent.RETRY_S", 0.01)
@@ -144,11 +149,19 @@ def test_the_spec_is_written_down_before_the_job_is_submitted_and_waits_for_an_a
     assert job.train.steps == 9
 
 
-def test_a_job_whose_spec_may_not_be_written_down_is_submitted_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        (403, "not for you"),
+        (500, "etcdserver: request is too large"),
+        (500, "failed to create typed patch object: .status.submitted: field not declared in schema"),
+    ],
+)
+def test_a_job_whose_spec_cannot_be_written_down_is_submitted_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: tuple[int, str]
 ) -> None:
     def apply(*_: Any, **__: Any) -> None:
-        raise KubeError(status=403, reason="Forbidden", message="not for you")
+        raise KubeError(status=refusal[0], reason="", message=refusal[1])
 
     agent = agent_in(tmp_path, SimpleNamespace(apply=apply))
     assert len(submitting(agent, monkeypatch, knows=None)) == 1
@@ -161,6 +174,19 @@ def test_what_was_written_down_is_the_job_whatever_the_spec_says_now(
     agent = agent_in(tmp_path, SimpleNamespace())  # which writes nothing
     (job,) = submitting(agent, monkeypatch, knows=knows, submitted={**SPEC, "train": {"steps": 7, "micro_batches": 8}})
     assert job.train.steps == 7
+
+
+@pytest.mark.parametrize("error", [ControlError("no bucket of that name"), NotPossibleError("the volume is full")])
+def test_a_job_that_the_supervisor_would_not_take_is_submitted_as_its_spec_is_by_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: ControlError
+) -> None:
+    written: list[Any] = []
+    api = SimpleNamespace(apply=lambda _, body, **__: written.append(body["status"]), create=lambda *_: True)
+    agent = agent_in(tmp_path, api)
+    wrong = {**SPEC, "train": {"steps": 7, "micro_batches": 8}}
+    jobs = submitting(agent, monkeypatch, knows=None, errors=[UnreachableError("away"), error], submitted=wrong)
+    assert [job.train.steps for job in jobs] == [7, 7, 9], "one that may have heard it is asked for the same again"
+    assert written == [{"submitted": SPEC}]
 
 
 def test_what_another_version_wrote_down_and_this_one_cannot_read_is_written_anew(

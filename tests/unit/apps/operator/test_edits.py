@@ -178,8 +178,7 @@ def test_a_job_that_is_resumed_on_fewer_nodes_gets_so_many_pods() -> None:
     toy = running(nodes=3).agent_scales(3)
     toy.change(suspend=True).turn()
     toy.agent_says("Suspending", Checkpointed="True")
-    toy.turn().ends()
-    toy.turn()
+    toy.winds_up().turn()
     assert toy.condition("Suspended") == "True/Suspended"
     toy.change(nodes=2, suspend=False).turn(3)
     assert sorted(name for name in toy.live if "worker" in name) == ["j-worker-0-2", "j-worker-1-2"]

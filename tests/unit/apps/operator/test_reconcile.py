@@ -340,6 +340,9 @@ def test_a_suspended_job_keeps_its_pods_until_its_state_is_saved() -> None:
     assert toy.live == FULL
     toy.agent_says("Suspending", Checkpointed="True")
     toy.turn()
+    assert (toy.live, toy.condition("Suspended")) == (["j-head-1"], "False/Suspending")  # whom the others ask what to hand over
+    toy.ends()
+    toy.turn()
     assert (toy.live, toy.condition("Suspended")) == ([], "False/Suspending")
     toy.ends()
     toy.turn()
@@ -385,8 +388,7 @@ def test_a_job_that_is_born_suspended_makes_no_pods() -> None:
 def test_a_resumed_job_gets_pods_and_a_new_start() -> None:
     toy = running().change(suspend=True).turn()
     toy.agent_says("Suspending", Checkpointed="True")
-    toy.turn().ends()
-    toy.turn().pass_s(1000).change(suspend=False).turn()
+    toy.winds_up().turn().pass_s(1000).change(suspend=False).turn()
     assert (len(toy.live), toy.phase, toy.condition("Suspended")) == (4, "Pending/Waiting", "")
     assert toy.status["startTime"] == "2026-11-29T09:16:40Z"
     assert toy.said[-1].startswith("Resumed")
@@ -400,14 +402,14 @@ def test_a_stuck_pod_does_not_keep_a_job_from_being_suspended() -> None:
     toy.agent_says("Suspending", Checkpointed="True")
     toy.turn()
     toy.answering.clear()
-    assert toy.turn().phase == "Suspended/Suspended"
+    assert toy.turn(2).phase == "Suspended/Suspended"
 
 
 def test_pods_that_have_ended_and_are_held_by_a_finalizer_do_not_either() -> None:
     toy = running().change(suspend=True).turn()
     toy.agent_says("Suspending", Checkpointed="True")
     toy.turn()
-    for name in toy.pods:
+    for name in sorted(toy.pods, reverse=True):  # the head last
         assert toy.turn().phase == "Suspending/Suspending"
         toy.pod(name)["status"] = {"phase": "Succeeded"}
     assert toy.turn().phase == "Suspended/Suspended"
@@ -421,8 +423,7 @@ def test_a_job_that_is_over_gives_its_pods_back_whatever_its_spec_says_now() -> 
     toy.obj["spec"]["checkpoint"] = {"uri": "/nowhere", "every": 1}
     toy.change().turn()
     toy.agent_says("Succeeded")
-    toy.turn().ends()
-    toy.turn()
+    toy.winds_up().turn()
     assert (list(toy.objects), toy.phase) == ([("PersistentVolumeClaim", "j-head")], "Succeeded/Succeeded")
 
 
@@ -430,7 +431,7 @@ def test_a_job_that_is_over_does_not_look_all_the_time_at_a_pod_that_nobody_ends
     toy = running()
     toy.answering.clear()
     toy.agent_says("Succeeded")
-    toy.turn(2)
+    toy.turn(3)
     assert (len(toy.pods), toy.again_s) == (4, None)
 
 
@@ -438,8 +439,10 @@ def test_a_job_that_is_over_does_not_look_all_the_time_at_a_pod_that_nobody_ends
 def test_a_job_that_is_over_keeps_its_volume_and_tokens_only(end: str) -> None:
     toy = running()
     toy.agent_says(end)
-    toy.turn().ends()
-    toy.turn(2)
+    toy.turn()
+    assert (toy.live, ("Service", "j-head") in toy.objects) == (["j-head-1"], True)  # whom the others ask what to hand over
+    toy.ends()
+    toy.winds_up().turn(2)
     assert (list(toy.objects), toy.phase) == ([("PersistentVolumeClaim", "j-head")], f"{end}/{end}")
     assert toy.status["completionTime"] == "2026-11-29T09:00:00Z"
     assert "no tokens" not in toy.log
@@ -450,8 +453,7 @@ def test_a_job_that_is_over_keeps_its_volume_and_tokens_only(end: str) -> None:
 def test_a_job_is_deleted_when_its_time_after_the_end_is_over() -> None:
     toy = running(kubernetes={"ttlAfterFinished": "1h"})
     toy.agent_says("Succeeded")
-    toy.turn().ends()
-    toy.turn()
+    toy.winds_up().turn()
     assert toy.again_s == 3600
     toy.pass_s(3599).turn()
     assert "delete job" not in toy.log

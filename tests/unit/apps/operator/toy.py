@@ -223,6 +223,12 @@ class Toy:
         due = timestamp(self.now + timedelta(seconds=grace_s))
         self.pod(name)["metadata"] |= {"deletionTimestamp": due, "deletionGracePeriodSeconds": grace_s}
 
+    def winds_up(self) -> Toy:
+        """A turn, then what was asked to go ends, and the same for what that was waiting for: the head goes last."""
+        for _ in range(2):
+            self.turn().ends()
+        return self
+
     def ends(self, *pods: str) -> None:
         """Pods that were asked to go are gone: these, or all."""
         for name in pods or [n for n in self.pods if "deletionTimestamp" in self.pod(n)["metadata"]]:
