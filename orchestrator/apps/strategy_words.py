@@ -45,7 +45,7 @@ def details(strategy: Strategy) -> str:
     redone = [s for s, again in enumerate(strategy.recompute) if again]
     if redone:
         words.append("recomputation" + ("" if len(redone) == len(strategy.cuts) else f" in stages {numbers(redone)}"))
-    if strategy.copies:
+    if strategy.copies and strategy.shard == strategy.data:
         words.append("a copy of each shard on another node")
     return ", ".join(words)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
-
 from orchestrator.core.cluster.view import ClusterView, NodeView
 from orchestrator.core.job import Action, CheckpointSettings, DeviceKind
 from orchestrator.core.plan.plan import PIPELINE
@@ -87,31 +85,6 @@ def test_survivors_that_hold_everything_wait_for_a_worker_when_no_smaller_plan_w
     assert only(RunEpoch, s.hello_all())
     assert s.state.resume is not None
     assert (s.state.resume.source, s.state.resume.step, s.plan.size) == (Source.MEMORY, 5, 4)
-
-
-@pytest.mark.parametrize("scaled_down", [False, True])
-def test_survivors_do_not_wait_for_a_worker_that_will_not_come_when_there_is_a_checkpoint(scaled_down: bool) -> None:
-    s = Story(make_job(data=2, tensor=2, spares=0, nodes=4))
-    started(s, "n0@a", "n1@a", "n2@b", "n3@a", at=5)
-    s.tell(ev.CheckpointReported(s.now, s.workers[0], 1, 3, "/c/3", True, "digest"))
-    if scaled_down:
-        s.tell(ev.ScaleRequested(s.now, 2, (), "me"))
-    s.tell(ev.NodeGone(s.now, "n2@b", "kubernetes", "its Node object was deleted"))
-    assert only(RunEpoch, s.leave_all(5)), s.said[-1]
-    assert s.state.resume is not None
-    assert (s.state.resume.source, s.state.resume.step, s.plan.size) == (Source.CHECKPOINT, 3, 2)
-
-
-def test_who_gave_its_seat_away_takes_one_again_when_too_few_are_left() -> None:
-    s = running(at=3, more_nodes=0, spares=0, data=2, pipeline=2, graph=DEEP, ranks_min=2)
-    s.tell(ev.CheckpointReported(s.now, s.workers[0], 1, 3, "/c/3", True, "digest"))
-    s.tell(ev.ClusterChanged(s.now, cluster(2, 4, dead=(3,))))
-    s.leave_all(3)
-    assert (s.workers, s.state.workers["j/w1"].phase) == (["j/w0", "j/w2"], WorkerPhase.LEFT)
-    s.tell(ev.ClusterChanged(s.now, cluster(3, 4, dead=(0, 3))))
-    assert only(RunEpoch, s.leave("j/w2", None)), s.said[-1]
-    assert s.state.resume is not None
-    assert (sorted(s.workers), s.state.resume.source) == (["j/w1", "j/w2"], Source.CHECKPOINT)
 
 
 def test_a_job_scaled_beyond_the_planners_replicas_keeps_two_of_everything() -> None:

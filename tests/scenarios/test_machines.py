@@ -133,7 +133,7 @@ def test_ranks_that_are_all_on_one_machine_leave_it_when_a_spare_is_on_another(z
     p.add("c@x")
     p.lose("b@y")
     assert p.nodes == ["a@x", "c@x"], "better than to wait"
-    assert p.s.plan.copies == 1
+    assert p.s.plan.copies == copies
     assert p.settle(10) == []
     p.add("d@z")
     assert p.settle(40) == [ChangeKind.MOVE]
@@ -170,6 +170,18 @@ def test_a_machine_with_two_of_three_ranks_dies_and_no_state_is_lost() -> None:
     assert p.s.state.resume is not None
     assert (p.s.state.resume.source, p.s.state.resume.step) == (Source.MEMORY, 3)
     assert p.machines == {"y", "z"}
+
+
+@pytest.mark.parametrize("scaled_down", [False, True])
+def test_survivors_do_not_wait_for_a_worker_that_will_not_come_when_there_is_a_checkpoint(scaled_down: bool) -> None:
+    p = Pods("a@x", "b@x", "c@y", "d@x", nodes=4, data=2, tensor=2).begin(5)
+    p.s.tell(ev.CheckpointReported(p.s.now, p.s.workers[0], 1, 3, "/c/3", True, "digest"))
+    if scaled_down:
+        p.s.tell(ev.ScaleRequested(p.s.now, 2, (), "me"))
+    p.lose("c@y")
+    assert p.s.state.phase is JobPhase.RUNNING, p.s.said[-1]
+    assert p.s.state.resume is not None
+    assert (p.s.state.resume.source, p.s.state.resume.step, p.s.plan.size) == (Source.CHECKPOINT, 3, 2)
 
 
 def test_a_slow_rank_does_not_go_to_another_node_of_its_machine() -> None:
@@ -271,6 +283,5 @@ def test_a_spare_that_a_smaller_job_of_replicas_does_not_want_ends() -> None:
     assert len(p.nodes) == 3
     assert on(p.asked("e@z")) == ["e@z"]
     p.s.tell(ev.ScaleRequested(p.s.now, 3, (), "me"))
-    assert p.s.plan.copies == 1, "for replicas that share a machine one day"
     p.settle(10)
     assert [w.node_id for w in p.s.state.workers.values() if w.phase.alive] == ["a@x", "b@y", "c@z"]

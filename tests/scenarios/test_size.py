@@ -327,3 +327,15 @@ def test_as_many_ranks_in_another_arrangement() -> None:
     assert (s.plan.axis(PIPELINE), s.plan.axis(DATA), s.state.steps_lost) == (4, 1, 0)
     s.ready()
     assert not only(LeaveEpoch, s.train(12))
+
+
+def test_who_gave_its_seat_away_takes_one_again_when_too_few_are_left() -> None:
+    s = running(at=3, more_nodes=0, spares=0, data=2, pipeline=2, graph=DEEP, ranks_min=2)
+    s.tell(ev.CheckpointReported(s.now, s.workers[0], 1, 3, "/c/3", True, "digest"))
+    s.tell(ev.ClusterChanged(s.now, cluster(2, 4, dead=(3,))))
+    s.leave_all(3)
+    assert (s.workers, s.state.workers["j/w1"].phase) == (["j/w0", "j/w2"], WorkerPhase.LEFT)
+    s.tell(ev.ClusterChanged(s.now, cluster(3, 4, dead=(0, 3))))
+    assert only(RunEpoch, s.leave("j/w2", None)), s.said[-1]
+    assert s.state.resume is not None
+    assert (sorted(s.workers), s.state.resume.source) == (["j/w1", "j/w2"], Source.CHECKPOINT)

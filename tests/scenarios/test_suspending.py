@@ -415,3 +415,23 @@ def test_a_drained_node_that_is_gone_before_its_ranks_have_moved_is_a_failure() 
     assert s.state.recoveries[-1].failure is FailureClass.NODE_LOST
     assert s.state.change is None
     assert s.state.budget == 2
+
+
+def test_a_job_that_was_scaled_down_to_one_node_goes_on_there_though_its_copies_need_two() -> None:
+    s = running(at=3, slots=2, nodes=2, data=4, more_nodes=0, spares=0)
+    assert s.plan.copies == 1
+    s.tell(ev.ScaleRequested(s.now, 1, (), "me"))
+    s.depart()
+    s.ready()
+    assert (s.plan.size, s.plan.copies) == (2, 0)
+    suspend(s)
+    s.commit(5)
+    saved(s, 5)
+    s.leave_all(5, fenced=False)
+    assert s.state.parked
+    s.tell(ev.ClusterChanged(s.now, cluster(7, 3, dead=(0, 1), slots=2)))
+    go_on(s)
+    s.hello_all()
+    assert (s.state.phase, s.plan.size, s.plan.copies) == (JobPhase.FORMING, 2, 0), s.said[-1]
+    assert s.state.resume is not None
+    assert (s.state.resume.source, s.state.resume.step) == (Source.CHECKPOINT, 5)

@@ -81,6 +81,11 @@ class Resources:
         return tuple(first.setdefault(machine_of(node.node_id), n) for n, node in enumerate(self.nodes))
 
     @cached_property
+    def machines_shared(self) -> bool:
+        """Whether nodes may share machines."""
+        return any(machine_of(node.node_id) != node.node_id for node in self.nodes)
+
+    @cached_property
     def by_name(self) -> dict[str, DeviceType]:
         """Device types by name."""
         return {t.name: t for t in self.types}

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from orchestrator.core.cluster.machines import machine_of
 from orchestrator.core.graph.space import space_of
 from orchestrator.core.graph.view import GraphView
 from orchestrator.core.job import Job
@@ -75,8 +74,7 @@ def swap_plan(parent: Plan, *, epoch: int, replacements: Mapping[int, Worker], r
     the node of its region's copy. Raises PlanError when copies are wanted and all ranks would be on one node.
     """
     seats = tuple(Seat(s.rank, *replacements.get(s.rank, (s.worker_id, s.node_id))) for s in parent.seats)
-    copies = _copies(parent.copies, seats, replicated=parent.shard < parent.axis(DATA))
-    plan = replace(parent, epoch=epoch, parent=parent.epoch, seats=seats, copies=copies, reason=reason)
+    plan = replace(parent, epoch=epoch, parent=parent.epoch, seats=seats, reason=reason)
     holdings = parent.layout(OPTIMIZER).holdings
     layouts = make_layouts(
         plan,
@@ -162,7 +160,6 @@ def _draft(
     p = job.parallel
     tensor = len(seats) // (pipeline * data)
     schedule = p.schedule
-    shard = shard_for(job, data)
     if len(stages) > pipeline:
         schedule = PipelineSchedule.INTERLEAVED
     elif schedule is PipelineSchedule.INTERLEAVED:
@@ -173,8 +170,8 @@ def _draft(
         parent=parent,
         mesh=(MeshAxis(PIPELINE, pipeline), MeshAxis(DATA, data), MeshAxis(TENSOR, tensor)),
         zero_stage=p.zero_stage,
-        shard=shard,
-        copies=_copies(p.copies, seats, replicated=shard < data),
+        shard=shard_for(job, data),
+        copies=p.copies,
         micro_batches=job.train.micro_batches,
         shares=shares_for(job, data),
         block=graph.block,
@@ -187,14 +184,6 @@ def _draft(
         layouts=(),
         reason="",
     )
-
-
-def _copies(asked: int, seats: Sequence[Seat], *, replicated: bool) -> int:
-    """Copies of a plan. Replicas need none on nodes of their own; where nodes share machines, those of a part may be on one."""
-    nodes = {s.node_id for s in seats}
-    if replicated and any(machine_of(n) != n for n in nodes):
-        return int(len(nodes) > 1)
-    return asked
 
 
 def _stages(job: Job, graph: GraphView, parent: Plan, *, pipeline: int, layers_per_stage: tuple[int, ...]) -> tuple[Stage, ...]:

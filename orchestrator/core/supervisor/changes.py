@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from orchestrator.core.cluster.machines import elsewhere, machine_of
+from orchestrator.core.cluster.machines import machine_of
 from orchestrator.core.job import FailureClass
 from orchestrator.core.plan.plan import DATA, PIPELINE, TENSOR
 from orchestrator.core.planner.shape import shape_for
@@ -20,7 +20,7 @@ from orchestrator.core.supervisor.handover import missing
 from orchestrator.core.supervisor.measuring import measure
 from orchestrator.core.supervisor.moving import movers, parting, replacements, without
 from orchestrator.core.supervisor.picking import better, known, weighing
-from orchestrator.core.supervisor.staff import available, coming, going_why
+from orchestrator.core.supervisor.staff import apart, available, coming, going_why
 from orchestrator.core.supervisor.state import Change, ChangeKind, JobPhase, State, WorkerPhase
 from orchestrator.core.supervisor.turn import Turn
 
@@ -175,9 +175,9 @@ def _grow(turn: Turn) -> Change | None:
     if not _settled(turn) or any(going_why(state, w) for w in members):
         return None
     here = {w.node_id for w in members}
-    apart = plan.size > 1 and elsewhere(here, (node for _, node in spares))
+    further = apart(state, plan, [node for _, node in spares])
     if state.planned:
-        return improve(turn) or (_spread(turn) if apart and len(here) > 1 and plan.copies else None)
+        return improve(turn) or (_spread(turn) if further and len(here) > 1 else None)
     if plan.size < state.goal.ranks:
         assert state.graph is not None
         shape = shape_for(goal_job(state), state.graph, plan.size + len(spares)) if spares else None
@@ -187,7 +187,7 @@ def _grow(turn: Turn) -> Change | None:
         return Change(ChangeKind.GROW, f"{len(spares)} spare(s) are ready: from {plan.size} to {ranks} ranks", turn.at_ms)
     if plan.copies < state.goal.copies and len(here) > 1:
         return Change(ChangeKind.GROW, "the ranks are on two nodes: peer copies are possible again", turn.at_ms)
-    return _spread(turn) if apart and (state.goal.copies or plan.copies) else None
+    return _spread(turn) if further else None
 
 
 def _spread(turn: Turn) -> Change | None:

@@ -82,7 +82,8 @@ def first_epoch(turn: Turn) -> None:
         if state.planned and known(turn, ready):
             picked = pick(turn, ready, like=None)
             job = picked.job
-        elif job.parallel.ranks == 1:  # scaled down to one rank before it began: there is no peer to keep a copy
+        elif job.parallel.ranks == 1 or (len({node for _, node in ready}) == 1 and (state.scaled or state.plan)):
+            # scaled down before it began, or it goes on where there is one node: no place for copies, and no mistake in the job
             job = replace(job, parallel=replace(job.parallel, copies=0))
         seats, why = (
             (picked.seats, picked.words) if picked else ((), "nobody measured in time" if state.planned else "as the job asks")

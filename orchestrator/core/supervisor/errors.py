@@ -2,9 +2,9 @@
 
 The rule: when LOSSES workers that had come up were lost on a node by a fault that may be the node's (they exited, hung, or held
 corrupt state) within the last `budget_refill_steps` committed steps, the node is failing. It is drained, like on a person's word,
-while the other nodes have room for the job at full strength, and on two machines where peer copies are wanted (on two nodes,
-if all are on one machine). So this never costs
-a rank, never empties the last node, and never brings the job below its least number of ranks.
+while the other nodes have room for the job at full strength, and on two machines where peer copies are wanted (on two nodes, if
+all are on one machine). So this never costs a rank, never empties the last node, and never brings the job below its least number
+of ranks.
 
 Without that room it is only said, once. If the room is lost later, the node is used again: a job on a bad node is better than
 one that waits for ever. Nodes that a person (or Ray) drained are left alone.

@@ -59,7 +59,7 @@ def replacements(turn: Turn, going: Sequence[Worker], present: Sequence[Worker])
         return {}
     given = spares[: len(going)]
     nodes = {w.node_id for w in present if w not in going} | {node for _, node in given}
-    if plan.copies and state.goal.copies and len(nodes) == 1:
+    if plan.copies and len(nodes) == 1:
         return {}
     if len(nodes) > 1 and (apart := elsewhere(nodes, (node for _, node in spares))):
         given[-1] = next(s for s in spares if s[1] in apart)

@@ -59,8 +59,6 @@ def pick(turn: Turn, workers: Workers, *, like: Plan | None, ranks_max: int = 0)
         try:
             picked, order = _pick(turn, order, like=like, ranks_min=2, ranks_max=ranks_max)
         except PlanError:
-            if first.job.parallel.copies:
-                raise
             return first  # the job allows no plan on two machines
     return picked
 

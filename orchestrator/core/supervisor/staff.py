@@ -7,8 +7,10 @@ request per missing worker at once, not one after another; failures to start are
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 from orchestrator.core.cluster.machines import elsewhere, machine_of
+from orchestrator.core.plan.plan import DATA, Plan
 from orchestrator.core.supervisor.commands import ExitWorker, SpawnWorker
 from orchestrator.core.supervisor.state import State, Worker, WorkerPhase
 from orchestrator.core.supervisor.turn import Turn
@@ -67,13 +69,23 @@ def dismiss_surplus(turn: Turn) -> None:
     alive, wanted = strength(state)
     waits = (WorkerPhase.SPARE, WorkerPhase.REQUESTED)
     idle = [w for w in state.workers.values() if w.phase in waits and not going_why(state, w)]
-    if state.plan.copies and elsewhere((s.node_id for s in state.plan.seats), (w.node_id for w in idle)):
-        return  # one of them is to take a rank, so that copies are on two machines
+    if apart(state, state.plan, [w.node_id for w in idle]):
+        return  # one of them is to take a rank
     for w in idle[::-1][: max(0, alive - wanted)]:
         why = "the job needs no more workers"
         turn.worker(w.worker_id, WorkerPhase.ENDED, cause=why)
         turn.say(f"{w.worker_id} ends: {why}")
         turn.do(ExitWorker(w.worker_id, why))
+
+
+def apart(state: State, plan: Plan, others: Iterable[str]) -> frozenset[str]:
+    """Those of the nodes `others` that a rank is to move to: all are on one machine (or node), and the state is to be on two.
+
+    It is where copies are asked for; where nodes share machines, that of replicas is too.
+    """
+    here = {s.node_id for s in plan.seats}
+    twice = plan.copies or state.goal.copies or (len(here) > 1 and plan.shard < plan.axis(DATA))
+    return elsewhere(here, others) if twice and plan.size > 1 else frozenset()
 
 
 def back_off(turn: Turn) -> None:

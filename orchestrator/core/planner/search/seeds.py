@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from orchestrator.core.planner.search.arrange import Ground
 from orchestrator.core.planner.search.cuts import even_cut
-from orchestrator.core.planner.search.shapes import Mesh, shapes, strategy_of
+from orchestrator.core.planner.search.shapes import Mesh, copies, shapes, strategy_of
 from orchestrator.core.planner.search.sketch import Sketches
 from orchestrator.core.planner.strategy import Parent, Problem, Strategy
 
@@ -56,7 +56,12 @@ def near(problem: Problem, parent: Parent, ground: Ground) -> list[Strategy]:
         if data:
             devices = _fill(whole, spare, data)
             out += _with_replicas(old, data, devices)
-    return out
+    return [_with_copies(problem, s, nodes=len(ground.usable)) for s in out]
+
+
+def _with_copies(problem: Problem, s: Strategy, *, nodes: int) -> Strategy:
+    """A plan that did without copies because there was one node has them again, where the space leaves no choice."""
+    return replace(s, copies=max(s.copies, min(copies(problem, nodes=nodes, data=s.data, shard=s.shard, ranks=s.ranks))))
 
 
 def _blocks(old: Strategy, pipe: int, usable: set[int]) -> dict[int, tuple[int, ...]]:

@@ -137,14 +137,17 @@ def tensor_degrees(problem: Problem) -> tuple[int, ...]:
 
 def shapes(problem: Problem, mesh: Mesh) -> Iterator[Shape]:
     """Every shape of a mesh, in one order."""
-    space, pipeline = problem.space, len(mesh.tensors)
-    nodes = len(usable(problem.resources))
+    pipeline, nodes = len(mesh.tensors), len(usable(problem.resources))
     for schedule, local in _schedules(problem, mesh):
         for zero, shard in _shards(problem, mesh):
-            alone = mesh.data // shard == 1 if zero else mesh.data == 1  # one holder of each region
-            copies = [c for c in space.copies if not c or (alone and nodes > 1 and mesh.ranks > 1)]
-            for c in copies or [0]:
+            for c in copies(problem, nodes=nodes, data=mesh.data, shard=shard, ranks=mesh.ranks):
                 yield Shape(mesh, schedule, local if pipeline > 1 else 1, zero, shard, c)
+
+
+def copies(problem: Problem, *, nodes: int, data: int, shard: int, ranks: int) -> list[int]:
+    """What the space allows of 0 and 1 on so many nodes: of use where one rank, or one machine, may hold some state alone."""
+    alone = data == shard or problem.resources.machines_shared
+    return [c for c in problem.space.copies if not c or (alone and nodes > 1 and ranks > 1)] or [0]
 
 
 def _asked(axis: tuple[int, ...], value: int) -> bool:

@@ -28,6 +28,6 @@ def name_of(s: Strategy) -> str:
     out.append(f"ZeRO-{s.zero}{groups}")
     if any(s.recompute):
         out.append("recomputing" if all(s.recompute) else f"{sum(s.recompute)} of {len(s.cuts)} stages recomputing")
-    if s.copies:
+    if s.copies and s.shard == s.data:  # beside replicas they are for what one machine holds alone, usually nothing
         out.append("with copies")
     return ", ".join(out)

@@ -45,8 +45,8 @@ def alone(plan: Plan) -> dict[str, int]:
 
 
 def twice(plan: Plan, *, copies: int) -> bool:
-    """Whether its state is to be on two machines (or nodes): it has replicas, or such copies are asked for."""
-    return len({s.node_id for s in plan.seats}) > 1 and bool(copies or plan.shard < plan.axis("data"))
+    """Whether its state is to be on two machines (or nodes)."""
+    return len({s.node_id for s in plan.seats}) > 1 and bool(copies)
 
 
 @given(st.lists(st.sampled_from(PODS), min_size=8, max_size=10), st.data())
@@ -125,23 +125,13 @@ def test_those_that_hold_the_same_in_groups_are_on_different_machines() -> None:
         assert len({machine_of(plan.seats[r].node_id) for r in (part, part + 2)}) == 2
 
 
-@pytest.mark.parametrize(("zero", "shard"), [(0, 0), (1, 2)])
-def test_replicas_that_share_a_machine_have_a_copy_elsewhere(zero: int, shard: int) -> None:
-    pods = plan_on(["a@x", "b@y", "c@x", "d@y"], data=4, zero_stage=zero, shard=shard, copies=0)
-    assert pods.copies == 1
+@pytest.mark.parametrize("copies", [0, 1])
+def test_replicas_that_come_to_share_a_machine_have_a_copy_elsewhere_if_the_job_asks_for_copies(copies: int) -> None:
+    pods = plan_on(["a@x", "b@y", "c@x", "d@y"], data=4, shard=2, copies=copies)
+    assert not alone(pods)
     together = dict(enumerate(workers_on(["p@x", "q@y", "r@x", "s@y"], first=10)))  # ranks 0 and 2 hold the same
     swapped = swap_plan(pods, epoch=2, replacements=together, reason="test")
-    assert not alone(swapped)
-    nodes = plan_on(["a", "b", "c", "d"], data=4, zero_stage=zero, shard=shard, copies=0)
-    assert nodes.copies == 0, "a node of its own for each needs none"
-
-
-def test_replicas_end_up_on_one_node_and_leave_it_again() -> None:
-    plan = plan_on(["a@x", "b@y"], data=2, zero_stage=0, copies=0)
-    one = swap_plan(plan, epoch=2, replacements={1: ("j/w8", "a@x")}, reason="test")
-    assert (one.copies, lint(one)) == (0, ())
-    back = swap_plan(one, epoch=3, replacements={1: ("j/w9", "c@y")}, reason="test")
-    assert (back.copies, alone(back)) == (1, {})
+    assert (swapped.copies, not alone(swapped)) == (copies, bool(copies)), "who asks for none has the memory for none"
 
 
 @pytest.mark.parametrize(

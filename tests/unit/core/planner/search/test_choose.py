@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations, pairwise
 
@@ -189,6 +190,28 @@ def test_the_same_choice_in_every_process() -> None:
     }
     assert len(printed) == 1
     assert "Choice(" in printed.pop()
+
+
+@pytest.mark.parametrize(("names", "copies"), [("abcd", 0), (("a@x", "b@y", "c@x", "d@y"), 1)])
+def test_copies_are_planned_for_beside_replicas_where_these_may_share_a_machine(names: Sequence[str], copies: int) -> None:
+    nodes = cluster(*(node(name, devices=1) for name in names))
+    of = problem(model(layer(), order=(0, 0, 0, 0)), nodes, pipelines=(1,), datas=(4,), tensors=(1,), zeros=(0,), copies=(1,))
+    assert choose(of).best.strategy.copies == copies
+    assert choose(replace(of, space=replace(of.space, copies=(0,)))).best.strategy.copies == 0
+
+
+def test_a_plan_that_was_alone_on_a_node_has_copies_again_on_two() -> None:
+    of = problem(
+        model(layer(), order=(0, 0, 0, 0)),
+        cluster(node("a", devices=1), node("b", devices=1)),
+        pipelines=(1,),
+        datas=(2,),
+        tensors=(1,),
+        zeros=(1,),
+        copies=(1,),
+    )
+    bare = Strategy(2, (1,), (4,), PLAIN, 1, of.batch, 1, 2, 0, (False,), (0, -1))
+    assert choose(of, Parent(bare, 1000, 1e9)).best.strategy.copies == 1
 
 
 def test_replicas_of_a_stage_are_on_two_machines_where_these_fail() -> None:
