@@ -13,7 +13,8 @@ from orchestrator.core.cluster.machines import machine_of
 from orchestrator.core.job import FailureClass
 from orchestrator.core.plan.plan import DATA, PIPELINE, TENSOR
 from orchestrator.core.planner.shape import shape_for
-from orchestrator.core.supervisor.choice import goal_job, usual_cut
+from orchestrator.core.supervisor.candidates import goal_job
+from orchestrator.core.supervisor.choice import usual_cut
 from orchestrator.core.supervisor.commands import LeaveEpoch
 from orchestrator.core.supervisor.epochs import fence
 from orchestrator.core.supervisor.handover import missing

@@ -6,25 +6,33 @@ else the epoch begins again as it was. Which workers there are decides on the pl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import assert_never
 
 from orchestrator.core.cluster.machines import elsewhere
-from orchestrator.core.job import Action, FailureClass, Job
-from orchestrator.core.plan.plan import DATA, PIPELINE, TENSOR, Plan, Seat
-from orchestrator.core.planner.planner import PlanError, first_plan, replan, swap_plan
+from orchestrator.core.job import Action, FailureClass
+from orchestrator.core.plan.plan import DATA, PIPELINE, Plan
+from orchestrator.core.planner.planner import PlanError, first_plan, swap_plan
 from orchestrator.core.planner.shape import shape_for, stages_per_rank_for
 from orchestrator.core.planner.stages import make_stages
-from orchestrator.core.reshard.recovery import Unrecoverable
+from orchestrator.core.supervisor.candidates import (
+    by_planner,
+    goal_job,
+    in_memory,
+    on_their_way,
+    replanned,
+    shrunk,
+    swapped,
+    who_left,
+)
 from orchestrator.core.supervisor.epochs import end, start, touch
 from orchestrator.core.supervisor.handover import handover
 from orchestrator.core.supervisor.measuring import measure
-from orchestrator.core.supervisor.memory import Hopeless, cover, from_disk, from_memory, resume_for, trusted
+from orchestrator.core.supervisor.memory import Hopeless, from_disk, resume_for
 from orchestrator.core.supervisor.moving import movers, parting, replacements
 from orchestrator.core.supervisor.picking import Pick, expect, known, pick, take, weighing
 from orchestrator.core.supervisor.staff import available
-from orchestrator.core.supervisor.state import Change, ChangeKind, JobPhase, Outcome, State, Worker, WorkerPhase
+from orchestrator.core.supervisor.state import Change, ChangeKind, JobPhase, Outcome, State, WorkerPhase
 from orchestrator.core.supervisor.turn import Turn
 
 # Classes that have no policy of their own: what is done about the workers that are lost with them.
@@ -40,11 +48,6 @@ LIKE = {
 def actions_of(state: State, failure: FailureClass) -> tuple[Action, ...]:
     """The policy that counts for a class."""
     return state.job.resilience.actions(LIKE.get(failure, failure))
-
-
-def goal_job(state: State) -> Job:
-    """The job at its present full strength."""
-    return replace(state.chosen or state.job, parallel=state.goal)
 
 
 def usual_cut(state: State) -> tuple[int, ...]:
@@ -106,16 +109,11 @@ def first_epoch(turn: Turn) -> None:
 def _missing(turn: Turn, why: str) -> None:
     """Say once why the job does not start, unless workers are on their way or are asked for again soon."""
     state = turn.state
-    why = "" if _on_their_way(turn) or state.cluster is None else why
+    why = "" if on_their_way(turn) or state.cluster is None else why
     if why != state.missing:
         turn.set(missing=why)
         if why:
             turn.say(why)
-
-
-def _on_their_way(turn: Turn) -> bool:
-    state = turn.state
-    return any(w.phase is WorkerPhase.REQUESTED for w in state.workers.values()) or turn.at_ms < state.retry_spawn_ms
 
 
 def next_epoch(turn: Turn) -> None:
@@ -123,7 +121,7 @@ def next_epoch(turn: Turn) -> None:
     state = turn.state
     failure = state.recoveries[-1].failure
     actions = actions_of(state, failure)
-    left = _left(turn)
+    left = who_left(turn)
     if state.change is not None:
         _change(turn, state.change)
         return
@@ -139,18 +137,18 @@ def next_epoch(turn: Turn) -> None:
         found: Plan | None = None
         match action:
             case Action.SWAP:
-                found = _swapped(turn, troubles)
+                found = swapped(turn, troubles)
             case Action.SHRINK:
                 words = f"epoch {state.epoch} broke"
-                found = _picked(turn, left, troubles, reason=words)
-                found = found or _shrunk(turn, left, troubles, waits=Action.WAIT in actions)
+                found = by_planner(turn, left, troubles, reason=words)
+                found = found or shrunk(turn, left, troubles, waits=Action.WAIT in actions)
             case Action.ROLLBACK:
                 if state.checkpoint is None:
                     troubles.append(f"{action}: there is no checkpoint")
-                elif found := _swapped(turn, []) or _shrunk(turn, left, troubles, waits=False):
+                elif found := swapped(turn, []) or shrunk(turn, left, troubles, waits=False):
                     turn.set(cold=f"the policy for {failure} says {action}")
             case Action.WAIT:  # for a spare: when one is there, the wait is over
-                found = None if Action.SWAP in actions else _swapped(turn, troubles)
+                found = None if Action.SWAP in actions else swapped(turn, troubles)
             case Action.FAIL:
                 outcome = Outcome.CORRUPT_STATE if failure is FailureClass.CORRUPT_STATE else Outcome.UNRECOVERABLE
                 why = f"{state.recoveries[-1].reason}; the policy for {failure} is {', '.join(actions)}"
@@ -166,185 +164,6 @@ def next_epoch(turn: Turn) -> None:
     if turn.state.phase is JobPhase.FENCING:
         turn.to_phase(JobPhase.WAITING)
         turn.say("; ".join([*troubles, "waiting for a node or a worker"]))
-
-
-def _left(turn: Turn) -> list[Worker]:
-    return [w for w in turn.seated() if w.phase is WorkerPhase.LEFT]
-
-
-def _swapped(turn: Turn, troubles: list[str]) -> Plan | None:
-    """The same plan with spares in the seats of the lost; with those that gave their seat away, if the state needs them."""
-    spares = available(turn)
-    found, back = _filled(turn, spares, troubles), [(w.worker_id, w.node_id) for w in turn.unseated()]
-    if back and (found is None or not _in_memory(turn, found)):
-        again = _filled(turn, [*back, *spares], troubles)
-        if found is None or (again is not None and _in_memory(turn, again)):
-            return again
-    return found
-
-
-def _filled(turn: Turn, spares: Sequence[tuple[str, str]], troubles: list[str]) -> Plan | None:
-    old = turn.plan()
-    empty = [s for s in old.seats if turn.state.workers[s.worker_id].phase is not WorkerPhase.LEFT]
-    missing = len(empty) - len(spares)
-    if missing > 0:
-        troubles.append(f"{len(empty)} rank(s) need a worker and {missing} spare(s) are missing")
-        return None
-    given = {s.rank: w for s, w in zip(empty, spares, strict=False)}
-    what = ", ".join(f"rank {r} to {w}" for r, (w, _) in given.items())
-    try:
-        return swap_plan(old, epoch=turn.state.epoch + 1, replacements=given, reason=f"epoch {old.epoch} broke: {what}")
-    except PlanError as e:
-        troubles.append(f"no plan with spares: {e}")
-        return None
-
-
-def _picked(turn: Turn, left: Sequence[Worker], troubles: list[str], *, reason: str) -> Plan | None:
-    """The planner's plan for whoever is there, where it is asked, if the state is in their memory."""
-    state, old = turn.state, turn.plan()
-    workers = [*((w.worker_id, w.node_id) for w in left), *available(turn)]
-    if not state.planned or not known(turn, workers):
-        return None
-    key = ("after a loss", *weighing(turn, workers))
-    if key == state.weighed:
-        return None  # nothing came of it, and while the job waits it is asked after every event
-    turn.set(weighed=key)
-    for among in (workers, workers[: len(left)]):  # a spare must not take the place of the only holder of some state
-        try:
-            picked = pick(turn, among, like=old, ranks_max=0 if state.change else old.size)  # a loss is no reason to grow
-            plan = _made(turn, picked, among, reason=f"{reason}: {picked.words}")
-        except PlanError as e:
-            troubles.append(f"the planner finds no plan: {e}")
-            return None
-        if _in_memory(turn, plan):
-            take(turn, picked)
-            return plan
-    troubles.append("the planner's plan leaves out the only holders of some state")
-    return None
-
-
-def _made(turn: Turn, picked: Pick, workers: Sequence[tuple[str, str]], *, reason: str) -> Plan:
-    """What the planner chose, as a plan. Raises PlanError."""
-    state, held = turn.state, trusted(turn)
-    assert state.graph is not None
-    parallel = picked.job.parallel
-    return replan(
-        parent=turn.plan(),
-        job=picked.job,
-        graph=state.graph,
-        workers=workers,
-        held={i: held[i] for i, _ in workers if i in held},
-        epoch=state.epoch + 1,
-        pipeline=parallel.pipeline,
-        data=parallel.data,
-        layers_per_stage=picked.layers,
-        seats=picked.seats,
-        reason=reason,
-    )
-
-
-def _shrunk(turn: Turn, left: Sequence[Worker], troubles: list[str], *, waits: bool) -> Plan | None:
-    """A plan for whoever is there: never larger than the one before, and if it can be one that keeps the state in memory.
-
-    With those that gave their seat away, if the state needs them. None as well where no such plan keeps it, the survivors hold
-    all of it, and the policy `waits`: for a worker, then. Where none will come, a durable checkpoint is better than to wait.
-    """
-    waits = waits and (turn.state.checkpoint is None or _on_their_way(turn))
-    found = _smaller(turn, left, troubles)
-    back = turn.unseated()
-    if back and (found is None or not _in_memory(turn, found)):
-        again = _smaller(turn, [*left, *back], troubles)
-        if found is None or (again is not None and _in_memory(turn, again)):
-            found = again
-    if found is not None and waits and not _in_memory(turn, found) and _in_memory(turn, _with_survivors(turn)):
-        troubles.append("the survivors hold the whole state, and no smaller plan would keep all of it")
-        return None
-    return found
-
-
-def _with_survivors(turn: Turn) -> Plan:
-    """The present plan with those that gave their seat away in seats of the lost: to ask what they all hold, never to run."""
-    back = [w for w in turn.unseated() if w.held is not None]
-    seats = []
-    for s in turn.plan().seats:
-        empty = turn.state.workers[s.worker_id].phase is not WorkerPhase.LEFT
-        worker = back.pop() if empty and back else turn.state.workers[s.worker_id]
-        seats.append(Seat(s.rank, worker.worker_id, worker.node_id))
-    return replace(turn.plan(), seats=tuple(seats))
-
-
-def _smaller(turn: Turn, left: Sequence[Worker], troubles: list[str]) -> Plan | None:
-    state, old = turn.state, turn.plan()
-    assert state.graph is not None
-    job, spares = goal_job(state), available(turn)
-    present = len(left) + len(spares)
-    shape = shape_for(job, state.graph, min(present, old.size))
-    if shape is None:
-        least = max(state.job.resilience.ranks_min, old.axis(TENSOR))
-        troubles.append(f"{present} worker(s) are left and at least {least} ranks are needed")
-        return None
-    shapes = [shape]
-    wide = (1, len(left) // old.axis(TENSOR))
-    if 1 <= wide[1] <= job.train.micro_batches and wide != shape:
-        shapes.append(wide)  # every survivor in one data axis: for when no smaller number of them holds the whole state
-    plans: list[Plan] = []
-    for pipeline, data in shapes:
-        ranks = pipeline * data * old.axis(TENSOR)
-        kept = cover(turn, list(left), ranks)
-        if len(kept) > ranks:
-            continue
-        words = f"epoch {old.epoch} broke: {ranks} of {old.size} ranks go on"
-        plan = _replanned(turn, kept, spares, shape=(pipeline, data), reason=words, troubles=troubles)
-        if plan is not None:
-            plans.append(plan)
-            if _in_memory(turn, plan):
-                return plan
-    if not plans:
-        pipeline, data = shape
-        words = f"epoch {old.epoch} broke: {pipeline * data * old.axis(TENSOR)} of {old.size} ranks go on"
-        return _replanned(turn, left, spares, shape=shape, reason=words, troubles=troubles)
-    return plans[0]
-
-
-def _replanned(
-    turn: Turn,
-    left: Sequence[Worker],
-    spares: Sequence[tuple[str, str]],
-    *,
-    shape: tuple[int, int],
-    reason: str,
-    troubles: list[str],
-    layers: tuple[int, ...] = (),
-) -> Plan | None:
-    state = turn.state
-    assert state.graph is not None
-    held, job = trusted(turn), goal_job(state)
-    if state.planned:  # the planner does without copies only where its own plan has replicas
-        job = replace(job, parallel=replace(job.parallel, copies=max(state.job.planner.space.copies)))
-    try:
-        return replan(
-            parent=turn.plan(),
-            job=job,
-            graph=state.graph,
-            workers=[*((w.worker_id, w.node_id) for w in left), *spares],
-            held={w.worker_id: held[w.worker_id] for w in left if w.worker_id in held},
-            epoch=state.epoch + 1,
-            pipeline=shape[0],
-            data=shape[1],
-            layers_per_stage=layers,
-            reason=reason,
-        )
-    except PlanError as e:
-        troubles.append(f"no plan of {shape[0]} x {shape[1]}: {e}")
-        return None
-
-
-def _in_memory(turn: Turn, plan: Plan) -> bool:
-    try:
-        from_memory(turn, plan)
-    except Unrecoverable:
-        return False
-    return True
 
 
 def _begin(turn: Turn, plan: Plan, actions: tuple[Action, ...]) -> None:
@@ -369,10 +188,10 @@ def _change(turn: Turn, change: Change) -> None:
     """What the ranks left for, or the epoch as it was when that is not possible any more."""
     troubles: list[str] = []
     plan = _changed(turn, change, troubles)
-    if change.kind is ChangeKind.MOVE and not (plan and _in_memory(turn, plan)):
+    if change.kind is ChangeKind.MOVE and not (plan and in_memory(turn, plan)):
         change = replace(change, kind=ChangeKind.HANDOVER)  # more have to go than when it was asked for
         plan = _changed(turn, change, troubles)
-    if plan is not None and not _in_memory(turn, plan):
+    if plan is not None and not in_memory(turn, plan):
         troubles.append("its ranks would not hold the whole state")
         plan = None
     if plan is None:
@@ -389,7 +208,7 @@ def _change(turn: Turn, change: Change) -> None:
 def _changed(turn: Turn, change: Change, troubles: list[str]) -> Plan | None:
     state, old = turn.state, turn.plan()
     assert state.graph is not None
-    left, spares = _left(turn), available(turn)
+    left, spares = who_left(turn), available(turn)
     reason = f"{change.kind}: {change.why}"
     match change.kind:
         case ChangeKind.HANDOVER:
@@ -401,7 +220,7 @@ def _changed(turn: Turn, change: Change, troubles: list[str]) -> Plan | None:
             base: Plan | None
             if len(parted) == old.size:  # nobody stays: another replica of all of it, on spares
                 shape = (old.axis(PIPELINE), old.axis(DATA) + 1)
-                base = _replanned(turn, left, spares, shape=shape, reason=reason, troubles=troubles)
+                base = replanned(turn, left, spares, shape=shape, reason=reason, troubles=troubles)
             else:
                 base = swap_plan(old, epoch=state.epoch + 1, replacements={}, reason=reason)
             if base is None:
@@ -422,12 +241,12 @@ def _changed(turn: Turn, change: Change, troubles: list[str]) -> Plan | None:
             stay = [w for w in left if w not in parted]
         case ChangeKind.RECUT:
             shape = (old.axis(PIPELINE), old.axis(DATA))
-            return _replanned(turn, left, [], shape=shape, reason=reason, troubles=troubles, layers=change.layers_per_stage)
+            return replanned(turn, left, [], shape=shape, reason=reason, troubles=troubles, layers=change.layers_per_stage)
         case ChangeKind.SUSPEND:  # and it is to go on before it had begun, or its state is still to be saved
             troubles.append("what the ranks hold is to be saved first" if state.suspended else "the job is to go on")
             return None
         case ChangeKind.REPLAN:
-            return _picked(turn, left, troubles, reason=str(change.kind))
+            return by_planner(turn, left, troubles, reason=str(change.kind))
         case ChangeKind.GROW | ChangeKind.RESHAPE:
             stay, best = left, shape_for(goal_job(state), state.graph, len(left) + len(spares))
         case _:
@@ -437,7 +256,7 @@ def _changed(turn: Turn, change: Change, troubles: list[str]) -> Plan | None:
         return None
     goal = state.goal
     asked = goal.layers_per_stage if best[0] == goal.pipeline and not state.recut else ()
-    plan = _replanned(turn, stay, spares, shape=best, reason=reason, troubles=troubles, layers=asked)
+    plan = replanned(turn, stay, spares, shape=best, reason=reason, troubles=troubles, layers=asked)
     if plan is not None and change.kind is ChangeKind.GROW and (plan.size, plan.copies) <= (old.size, old.copies):
         troubles.append("the workers that it was for are gone")
         return None

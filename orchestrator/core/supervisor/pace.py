@@ -12,8 +12,8 @@ from bisect import bisect_left
 from orchestrator.core.job import Action, FailureClass
 from orchestrator.core.plan.plan import PIPELINE, Plan
 from orchestrator.core.planner.shape import shape_for
+from orchestrator.core.supervisor.candidates import goal_job
 from orchestrator.core.supervisor.changes import ask, improve
-from orchestrator.core.supervisor.choice import goal_job
 from orchestrator.core.supervisor.epochs import end
 from orchestrator.core.supervisor.events import Observation
 from orchestrator.core.supervisor.moving import SLOW, replacements
