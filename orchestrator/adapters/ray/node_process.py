@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from orchestrator.adapters.ray.nodes import NodeRecord, process_started_s
+from orchestrator.adapters.ray.nodes import NodeRecord, process_started, this_boot
 from orchestrator.adapters.ray.settings import HEAD_RESOURCE, SLOT_RESOURCE
 
 _PR_SET_CHILD_SUBREAPER: Final = 36
@@ -66,7 +66,8 @@ def main(order: NodeOrder) -> None:
         name=order.name,
         head=order.head,
         keeper_pid=os.getpid(),
-        keeper_started_s=process_started_s(os.getpid()),
+        keeper_started=process_started(os.getpid()),
+        boot=this_boot(),
         socket_dir=socket_dir,
         gcs_address=earlier.gcs_address if earlier is not None else "",
     )

@@ -2,7 +2,8 @@
 
 Each node hangs under a keeper, a process that leads a session of its own (so that Ctrl-C in a terminal does not reach it) and
 adopts every orphan below it (so that a worker whose raylet was killed is still found, and no zombie stays). The keeper writes
-a record, pid with start time, before it starts anything; whoever reads the record can end the node, even much later.
+a record, pid with start time, before it starts anything; whoever reads the record can end the node, even much later. Start times
+are the kernel's ticks since boot: those in Unix time move whenever somebody sets the clock.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from pathlib import Path
 import psutil
 
 KEEPER_RECORD_VARIABLE = "ORCHESTRATOR_NODE_RECORD"  # every process of a node finds its node's record by it
-_START_TOLERANCE_S = 0.05  # start times of one process read twice are equal up to the kernel's clock tick
 GCS_PROGRAM = "gcs_server"
 _KILL_ROUNDS_MAX = 200
 _KILL_ROUND_WAIT_S = 0.05
@@ -30,7 +30,8 @@ class NodeRecord:
     name: str
     head: bool
     keeper_pid: int
-    keeper_started_s: float  # Unix time; with the pid it names one process for ever
+    keeper_started: int  # ticks since boot; with the pid and the boot it names one process for ever
+    boot: str
     raylet_pid: int = 0
     node_id: str = ""
     gcs_address: str = ""  # host:port, of the head
@@ -55,16 +56,25 @@ class NodeRecord:
         return replace(self, raylet_pid=raylet_pid, node_id=node_id, gcs_address=gcs_address)
 
 
-def process_started_s(pid: int) -> float:
-    """Unix time at which this process started; raises psutil.NoSuchProcess."""
-    return float(psutil.Process(pid).create_time())
+def process_started(pid: int) -> int:
+    """Clock ticks after boot at which this process started (field 22 of proc(5) `stat`); raises psutil.NoSuchProcess."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        raise psutil.NoSuchProcess(pid) from None
+    return int(stat.rpartition(")")[2].split()[19])  # after the name, which may hold anything
+
+
+def this_boot() -> str:
+    """An id that the kernel draws when it starts."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def keeper(record: NodeRecord) -> psutil.Process | None:
     """The keeper itself, or None when it has ended (even if its pid belongs to somebody else by now)."""
     with _gone_is_fine():
         process = psutil.Process(record.keeper_pid)
-        same = abs(process.create_time() - record.keeper_started_s) <= _START_TOLERANCE_S
+        same = record.boot == this_boot() and process_started(process.pid) == record.keeper_started
         if same and process.status() != psutil.STATUS_ZOMBIE:
             return process
     return None
@@ -156,6 +166,6 @@ def _lives(process: psutil.Process) -> bool:
 
 def _in_session(process: psutil.Process, record: NodeRecord) -> bool:
     with _gone_is_fine():
-        started_later = process.create_time() >= record.keeper_started_s - _START_TOLERANCE_S
-        return started_later and os.getsid(process.pid) == record.keeper_pid
+        started_later = process_started(process.pid) >= record.keeper_started
+        return started_later and record.boot == this_boot() and os.getsid(process.pid) == record.keeper_pid
     return False

@@ -14,7 +14,7 @@ import pytest
 
 from orchestrator.adapters.ray import keeper as keeper_module
 from orchestrator.adapters.ray.dotted import resolve
-from orchestrator.adapters.ray.nodes import NodeRecord, end_node, end_raylet, keeper, members, process_started_s
+from orchestrator.adapters.ray.nodes import NodeRecord, end_node, end_raylet, keeper, members, process_started, this_boot
 
 # A "raylet" with a "worker" below it: it prints both pids. Its parent becomes the keeper, as node_process does.
 TREE = """
@@ -41,7 +41,8 @@ class Tree:
             name="node-1",
             head=False,
             keeper_pid=self.root.pid,
-            keeper_started_s=process_started_s(self.root.pid),
+            keeper_started=process_started(self.root.pid),
+            boot=this_boot(),
             raylet_pid=self.raylet.pid,
             node_id="abc",
         )
@@ -96,10 +97,24 @@ def test_without_its_keeper_the_rest_of_the_session_is_found(tree: Tree) -> None
 
 
 def test_a_pid_that_belongs_to_somebody_else_by_now_is_left_alone(tree: Tree) -> None:
-    stale = replace(tree.record, keeper_started_s=tree.record.keeper_started_s - 3600)
-    assert keeper(stale) is None
-    assert end_node(stale) == 0
-    assert lives(tree.worker)
+    for stale in (replace(tree.record, keeper_started=tree.record.keeper_started - 1), replace(tree.record, boot="another")):
+        assert keeper(stale) is None
+        assert end_node(stale) == 0
+        assert lives(tree.worker)
+
+
+def test_whoever_sets_the_clock_does_not_hide_a_node(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil.Process, "create_time", lambda _: 1.0)
+    found = keeper(tree.record)
+    assert found is not None
+    assert found.pid == tree.root.pid
+
+
+def test_a_process_that_is_gone_has_no_start() -> None:
+    child = subprocess.Popen(["true"])
+    child.wait()
+    with pytest.raises(psutil.NoSuchProcess):
+        process_started(child.pid)
 
 
 def test_the_keeper_ends_when_nothing_is_left_to_keep(tree: Tree) -> None:
@@ -114,7 +129,7 @@ def test_a_process_can_end_its_own_node_and_goes_last(tmp_path: Path) -> None:
         "from pathlib import Path\n"
         "from orchestrator.adapters.ray.nodes import *\n"
         "p = os.getppid()\n"
-        "end_node(NodeRecord('n', False, p, process_started_s(p)))\n"
+        "end_node(NodeRecord('n', False, p, process_started(p), this_boot()))\n"
         "Path(sys.argv[1]).touch()\n"
     )
     marker = tmp_path / "survived"
@@ -143,7 +158,7 @@ def _session(pid: int) -> int:
 
 
 def test_a_record_survives_the_disk(tmp_path: Path) -> None:
-    record = NodeRecord(name="head", head=True, keeper_pid=1, keeper_started_s=2.5)
+    record = NodeRecord(name="head", head=True, keeper_pid=1, keeper_started=25, boot="b")
     path = tmp_path / "head.node.json"
     assert NodeRecord.read(path) is None
     record.write(path)
