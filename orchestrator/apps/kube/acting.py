@@ -48,16 +48,19 @@ class Acting:
         self._refused: dict[str, str] = {}  # wish -> the supervisor's words
         self._heeded: dict[str, Action] = {}
 
-    def adopt_or_submit(self, record: Callable[[], None]) -> None:
+    def adopt_or_submit(self, record: Callable[[], None] | None) -> None:
         """Have the supervisor take the job, unless it knows one of this name: then that is it. Raises ControlError.
 
         The journal is the truth about what was submitted; of a spec that was changed since, only what may change later counts.
         `record` writes down that this job is the one: before it is submitted, for afterwards the spec may be another already.
+        None: that was done, so a job of this name is the one. It is not submitted again to see whether it is the same, for one
+        that ends at that moment would begin anew.
         """
         try:
             status = self._client.get(self._job.name)
         except NotFoundError:
-            record()
+            if record is not None:
+                record()
             self._client.submit(self._job, yaml_text="")
             log.info("job %s is submitted", self._job.name)
             return
@@ -65,8 +68,9 @@ class Acting:
             log.info("job %s is over (%s): adopted for its last report", self._job.name, status.phase)
             return
         try:
-            self._client.submit(self._job, yaml_text="")  # the same one: nothing happens
-            record()
+            if record is not None:
+                self._client.submit(self._job, yaml_text="")  # the same one: nothing happens
+                record()
             log.info("job %s is adopted at step %d", self._job.name, status.step)
         except NotPossibleError:
             log.info("job %s is adopted at step %d; its spec has changed since it was submitted", self._job.name, status.step)

@@ -139,7 +139,7 @@ class Agent:
                 try:
                     job, recorded = self._job_of(found, anew=refused)
                     acting = Acting(self._client, job, agent=self._pod.name)
-                    acting.adopt_or_submit((lambda: None) if recorded else partial(self._record, found))
+                    acting.adopt_or_submit(None if recorded else partial(self._record, found))
                     return found, acting, job.resilience.detect_within_ms
                 except (SpecError, BadRequestError, NotPossibleError) as error:
                     refused, words = True, f"the job cannot be submitted: {error}"

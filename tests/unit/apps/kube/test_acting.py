@@ -110,6 +110,18 @@ def test_what_is_submitted_is_written_down_before_and_what_runs_already_only_whe
     assert (new.recorded, same.recorded, another.recorded) == ([0], [0], [])
 
 
+def test_a_job_that_is_written_down_is_not_submitted_again_it_might_just_have_ended_and_would_begin_anew() -> None:
+    class Ending(Client):
+        def submit(self, job: Job, *, yaml_text: str) -> str:
+            raise AssertionError("the job would begin anew")
+
+    agent = Acting(Ending(), JOB, agent="j-head-1")  # type: ignore[arg-type]
+    agent.adopt_or_submit(None)
+    new = Client(None)
+    Acting(new, JOB, agent="j-head-1").adopt_or_submit(None)  # type: ignore[arg-type]
+    assert new.asked == [("submit", 4)]
+
+
 def test_a_notice_is_acted_on_once_and_a_stronger_one_again() -> None:
     client = Client()
     agent = acting(client)

@@ -167,13 +167,12 @@ def test_a_job_whose_spec_cannot_be_written_down_is_submitted_all_the_same(
     assert len(submitting(agent, monkeypatch, knows=None)) == 1
 
 
-@pytest.mark.parametrize("knows", [None, SEATED])
-def test_what_was_written_down_is_the_job_whatever_the_spec_says_now(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, knows: Any
-) -> None:
+def test_what_was_written_down_is_the_job_whatever_the_spec_says_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = agent_in(tmp_path, SimpleNamespace())  # which writes nothing
-    (job,) = submitting(agent, monkeypatch, knows=knows, submitted={**SPEC, "train": {"steps": 7, "micro_batches": 8}})
+    written = {**SPEC, "train": {"steps": 7, "micro_batches": 8}}
+    (job,) = submitting(agent, monkeypatch, knows=None, submitted=written)
     assert job.train.steps == 7
+    assert submitting(agent_in(tmp_path, SimpleNamespace()), monkeypatch, knows=SEATED, submitted=written) == []
 
 
 @pytest.mark.parametrize("error", [ControlError("no bucket of that name"), NotPossibleError("the volume is full")])
