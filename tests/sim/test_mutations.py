@@ -15,7 +15,7 @@ from orchestrator.core.plan.plan import Plan, Seat
 from orchestrator.core.planner import layouts
 from orchestrator.core.planner.shape import shape_for
 from orchestrator.core.reshard.recovery import Held, Resume, resolve
-from orchestrator.core.supervisor import changes, choice, epochs, machine, memory, reports
+from orchestrator.core.supervisor import candidates, changes, choice, epochs, machine, memory, reports
 from orchestrator.core.supervisor.commands import Command, EndJob, KillWorker
 from orchestrator.core.supervisor.events import EpochReady, NodeGone, Observation
 from orchestrator.core.supervisor.state import JobPhase, State, Worker
@@ -156,8 +156,8 @@ def torn_params_are_believed(patch: pytest.MonkeyPatch) -> None:
 
 def a_shrink_forgets_a_region(patch: pytest.MonkeyPatch) -> None:
     """The first survivors go on, whatever the others hold."""
-    patch.setattr(choice, "cover", lambda _turn, workers, count: list(workers)[:count])
-    patch.setattr(choice, "_in_memory", lambda _turn, _plan: True)
+    patch.setattr(candidates, "cover", lambda _turn, workers, count: list(workers)[:count])
+    patch.setattr(candidates, "in_memory", lambda _turn, _plan: True)
 
 
 def a_job_shrinks_below_its_minimum(patch: pytest.MonkeyPatch) -> None:
@@ -166,7 +166,7 @@ def a_job_shrinks_below_its_minimum(patch: pytest.MonkeyPatch) -> None:
     def careless(job: Job, graph: Any, workers: int) -> tuple[int, int] | None:
         return shape_for(replace(job, resilience=replace(job.resilience, ranks_min=1)), graph, workers)
 
-    patch.setattr(choice, "shape_for", careless)
+    patch.setattr(candidates, "shape_for", careless)
 
 
 def growth_knows_no_pause(patch: pytest.MonkeyPatch) -> None:
