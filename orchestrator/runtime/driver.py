@@ -19,6 +19,7 @@ from orchestrator.core.supervisor.events import (
     ClusterChanged,
     Event,
     Observation,
+    StepCommitted,
     SupervisorRestarted,
     Tick,
     WorkerDisconnected,
@@ -311,13 +312,15 @@ class Driver:
             self._telemetry_broken = True
 
     def _note(self, event: Event) -> None:
-        """Signs of life, and who is connected."""
+        """Signs of life and of steps that went by, and who is connected."""
         match event:
             case WorkerHello():
                 self._connected[event.worker_id] = True
             case WorkerDisconnected() | WorkerGone():
                 self._connected.pop(event.worker_id, None)
                 return
+            case StepCommitted():
+                self._observer.committed(epoch=event.epoch, step=event.step)
         worker_id = getattr(event, "worker_id", "")
         if worker_id in self._state.workers and worker_id in self._connected:
             self._observer.heard(worker_id)

@@ -41,6 +41,7 @@ class Observer:
         self._gap_ms = 4 * max(timeouts.heartbeat_ms, timeouts.tick_ms)  # a longer gap between beats is silence
         self._slots: dict[str, _Slot] = {}
         self._usual_ms: dict[str, int] = {}  # by phase
+        self._committed: tuple[int, int] | None = None  # epoch, and its first step that was heard of
         self._observed: dict[str, Observation] = {}
 
     def heard(self, worker_id: str) -> None:
@@ -57,6 +58,13 @@ class Observer:
             self._learn(before, beat, gap_ms=min(slot.unbeaten_ms, self._gap_ms))
         slot.beat = beat
         slot.heard = slot.beaten = True
+
+    def committed(self, *, epoch: int, step: int) -> None:
+        """A step was committed: that is known also where beats come too seldom, or too late, to show a step of an epoch go by."""
+        if self._committed is None or self._committed[0] != epoch:
+            self._committed = (epoch, step)
+        elif step > self._committed[1]:  # between two commits lies all that a step has
+            self._prove_step()
 
     def tick(self, worker_ids: Sequence[str], dt_ms: int) -> tuple[Observation, ...]:
         """`dt_ms` passed (capped here to two ticks); observations of these workers, in order. Others are forgotten."""
@@ -101,5 +109,8 @@ class Observer:
             took_ms = max(USUAL_MIN_MS, before.phase_ms + max(0, gap_ms - beat.phase_ms))
             self._usual_ms[before.phase] = max(self._usual_ms.get(before.phase, 0), took_ms)
         if beat.step > before.step + 1:  # one whole step at least lies between the two
-            for phase in STEP_PHASES:
-                self._usual_ms.setdefault(phase, USUAL_MIN_MS)
+            self._prove_step()
+
+    def _prove_step(self) -> None:
+        for phase in STEP_PHASES:
+            self._usual_ms.setdefault(phase, USUAL_MIN_MS)

@@ -110,6 +110,17 @@ def test_a_step_that_went_by_unseen_proves_each_of_its_phases() -> None:
     assert tick(observer).usual_ms > 0
 
 
+def test_two_commits_of_an_epoch_prove_each_phase_where_no_beat_has_shown_one() -> None:
+    observer = Observer(LIMITS)
+    observer.beat(beat(phase="idle", step=0, epoch=0))
+    observer.beat(beat(step=7))
+    for epoch, step, known in ((1, 5, False), (1, 5, False), (2, 6, False), (2, 7, True)):
+        observer.committed(epoch=epoch, step=step)
+        assert (tick(observer).usual_ms > 0) is known
+    observer.beat(beat(phase="eval", step=7, progress=1))
+    assert tick(observer).usual_ms == 0, "which not every step has"
+
+
 def test_a_worker_that_is_no_longer_asked_about_is_forgotten() -> None:
     observer = Observer(LIMITS)
     observer.beat(beat())
