@@ -37,4 +37,19 @@ if kube_wanted "$@"; then
         status=1
     fi
 fi
+
+# A machine that others use too may leave a test too little time. CI gives up to three that failed a second hearing, alone, and
+# says so: each of them is a bug, of ours or of the test, and stands above in full.
+if [ "$status" -eq 1 ] && [ -n "${CI:-}" ]; then
+    failed=$("$bin/python" -c 'import json; print(*json.load(open(".pytest_cache/v/cache/lastfailed")), sep="\n")' 2>/dev/null) || failed=""
+    count=$(grep -c . <<<"$failed")
+    if [ "$count" -ge 1 ] && [ "$count" -le 3 ]; then
+        echo "test: $count failed; once more, alone" >&2
+        if "$bin/python" -m pytest --last-failed --last-failed-no-failures none; then
+            status=0
+            echo "test: FAILED AT FIRST, passed alone:" >&2
+            echo "$failed" >&2
+        fi
+    fi
+fi
 exit "$status"
