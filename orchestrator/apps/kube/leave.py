@@ -1,9 +1,9 @@
 """The preStop hook of a worker's pod: hand over what is here, before the pod goes.
 
 Kubernetes runs it in the container before it sends SIGTERM, and waits for it as long as the pod's grace period lasts. It asks the
-supervisor to drain this pod's Ray node and stays until no rank is on it. It never holds a pod for nothing: where the job is over,
-or nobody answers, it says so and returns. Where SIGTERM comes without it, the pod's first process runs it (worker.py), and where
-it has begun before, it leaves a file so that nothing is waited for twice.
+supervisor to drain this pod's Ray node and stays until no worker on it holds state that is still needed. It never holds a pod for
+nothing: where the job is over, or nobody answers, it says so and returns. Where SIGTERM comes without it, the pod's first process
+runs it (worker.py), and where it has begun before, it leaves a file so that nothing is waited for twice.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from orchestrator.runtime.status_types import JobStatus, NodeStatus
 
 POLL_S = 0.25
 ANSWER_S = 2 * derive(DETECT_WITHIN_MS).lost_ms / 1000  # a supervisor that is started again is back by then
-SEATED = (WorkerPhase.MEMBER, WorkerPhase.LEFT)
+HOLDS = (WorkerPhase.MEMBER, WorkerPhase.LEFT)  # state: with a rank, or until the epoch that does without it runs
 
 Say = Callable[[str], None]
 
@@ -50,7 +50,7 @@ def main() -> int:
 
 
 def leave(client: ControlClient, pod: Pod, *, say: Say, now_s: Callable[[], float] = time.monotonic) -> bool:
-    """Drain this pod's node and wait; whether no rank is on it any more. Raises ControlError when nobody answers in time."""
+    """Drain this pod's node and wait; whether no state is on it any more. Raises ControlError when nobody answers in time."""
     due_s = now_s() + max(0.0, pod.grace_s - LEAVE_MARGIN_S)
     heard_s = now_s()
     asked = False
@@ -72,14 +72,19 @@ def leave(client: ControlClient, pod: Pod, *, say: Say, now_s: Callable[[], floa
                 asked = True
                 continue
             heard_s = now_s()
-            ranks = ranks_on(status, node.node_id)
-            if not ranks:
+            holders = [w for w in status.workers if w.node_id == node.node_id and w.phase in HOLDS]
+            if not holders:
                 say("no rank is here any more: the pod may go")
                 return True
-            words = f"rank(s) {', '.join(map(str, ranks))} are still here, at step {status.step}"
-            if words.partition(",")[0] != told:
-                told = words.partition(",")[0]
-                say(words)
+            ranks = ", ".join(str(w.rank) for w in sorted(holders, key=lambda w: w.rank) if w.rank >= 0)
+            words = (
+                f"rank(s) {ranks} are still here"
+                if ranks
+                else "the rank(s) have moved, and their state stays until the others run"
+            )
+            if words != told:
+                told = words
+                say(f"{words}, at step {status.step}")
         except NotPossibleError as error:
             say(str(error))
             return False
@@ -98,11 +103,6 @@ def leave(client: ControlClient, pod: Pod, *, say: Say, now_s: Callable[[], floa
 def node_at(status: JobStatus, address: str) -> NodeStatus | None:
     """The living Ray node at an address."""
     return next((n for n in status.nodes if n.address == address and n.healthy), None)
-
-
-def ranks_on(status: JobStatus, node_id: str) -> list[int]:
-    """The ranks that a node holds."""
-    return sorted(w.rank for w in status.workers if w.node_id == node_id and w.rank >= 0 and w.phase in SEATED)
 
 
 if __name__ == "__main__":

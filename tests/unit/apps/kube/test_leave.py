@@ -86,6 +86,18 @@ def test_it_drains_its_node_and_waits_until_no_rank_is_there() -> None:
     assert said[2:] == ["rank(s) 2 are still here, at step 42", "no rank is here any more: the pod may go"]
 
 
+def test_who_gave_its_rank_away_is_waited_for_until_its_state_is_not_needed_any_more() -> None:
+    keeps = replace(THERE, workers=(replace(WORKER, node_id="ray0", rank=-1, phase=WorkerPhase.LEFT),))
+    ended = replace(THERE, workers=(replace(WORKER, node_id="ray0", rank=-1, phase=WorkerPhase.ENDED),))
+    done, said = left(Client(THERE, THERE, keeps, keeps, ended))
+    assert done
+    assert said[2:] == [
+        "rank(s) 2 are still here, at step 42",
+        "the rank(s) have moved, and their state stays until the others run, at step 42",
+        "no rank is here any more: the pod may go",
+    ]
+
+
 def test_a_spare_goes_at_once() -> None:
     spare = replace(THERE, workers=(replace(WORKER, node_id="ray0", rank=-1, phase=WorkerPhase.SPARE),))
     assert left(Client(spare))[0]
