@@ -89,6 +89,18 @@ class World:
         node = f"node-{index}"
         return node in {s.node_id for s in plans[0].seats} and node not in {s.node_id for s in plans[-1].seats}
 
+    async def goes_on_without(self, index: int, *, because: str, alone: Facts) -> Facts:
+        """Machine `index` is told to be gone, `because`; the job is swapped off it and ends as if nothing had been."""
+        told = await self.system.until(self.job, lambda r: isinstance(r.event, ev.NodeGone))
+        assert because in told.reason
+        assert told.event.node_id == f"node-{index}"  # type: ignore[union-attr]
+        await self.system.until(self.job, says("epoch 2 runs"), after=told.seq)
+        self.hurry()
+        run = await self.system.finish(self.job)
+        assert (run.steps_lost, run.digest) == (0, alone.digest)
+        assert await self.swapped(run, index)
+        return run
+
 
 @pytest.fixture
 def objects(plane: ControlPlane) -> Iterator[Objects]:
@@ -256,14 +268,7 @@ def test_a_pod_that_failed_is_swapped_at_once_though_nobody_else_has_noticed(
             await w.reach(8)
             victim = await w.seat(2)
             await asyncio.to_thread(partial(objects.fail_pod, f"j-worker-{victim}-1", reason="OOMKilled", code=137))
-            told = await w.system.until(w.job, lambda r: isinstance(r.event, ev.NodeGone))
-            assert "OOMKilled, exit code 137" in told.reason
-            assert told.event.node_id == f"node-{victim}"  # type: ignore[union-attr]
-            await w.system.until(w.job, says("epoch 2 runs"), after=told.seq)
-            w.hurry()
-            run = await w.system.finish(w.job)
-            assert (run.steps_lost, run.digest) == (0, alone.digest)
-            assert await w.swapped(run, victim)
+            await w.goes_on_without(victim, because="OOMKilled, exit code 137", alone=alone)
             warnings = [e for e in await asyncio.to_thread(objects.events) if e["type"] == "Warning"]
             assert "NodeGone" in {e["reason"] for e in warnings}
 
@@ -291,14 +296,7 @@ def test_a_node_whose_object_is_deleted_is_gone_also_when_no_agent_saw_it_go(
             await asyncio.to_thread(objects.plane.kubectl, "delete", "node", name)
             if not agent_is_there:
                 w.agent.start()
-            told = await w.system.until(w.job, lambda r: isinstance(r.event, ev.NodeGone))
-            assert f"node {name} was deleted from the cluster" in told.reason
-            assert told.event.node_id == f"node-{victim}"  # type: ignore[union-attr]
-            await w.system.until(w.job, says("epoch 2 runs"), after=told.seq)
-            w.hurry()
-            run = await w.system.finish(w.job)
-            assert (run.steps_lost, run.digest) == (0, alone.digest)
-            assert await w.swapped(run, victim)
+            run = await w.goes_on_without(victim, because=f"node {name} was deleted from the cluster", alone=alone)
             assert [r.event.node_id for r in run.records if isinstance(r.event, ev.NodeGone)] == [f"node-{victim}"]
 
     asyncio.run(story())

@@ -7,6 +7,7 @@ hour. A node's network is shared by all of its devices, a rack's uplink by all o
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
@@ -79,6 +80,15 @@ class Resources:
         """Index of the first node on the same machine, of each node: its own, where it shares none."""
         first: dict[str, int] = {}
         return tuple(first.setdefault(machine_of(node.node_id), n) for n, node in enumerate(self.nodes))
+
+    def homes(self, used: Iterable[int]) -> Sequence[int]:
+        """What fails as one where these nodes are used, by index of a node: its machine; itself, where all are on one machine."""
+        several = self._apart or len({self.machines[n] for n in used}) > 1
+        return self.machines if several else range(len(self.nodes))
+
+    @cached_property
+    def _apart(self) -> bool:
+        return len(set(self.machines)) == len(self.nodes)
 
     @cached_property
     def machines_shared(self) -> bool:

@@ -54,7 +54,7 @@ class _Laid:
     nodes: list[tuple[int, ...]]
     different: list[set[int]]
     heads: list[_Heads]
-    homes: list[tuple[int, ...]]  # what each head fails with: its machine; its node, where all are on one machine
+    homes: Sequence[int]  # what each node fails with
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,6 @@ class Meshes:
         self._resources = resources
         self._network = Network(resources, straight=straight)
         self._speeds: list[Speed] = [(n.device, n.pace) for n in resources.nodes]
-        self._shared = len(set(resources.machines)) < len(resources.nodes)
         self._ranks = 0  # of all that are remembered
         self._known: dict[tuple[int, tuple[int, ...], tuple[int, ...], bool], MeshOnDevices] = {}
         self._held: dict[tuple[int, tuple[int, ...], tuple[int, ...], int], Holders] = {}
@@ -104,7 +103,10 @@ class Meshes:
         resources, data, laid = self._resources, s.data, self._laid(s)
         nodes, heads = laid.nodes, laid.heads
         ranks = Counter(chain.from_iterable(nodes))
-        used, most = tuple(sorted(ranks)), max(self._crowds(ranks).values())
+        crowds: Counter[int] = Counter()  # ranks that fail as one
+        for n, count in ranks.items():
+            crowds[laid.homes[n]] += count
+        used, most = tuple(sorted(ranks)), max(crowds.values())
         alone = tuple([ALONE] * s.pipeline)
         speeds = [{self._speeds[n] for n in different} for different in laid.different]
         rows = self._rows(nodes, speeds, s)
@@ -121,7 +123,7 @@ class Meshes:
             nodes=used,
             failures_per_s=sum(resources.nodes[n].failures_per_hour for n in used) / 3600.0,
             crowding=most / (len(s.devices) - most) if most < len(s.devices) else float("inf"),
-            spans=any(len(set(home[c :: h.step])) > 1 for h, home in zip(heads, laid.homes, strict=True) for c in range(h.step)),
+            spans=any(len({laid.homes[n] for n in h.nodes[c :: h.step]}) > 1 for h in heads for c in range(h.step)),
         )
 
     def _rows(
@@ -152,20 +154,8 @@ class Meshes:
             every = tuple(map(node_of.__getitem__, s.devices))
             nodes = [every[first : first + t * s.data] for first, t in zip(s.first_rank, s.tensors, strict=True)]
             heads = [_heads(mine, t) for mine, t in zip(nodes, s.tensors, strict=True)]
-            homes, machines = [h.nodes for h in heads], self._resources.machines
-            if self._shared and len({machines[n] for n in every}) > 1:
-                homes = [tuple(machines[n] for n in mine) for mine in homes]
-            self._last = key, _Laid(nodes, [set(h.nodes) for h in heads], heads, homes)
+            self._last = key, _Laid(nodes, [set(h.nodes) for h in heads], heads, self._resources.homes(every))
         return self._last[1]
-
-    def _crowds(self, ranks: Counter[int]) -> Counter[int]:
-        """Ranks on each node, by what fails as one."""
-        if not self._shared:
-            return ranks
-        crowds: Counter[int] = Counter()
-        for node, count in ranks.items():
-            crowds[self._resources.machines[node]] += count
-        return crowds if len(crowds) > 1 else ranks
 
     def _tensor_rings(self, laid: _Laid, tensors: tuple[int, ...]) -> tuple[Ring, ...]:
         columns = [
@@ -207,9 +197,8 @@ class Meshes:
     def _hold(self, s: Strategy) -> Holders:
         if s.shard == s.data:
             return Holders(self.of(s).datas, tuple([True] * s.pipeline), 1)
-        heads = self._laid(s).heads
-        steps = [s.shard * h.step for h in heads]
-        spread = [[len(set(home[k::n])) for k in range(n)] for n, home in zip(steps, self._laid(s).homes, strict=True)]
+        heads, homes = self._laid(s).heads, self._laid(s).homes
+        spread = [[len({homes[n] for n in h.nodes[k :: s.shard * h.step]}) for k in range(s.shard * h.step)] for h in heads]
         gathers = self._data_rings(heads, s.shard) if s.shard > 1 else tuple([ALONE] * s.pipeline)
         return Holders(gathers, tuple(min(mine) == 1 for mine in spread), min(map(min, spread)))
 

@@ -40,8 +40,7 @@ class Ground:
             self.orders = [tuple(racks)]
         self._whole = len(self.orders)  # those of which the slowest nodes stay idle; of the others the last ones do
         self.orders = list(dict.fromkeys((*self.orders, *self._from_each_kind(fast))))
-        several = len({machines[n] for n in self.usable}) > 1
-        self._homes = machines if several else tuple(range(len(nodes)))  # what fails as one, by node
+        self._homes = resources.homes(self.usable)
         room: Counter[int] = Counter()
         for n in self.usable:
             room[self._homes[n]] += nodes[n].devices
